@@ -1,0 +1,93 @@
+"""Add the results of a split's shards up to its index.json and its part of the manifest."""
+
+from typing import Any
+
+from PIL import __version__ as pillow_version
+from PIL import features
+
+from convert import __version__
+from convert.manifest import MendedFile, Options, RefusedFile, SplitInfo, Spread, index_fingerprint
+from convert.shards import encode_index
+from convert.workers import ShardResult
+
+
+class SplitTally:
+    """What is known of a split so far. Results may be added in any order; the outcome is the same."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.histogram = [0] * num_classes
+        self.mended: list[MendedFile] = []
+        self.refused: list[RefusedFile] = []
+        self._entries: dict[int, dict[str, Any]] = {}
+        self._width_px = _Spreading()
+        self._height_px = _Spreading()
+        self._image_bytes = _Spreading()
+
+    @property
+    def samples(self) -> int:
+        return sum(self.histogram)
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries of index.json, in the order of the plan."""
+        return [self._entries[index] for index in sorted(self._entries)]
+
+    @property
+    def shard_bytes(self) -> int:
+        return sum(entry["raw_data"]["bytes"] for entry in self._entries.values())
+
+    def add(self, result: ShardResult) -> None:
+        self.mended += result.mended
+        self.refused += result.refused
+        if result.entry is not None:
+            self._entries[result.index] = result.entry
+        for image in result.kept:
+            self.histogram[image.label] += 1
+            self._width_px.add(image.width_px)
+            self._height_px.add(image.height_px)
+            self._image_bytes.add(image.image_bytes)
+
+    def index_json(self) -> bytes:
+        return encode_index(self.entries)
+
+    def info(self, *, seed: int, options: Options) -> SplitInfo:
+        """The split's part of the manifest, once all its shards are added."""
+        return SplitInfo(
+            samples=self.samples,
+            shards=len(self._entries),
+            bytes=self.shard_bytes,
+            histogram=tuple(self.histogram),
+            width_px=self._width_px.spread(),
+            height_px=self._height_px.spread(),
+            image_bytes=self._image_bytes.spread(),
+            fingerprint=index_fingerprint({"shards": self.entries}),
+            seed=seed,
+            options=options,
+            tools=_tools(),
+            mended=tuple(sorted(self.mended, key=lambda file: file.id)),
+            refused=tuple(sorted(self.refused, key=lambda file: file.id)),
+        )
+
+
+class _Spreading:
+    """A Spread that grows. Sums are whole numbers, so the mean does not depend on the order of adding."""
+
+    def __init__(self) -> None:
+        self._count = self._sum = self._max = 0
+        self._min = 2**63
+
+    def add(self, value: int) -> None:
+        self._count += 1
+        self._sum += value
+        self._min = min(self._min, value)
+        self._max = max(self._max, value)
+
+    def spread(self) -> Spread:
+        return Spread(min=self._min, mean=round(self._sum / self._count, 2), max=self._max)
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what decides the bytes: Pillow and libjpeg decode, and encode the images that are mended."""
+    turbo = features.version("libjpeg_turbo")
+    libjpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
+    return {"convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}

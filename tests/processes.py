@@ -1,0 +1,107 @@
+"""Training runs as real processes that start in a moment and can be killed.
+
+`multiprocessing`'s fork server imports torch and Composer once; each run is forked from it, so that a test pays
+neither the half minute of imports nor anything of this process's state. What runs is `train.main.main`, as started by
+the `composer` launcher: one process a rank, told of the others by the launcher's environment variables.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tests.conftest import REPOSITORY, free_port
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["train.run", "train.evaluate"])
+
+SECONDS_FOR_A_RUN = 300
+
+
+class Run:
+    """A started run of one or more ranks; each rank's output goes to `<log>.<rank>`."""
+
+    def __init__(self, ranks: list[BaseProcess], log: Path) -> None:
+        self.ranks, self.log = ranks, log
+
+    def output(self, rank: int = 0) -> str:
+        path = Path(f"{self.log}.{rank}")
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, seconds: float = SECONDS_FOR_A_RUN) -> int:
+        """Return the first rank's exit code; end the others as the launcher would when one fails."""
+        deadline = time.monotonic() + seconds
+        while any(rank.is_alive() for rank in self.ranks):
+            if any(rank.exitcode for rank in self.ranks) or time.monotonic() > deadline:
+                time.sleep(1)
+                self.kill()
+            time.sleep(0.02)
+        codes = [rank.exitcode or 0 for rank in self.ranks]
+        return next((code for code in codes if code), 0)
+
+    def kill(self) -> None:
+        """SIGKILL each rank with its loader workers, as a lost machine would."""
+        for rank in self.ranks:
+            if rank.pid and rank.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(rank.pid, signal.SIGKILL)
+        for rank in self.ranks:
+            rank.join(10)
+
+    def kill_when(self, ready: Callable[[], bool], seconds: float = SECONDS_FOR_A_RUN) -> None:
+        """SIGKILL everything as soon as `ready`."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            assert any(rank.is_alive() for rank in self.ranks), f"the run ended too early:\n{self.output()[-3000:]}"
+            assert time.monotonic() < deadline, f"nothing to kill after {seconds} s:\n{self.output()[-3000:]}"
+            time.sleep(0.01)
+        self.kill()
+
+
+def start(
+    argv: Sequence[str], log: Path, *, ranks: int = 1, env: dict[str, str] | None = None, program: str = "train.main"
+) -> Run:
+    """Start `program`'s `main(argv)` on a number of ranks."""
+    port = free_port()
+    processes: list[BaseProcess] = []
+    for rank in range(ranks):
+        world = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "LOCAL_WORLD_SIZE": ranks,
+            "NODE_RANK": 0,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        variables = {name: str(value) for name, value in world.items()} | (env or {})
+        process = _server.Process(target=_rank_main, args=(program, list(argv), f"{log}.{rank}", variables))
+        process.start()
+        processes.append(process)
+    return Run(processes, log)
+
+
+def run(argv: Sequence[str], log: Path, *, ranks: int = 1, env: dict[str, str] | None = None,
+        program: str = "train.main") -> tuple[int, str]:
+    """Run to the end; return the exit code and rank 0's output."""
+    started = start(argv, log, ranks=ranks, env=env, program=program)
+    return started.wait(), started.output()
+
+
+def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str]) -> None:
+    os.setpgid(0, 0)
+    os.chdir(REPOSITORY)
+    os.environ.update(variables)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    import importlib
+
+    sys.exit(importlib.import_module(program).main(argv))

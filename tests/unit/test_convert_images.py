@@ -1,0 +1,132 @@
+"""What becomes of one image's bytes."""
+
+import struct
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert.images import BadImage, check_image
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    out = BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def noise(size: tuple[int, int] = (64, 48), mode: str = "RGB", seed: int = 0) -> Image.Image:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    return Image.fromarray(pixels if channels > 1 else pixels[:, :, 0])
+
+
+def with_size_in_header(jpeg: bytes, width: int, height: int) -> bytes:
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}])
+@pytest.mark.parametrize("size", [(64, 48), (1, 1), (7, 900)])
+def test_a_sound_jpeg_is_kept_byte_for_byte(mode: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+    data = encode(noise(size, mode), **options)
+    checked = check_image(data)
+    assert (checked.data, checked.width_px, checked.height_px, checked.action) == (data, *size, None)
+
+
+def test_a_jpeg_that_stores_rgb_without_ycbcr_is_kept() -> None:
+    data = encode(noise(), keep_rgb=True)
+    assert check_image(data).data == data
+
+
+def test_a_jpeg_with_further_pictures_after_the_first_is_kept() -> None:
+    data = encode(noise(), "MPO", save_all=True, append_images=[noise(seed=1)])
+    assert Image.open(BytesIO(data)).format == "MPO"
+    assert check_image(data).data == data
+
+
+def test_exif_orientation_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    data = encode(noise((64, 48)), exif=exif)
+    checked = check_image(data)
+    assert (checked.data, checked.width_px, checked.height_px) == (data, 64, 48)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kept_fraction", [0.33, 0.66, 0.97])
+def test_a_jpeg_cut_short_is_refused(progressive: bool, kept_fraction: float) -> None:
+    data = encode(noise((320, 240)), progressive=progressive)
+    with pytest.raises(BadImage, match="truncated"):
+        check_image(data[: int(len(data) * kept_fraction)])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"<html>404 Not Found</html>", "not an image .* begins with b'<html>"),
+        (b"\xff\xd8\xff", "not an image|unreadable header"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # Pillow would start Ghostscript
+        (encode(noise(), "PNG")[:200], "damaged PNG"),
+        (with_size_in_header(encode(noise()), 65_000, 65_000), "more than the 178,956,970 px"),
+        (with_size_in_header(encode(noise()), 13_400, 13_400), "more than the 178,956,970 px"),
+    ],
+)
+def test_what_is_no_usable_image_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
+        check_image(data)
+
+
+def test_cmyk_jpeg_becomes_rgb_jpeg_with_pillows_colours() -> None:
+    data = encode(Image.new("CMYK", (32, 24), (200, 30, 60, 10)), quality=95)
+    checked = check_image(data)
+    mended = Image.open(BytesIO(checked.data))
+    assert (mended.format, mended.mode, mended.size) == ("JPEG", "RGB", (32, 24))
+    expected = np.asarray(Image.open(BytesIO(data)).convert("RGB"), dtype=int)
+    assert abs(np.asarray(mended, dtype=int) - expected).max() <= 3
+    assert checked.action == "CMYK JPEG re-encoded as RGB, quality 95"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_other_formats_become_rgb_jpeg(kind: str) -> None:
+    checked = check_image(encode(Image.new("RGB", (20, 30), (10, 200, 90)), kind))
+    mended = Image.open(BytesIO(checked.data))
+    assert (mended.format, mended.mode, mended.size) == ("JPEG", "RGB", (20, 30))
+    assert abs(np.asarray(mended, dtype=int) - (10, 200, 90)).max() <= 4
+    assert checked.action == f"{kind} re-encoded as RGB JPEG, quality 95"
+
+
+def test_mended_images_keep_full_chroma_resolution() -> None:
+    checked = check_image(encode(noise(), "PNG"))
+    components = Image.open(BytesIO(checked.data)).layer  # (id, horizontal, vertical sampling, table)
+    assert [component[1:3] for component in components] == [(1, 1)] * 3
+
+
+def test_first_frame_of_an_animation_is_used_and_said_so() -> None:
+    red, blue = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
+    checked = check_image(encode(red, "GIF", save_all=True, append_images=[blue]))
+    pixel = Image.open(BytesIO(checked.data)).getpixel((8, 8))
+    assert pixel[0] > 245 and pixel[2] < 10
+    assert checked.action is not None and checked.action.endswith("first of 2 frames")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_become_white(mode: str) -> None:
+    if mode == "P":
+        palette = Image.new("P", (16, 16), 1)
+        palette.putpalette([0, 0, 0, 200, 0, 0])
+        palette.putpixel((0, 0), 0)
+        data = encode(palette, "PNG", transparency=b"\0\0")
+    else:
+        data = encode(Image.new(mode, (16, 16), 0), "PNG")
+    assert np.asarray(Image.open(BytesIO(check_image(data).data))).min() >= 250
+
+
+def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
+    greys = np.full((16, 16), 0x8000, dtype=np.uint16)
+    checked = check_image(encode(Image.fromarray(greys), "PNG"))
+    assert abs(np.asarray(Image.open(BytesIO(checked.data)), dtype=int) - 128).max() <= 2

@@ -1,0 +1,142 @@
+"""manifest.json: what goes in comes out, and what is wrong is refused by name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convert.manifest import (
+    ClassInfo,
+    Manifest,
+    ManifestError,
+    MendedFile,
+    Options,
+    RefusedFile,
+    SplitInfo,
+    Spread,
+    index_fingerprint,
+    load_manifest,
+)
+
+INDEX: dict[str, Any] = {
+    "version": 2,
+    "shards": [
+        {"samples": 3, "raw_data": {"basename": "shard.00000.mds", "bytes": 99, "hashes": {"sha256": "ab"}}},
+        {"samples": 2, "raw_data": {"basename": "shard.00001.mds", "bytes": 77, "hashes": {"sha256": "cd"}}},
+    ],
+}
+
+
+def manifest() -> Manifest:
+    spread = Spread(min=1, mean=2.5, max=4)
+    split = SplitInfo(
+        samples=5,
+        shards=2,
+        bytes=176,
+        histogram=(5, 0),
+        width_px=spread,
+        height_px=spread,
+        image_bytes=spread,
+        fingerprint=index_fingerprint(INDEX),
+        seed=0,
+        options=Options(on_bad="skip", size_limit_bytes=1000),
+        tools={"pillow": "11"},
+        mended=(MendedFile(id=1, path="train/a/1", label=0, what="PNG"),),
+        refused=(RefusedFile(id=2, path="train/a/2", label=0, reason="empty"),),
+    )
+    classes = (ClassInfo(index=0, wnid="a", name="ant"), ClassInfo(index=1, wnid="b", name="bee"))
+    return Manifest.of(classes, {"train": split})
+
+
+def edited(**changes: Any) -> bytes:
+    value = json.loads(manifest().to_json())
+    for path, new in changes.items():
+        *parents, last = path.split("__")
+        target = value
+        for parent in parents:
+            target = target[parent]
+        target[last] = new
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_manifest_survives_the_way_to_disk_and_back(tmp_path: Path, as_folder: bool) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(manifest().to_json())
+    loaded = load_manifest(tmp_path if as_folder else path)
+    assert loaded == manifest()
+    assert loaded.to_json() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"splits__train__samples": 6}, "histogram adds up to 5, not 6"),
+        ({"splits__train__histogram": [5]}, "1 entries for 2 classes"),
+        ({"splits__train__fingerprint": "00"}, "fingerprint is .* but the content gives"),
+        ({"splits__train__sampels": 5}, "splits.train.sampels: Extra inputs"),
+        ({"splits__train__samples": "5"}, "splits.train.samples: Input should be a valid integer"),
+        ({"classes": [{"index": 1, "wnid": "a", "name": "a"}]}, "listed by index"),
+        ({"version": 2}, "version: Input should be 1"),
+    ],
+)
+def test_a_manifest_at_odds_with_itself_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(edited(**changes))
+    with pytest.raises(ManifestError, match=message) as caught:
+        load_manifest(tmp_path)
+    assert str(tmp_path / "manifest.json") in str(caught.value)
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(edited(version=2, splits__train__samples="5"))
+    with pytest.raises(ManifestError, match=r"(?s)version.*splits\.train\.samples"):
+        load_manifest(tmp_path)
+
+
+def test_a_missing_or_truncated_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"manifest\.json does not exist"):
+        load_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(manifest().to_json()[:50])
+    with pytest.raises(ManifestError, match=r"manifest\.json is not a valid manifest"):
+        load_manifest(tmp_path)
+
+
+def test_fingerprint_depends_on_order_names_sizes_counts_and_hashes_and_on_nothing_else() -> None:
+    def changed(edit: Any) -> str:
+        index = json.loads(json.dumps(INDEX))
+        edit(index)
+        return index_fingerprint(index)
+
+    same = index_fingerprint(INDEX)
+    assert changed(lambda index: index["shards"][0].update(compression="zstd", size_limit=1)) == same
+    assert changed(lambda index: index["shards"].reverse()) != same
+    assert changed(lambda index: index["shards"].pop()) != same
+    assert changed(lambda index: index["shards"][0].update(samples=4)) != same
+    for key, value in (("basename", "x"), ("bytes", 98), ("hashes", {"sha256": "ac"})):
+        assert changed(lambda index, k=key, v=value: index["shards"][0]["raw_data"].update({k: v})) != same
+
+
+def test_fingerprint_of_an_index_without_hashes_is_defined() -> None:
+    bare = {"shards": [{"samples": 1, "raw_data": {"basename": "s", "bytes": 1, "hashes": {}}}]}
+    assert len(index_fingerprint(bare)) == 64
+
+
+@pytest.mark.parametrize("index", [{}, {"shards": [{"samples": 1}]}, {"shards": 3}])
+def test_fingerprint_of_something_else_is_refused(index: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError, match="not an MDS index"):
+        index_fingerprint(index)
+
+
+def test_class_names_are_part_of_the_dataset_fingerprint() -> None:
+    one = manifest()
+    other = Manifest.of((one.classes[0], ClassInfo(index=1, wnid="c", name="bee")), one.splits)
+    assert one.fingerprint != other.fingerprint
+
+
+def test_convert_imports_neither_torch_nor_streaming_nor_boto3() -> None:
+    code = "import convert.imagenet_to_mds, sys; print(sorted({'torch', 'streaming', 'boto3'} & set(sys.modules)))"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,1 @@
+"""Train ResNets on streamed MDS shards with MosaicML Composer."""

@@ -1,0 +1,101 @@
+"""Where to cut an image and whether to mirror it: pure functions of (seed, epoch, sample id).
+
+Nothing here touches pixels or ambient randomness, so a sample looks the same whichever worker, rank or restart
+decodes it.
+"""
+
+import hashlib
+import math
+import random
+from typing import NamedTuple
+
+
+class View(NamedTuple):
+    """The part of an image that becomes a model input.
+
+    Attributes:
+        box: left, top, right, bottom in source pixels; whole numbers for training crops, fractions for evaluation.
+        flip: mirror left to right.
+    """
+
+    box: tuple[float, float, float, float]
+    flip: bool
+
+
+def sample_rng(seed: int, epoch: int, sample_id: int) -> random.Random:
+    """Return the generator that alone decides the augmentation of one sample in one epoch.
+
+    `random.Random.random()` yields the same sequence on every platform and Python version; numpy makes that promise
+    for bit generators only.
+    """
+    key = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=16).digest()
+    return random.Random(int.from_bytes(key, "little"))
+
+
+def random_resized_crop(
+    width: int,
+    height: int,
+    rng: random.Random,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip_prob: float,
+) -> View:
+    """Draw a crop of random area and aspect, and a mirror.
+
+    The distribution is torchvision's `RandomResizedCrop` (Szegedy et al., "Going deeper with convolutions", 2014):
+    up to ten tries, then the largest centred crop of an allowed aspect.
+
+    Args:
+        width: of the source image, px.
+        height: of the source image, px.
+        rng: consumed in a fixed order; two draws a try for the shape, two for the place, one for the mirror.
+        scale: smallest and largest area of the crop as fractions of the image's.
+        ratio: smallest and largest width / height of the crop.
+        flip_prob: chance of a mirror, 0-1.
+    """
+    box = _crop_box(width, height, rng, scale, ratio)
+    return View(box, rng.random() < flip_prob)
+
+
+def _crop_box(
+    width: int, height: int, rng: random.Random, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    log_lo, log_hi = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(log_lo + (log_hi - log_lo) * rng.random())
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(rng.random() * (width - w + 1))
+            top = int(rng.random() * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width < height * ratio[0]:
+        h = max(1, min(height, round(width / ratio[0])))
+    elif width > height * ratio[1]:
+        w = max(1, min(width, round(height * ratio[1])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def center_view(width: int, height: int, *, resize_size: int, crop_size: int) -> View:
+    """Return the box that torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` together look at.
+
+    The short side is scaled to `resize_size` px and the middle `crop_size` px are kept; here both steps become one
+    box in source pixels, so only the part that is kept is ever resized.
+    """
+    if width <= height:
+        scaled_w, scaled_h = resize_size, int(resize_size * height / width)
+    else:
+        scaled_w, scaled_h = int(resize_size * width / height), resize_size
+    left, top = round((scaled_w - crop_size) / 2), round((scaled_h - crop_size) / 2)
+    x_scale, y_scale = width / scaled_w, height / scaled_h
+    box = (left * x_scale, top * y_scale, (left + crop_size) * x_scale, (top + crop_size) * y_scale)
+    return View(box, flip=False)
+
+
+def view_hash(epoch: int, sample_id: int, view: View) -> int:
+    """Return 64 bits (a signed integer) that identify one sample's augmentation, for the ledger."""
+    digest = hashlib.blake2b(f"{epoch}/{sample_id}/{view.box}/{view.flip}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

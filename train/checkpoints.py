@@ -1,0 +1,174 @@
+"""Checkpoints that are whole, verified and safe to load, on a disk or in S3.
+
+Composer writes a checkpoint in place, finds the newest through a symbolic link, and unpickles whatever it finds. Here a
+checkpoint gets its name only once it is complete, the newest whole one is found by listing, and only plain data and
+tensors are ever loaded.
+"""
+
+import contextlib
+import datetime
+import logging
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer.callbacks import CheckpointSaver
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import checkpoint as composer_checkpoint
+from composer.utils import dist
+
+from train.folders import Folder, FolderError, LocalFolder
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"ep(\d+)-ba(\d+)\.pt")
+
+SAFE_GLOBALS: list[Any] = [
+    torch.torch_version.TorchVersion,  # the version that wrote it; a str
+    datetime.timedelta,  # wall-clock times in Composer's timestamps
+    np.ndarray,  # numpy's generator state
+    np.dtype,
+    np.dtypes.UInt32DType,
+    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]  # how numpy pickles an array
+]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, unsafe or not one of ours; the message names it."""
+
+
+class DurableCheckpointSaver(CheckpointSaver):
+    """Composer's saver, writing through a temporary name and keeping the newest few.
+
+    Args:
+        folder: where checkpoints go, as `ep<epochs>-ba<batches>.pt`.
+        save_interval: Composer time string; there is always one at the end.
+        keep: how many to keep; older ones are deleted after a newer one is safe.
+    """
+
+    def __init__(self, folder: Folder, *, save_interval: str, keep: int) -> None:
+        self.store, self.keep = folder, keep
+        self._scratch = folder.path if isinstance(folder, LocalFolder) else Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        super().__init__(
+            folder=str(self._scratch),
+            remote_file_name=None,
+            latest_filename=None,
+            latest_remote_file_name=None,
+            save_interval=save_interval,
+            overwrite=True,
+        )
+
+    def _save_checkpoint(self, state: State, logger: Logger) -> None:
+        self.last_checkpoint_batch = state.timestamp.batch
+        name = f"ep{int(state.timestamp.epoch)}-ba{int(state.timestamp.batch)}.pt"
+        part = self._scratch / f".part-{name}"
+        composer_checkpoint.save_checkpoint(state=state, filename=str(part))
+        if dist.get_global_rank() == 0:
+            self.store.put(name, part)
+            for old in list_checkpoints(self.store)[: -self.keep]:
+                self.store.remove(old)
+        dist.barrier()
+
+
+def list_checkpoints(folder: Folder) -> list[str]:
+    """Return the names of a folder's checkpoints, oldest first."""
+    return sorted((name for name in folder.names() if NAME.fullmatch(name)), key=_progress)
+
+
+def _progress(name: str) -> tuple[int, int]:
+    match = NAME.fullmatch(name)
+    assert match
+    return int(match[2]), int(match[1])
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's content after checking that it is whole and holds plain data only.
+
+    torch.save writes a zip file, whose directory comes last and whose entries carry a CRC-32: a truncated file has no
+    directory, a flipped bit fails its CRC.
+
+    Raises:
+        CheckpointError: naming the damage, or the type that a checkpoint has no business to hold.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: {damaged} fails its checksum")
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if foreign:
+            raise CheckpointError(
+                f"{path} holds {', '.join(sorted(foreign))}; loading it could run code, so it is refused"
+            )
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "state" not in content:
+        raise CheckpointError(f"{path} is not a Composer checkpoint: it has no 'state'")
+    return content
+
+
+def is_valid(path: str | Path, _specs: Any = None) -> bool:
+    """Composer calls this before it loads a checkpoint; see `only_load_safely`. Raises where `load` does."""
+    load(Path(path))
+    return True
+
+
+def only_load_safely() -> None:
+    """Have Composer check each checkpoint by `is_valid`, through its own hook, before unpickling it."""
+    os.environ["CHECKPOINT_VALIDATION_FUNCTION"] = f"{__name__}.is_valid"
+
+
+def newest_whole(folder: Folder) -> tuple[str, dict[str, Any]] | None:
+    """Return the name and content of the newest checkpoint that is whole, or None when there is none at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, but not one is usable.
+    """
+    names = list_checkpoints(folder)
+    for name in reversed(names):
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+            try:
+                return name, load(folder.get(name, Path(scratch)))
+            except (CheckpointError, FolderError) as error:
+                log.warning("%s; the checkpoint before it is tried", error)
+    if names:
+        raise CheckpointError(f"none of the {len(names)} checkpoints can be used; the newest is {names[-1]}")
+    return None
+
+
+@contextlib.contextmanager
+def on_every_node(folder: Folder, found: str | None) -> Iterator[str | None]:
+    """Give each rank a local path of the checkpoint that rank 0 found; downloads are removed at the end.
+
+    Collective. `found` is a name in `folder`, the same on all ranks.
+
+    Raises:
+        CheckpointError: the folder is a local one that some node does not share.
+    """
+    if found is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+        problem, path = "", None
+        if dist.get_local_rank() == 0:
+            try:
+                path = str(folder.get(found, Path(scratch)))
+            except FolderError as error:
+                problem = str(error)
+            if path and not os.path.exists(path):
+                problem = f"{path} is on another node; save to s3:// or to a file system that all nodes share"
+        seen = dist.all_gather_object((dist.get_node_rank(), path, problem))
+        problems = [text for _, _, text in seen if text]
+        if problems:
+            raise CheckpointError(problems[0])
+        yield next(p for node, p, _ in seen if node == dist.get_node_rank() and p)
+        dist.barrier()

@@ -1,0 +1,288 @@
+"""The streaming dataset: MDS shards in, undecoded (JPEG bytes, label, sample id, epoch) out.
+
+Streaming does the sharding, shuffling, downloading and caching. What it leaves out is added here, each at the one
+method where upstream offers the place: the epoch of a sample, an end of epoch that cannot be early, an evaluation that
+visits each sample once, and failures that are raised rather than logged.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from composer.utils import dist
+from streaming import StreamingDataset
+from streaming.base.dataset import _ShardState
+from streaming.base.hashing import is_hash
+
+from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_fingerprint, parse_manifest
+from train.folders import open_folder
+from train.job_dir import link_for_this_job, one_at_a_time
+from train.sections import DataConfig
+
+log = logging.getLogger(__name__)
+
+IGNORED_LABEL = -100
+"""Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
+
+IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
+FAST_HASHES = ("xxh64", "xxh3_64", "xxh128", "sha1", "md5", "sha256")
+
+
+class DataError(ValueError):
+    """The dataset is not there, not readable or not what the config says."""
+
+
+class ShortEpochError(RuntimeError):
+    """An epoch ended before its last sample."""
+
+
+class Sample(NamedTuple):
+    """One undecoded record.
+
+    Attributes:
+        image: the file's bytes, as stored in the shard.
+        label: class index, or IGNORED_LABEL.
+        sample_id: position in the dataset, 0 to samples - 1.
+        epoch: from 0.
+    """
+
+    image: bytes
+    label: int
+    sample_id: int
+    epoch: int
+
+
+class StreamingImages(StreamingDataset):
+    """The training split: shuffled by (seed, epoch), cut into the same global batches on any number of ranks.
+
+    Args:
+        global_batch_size: samples of one optimizer step over all ranks; the epoch's last, incomplete one is left out.
+        kwargs: StreamingDataset's own; `batch_size` is per rank.
+
+    Raises:
+        DataError: when the shards have no column `x` of images or no integer column `y`.
+    """
+
+    def __init__(self, *, global_batch_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for shard in self.shards:
+            _read_images_as_bytes(shard)
+        self.steps_per_epoch = self.num_samples // global_batch_size
+        self.global_batch_size = global_batch_size
+        self._epoch = 0
+        self._planned = 0
+        self._failure: BaseException | None = None
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * int(self.batch_size)
+
+    def __getitem__(self, at: int) -> Sample:
+        record = super().__getitem__(at)
+        return Sample(record["x"], int(record["y"]), int(at), self._epoch)
+
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> npt.NDArray[np.int64]:
+        """Note the epoch, and drop what lies past the last whole global batch.
+
+        Upstream pads the epoch until it divides over the ranks, so that some world sizes would take one step more
+        than others. Called in each worker (or in the rank itself) whenever an epoch starts or is resumed.
+        """
+        work = super()._get_work(epoch, sample_in_epoch)
+        world = self._unique_worker_world
+        steps_left = self.steps_per_epoch - sample_in_epoch // self.global_batch_size
+        mine = max(0, math.ceil((steps_left - world.worker_of_rank) / world.workers_per_rank))
+        work = work[: mine * int(self.batch_size)]
+        if len(work) != mine * int(self.batch_size) or (work < 0).any():
+            raise ShortEpochError(
+                f"rank {world.rank}, worker {world.worker_of_rank}: Streaming planned {int((work >= 0).sum())} samples "
+                f"from sample {sample_in_epoch} of epoch {epoch}; {mine * int(self.batch_size)} are needed"
+            )
+        self._epoch, self._planned = epoch, len(work)
+        return work
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield this worker's samples, and refuse to end without the last of them.
+
+        Upstream logs an exception of its download thread and then ends the epoch as if all were well.
+        """
+        seen = 0
+        self._planned, self._failure = 0, None
+        for sample in super().__iter__():
+            seen += 1
+            yield sample
+        if seen != self._planned:
+            world = self._unique_worker_world
+            raise ShortEpochError(
+                f"rank {world.rank}, worker {world.worker_of_rank}: epoch {self._epoch} ended after {seen} of "
+                f"{self._planned} samples: {self._failure or 'no reason was given'}"
+            ) from self._failure
+
+    def on_exception(self, future: "Future[None]") -> None:
+        self._failure = future.exception() or self._failure
+        super().on_exception(future)
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Fetch a shard; on failure give its slot back, or other workers would wait for it for ever."""
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except BaseException:
+            self._shard_states[shard_id] = _ShardState.REMOTE
+            raise
+
+
+class StreamingEvalImages(StreamingImages):
+    """The evaluation split: in order, each sample once, the same number of batches on every rank.
+
+    Rank r of W reads samples r, r + W, r + 2W, ...; where the count does not divide, the last sample of the ranks that
+    run out is a repeat with IGNORED_LABEL, which loss and metrics leave out. (Upstream evaluates repeats: 50,016
+    samples of ImageNet's 50,000 on 32 ranks.)
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._real = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_samples / self._parallel_rank_world.num_ranks)
+
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> npt.NDArray[np.int64]:
+        world = self._unique_worker_world
+        places = np.arange(len(self)) * world.num_ranks + world.rank
+        # Batch b of the rank comes from its worker b % workers: the order in which DataLoader asks them.
+        worker_of_place = np.arange(len(self)) // int(self.batch_size) % world.workers_per_rank
+        mine = places[worker_of_place == world.worker_of_rank]
+        self._epoch, self._planned = epoch, len(mine)
+        self._real = int((mine < self.num_samples).sum())
+        return np.minimum(mine, self.num_samples - 1)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for place, sample in enumerate(super().__iter__()):
+            yield sample if place < self._real else sample._replace(label=IGNORED_LABEL)
+
+
+def open_train(cfg: DataConfig, *, global_batch_size: int, device_batch_size: int, seed: int) -> StreamingImages:
+    """Open the training split; collective over all ranks."""
+    dataset = _open(
+        StreamingImages,
+        cfg,
+        cfg.train_split,
+        global_batch_size=global_batch_size,
+        batch_size=device_batch_size,
+        shuffle=True,
+        shuffle_algo=cfg.shuffle_algo,
+        shuffle_seed=seed,
+        shuffle_block_size=cfg.shuffle_block_size,
+    )
+    if dataset.steps_per_epoch == 0:
+        raise DataError(
+            f"{describe(cfg, cfg.train_split)} holds {dataset.num_samples} samples, fewer than one global batch of "
+            f"{global_batch_size}; lower global_batch_size"
+        )
+    return dataset
+
+
+def open_eval(cfg: DataConfig, split: str, *, device_batch_size: int) -> StreamingEvalImages:
+    """Open a split for evaluation; collective over all ranks."""
+    return _open(StreamingEvalImages, cfg, split, global_batch_size=1, batch_size=device_batch_size, shuffle=False)
+
+
+def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
+    index = read_index(cfg, split)
+    local = link_for_this_job(str(cfg.local))
+    try:
+        with one_at_a_time():
+            return kind(
+                remote=cfg.remote,
+                local=local,
+                split=split or None,
+                validate_hash=_hash_to_check(cfg.validate_hash, index),
+                download_retry=cfg.download_retry,
+                download_timeout=cfg.download_timeout,
+                predownload=cfg.predownload,
+                num_canonical_nodes=cfg.num_canonical_nodes,
+                **kwargs,
+            )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(f"{describe(cfg, split)} cannot be opened: {error}") from error
+
+
+def describe(cfg: DataConfig, split: str) -> str:
+    """Return where a split's shards are, for messages."""
+    return os.path.join(cfg.remote or str(cfg.local), split)
+
+
+def read_index(cfg: DataConfig, split: str) -> dict[str, Any]:
+    """Return a split's index.json.
+
+    Raises:
+        DataError: when there is none, or it is not an MDS index.
+    """
+    text = _read_text(cfg, os.path.join(split, "index.json"))
+    where = os.path.join(describe(cfg, split), "index.json")
+    if text is None:
+        raise DataError(f"{where} does not exist; convert the images first, or correct data.remote / data.local")
+    try:
+        index: dict[str, Any] = json.loads(text)
+        shards = index["shards"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where} is not an MDS index: {error}") from error
+    if not shards:
+        raise DataError(f"{where} lists no shards")
+    return index
+
+
+def count_samples(index: dict[str, Any]) -> int:
+    """Return how many samples an index's shards hold."""
+    return sum(int(shard["samples"]) for shard in index["shards"])
+
+
+def read_manifest(cfg: DataConfig) -> Manifest | None:
+    """Return the dataset's manifest, or None for one that this project did not convert."""
+    text = _read_text(cfg, MANIFEST_NAME)
+    try:
+        return None if text is None else parse_manifest(text.encode(), where=describe(cfg, MANIFEST_NAME))
+    except ManifestError as error:
+        raise DataError(str(error)) from error
+
+
+def dataset_fingerprint(cfg: DataConfig) -> str:
+    """Return the identity of the training split: equal exactly when the shards' bytes are."""
+    return index_fingerprint(read_index(cfg, cfg.train_split))
+
+
+def _read_text(cfg: DataConfig, name: str) -> str | None:
+    """Return a small file of the dataset, or None when it is not there."""
+    folder = open_folder(cfg.remote or str(cfg.local))
+    data = folder.read(name)
+    return None if data is None else data.decode()
+
+
+def _read_images_as_bytes(shard: Any) -> None:
+    """Make a shard hand out stored bytes; Streaming would open each image with Pillow."""
+    encodings = dict(zip(shard.column_names, shard.column_encodings, strict=True))
+    if encodings.get("x") not in IMAGE_ENCODINGS or "int" not in str(encodings.get("y")):
+        raise DataError(
+            f"{shard.raw_data.basename} has columns {encodings}; needed are x (one of {', '.join(IMAGE_ENCODINGS)}) "
+            "and y (int)"
+        )
+    shard.column_encodings = ["bytes" if name == "x" else encodings[name] for name in shard.column_names]
+
+
+def _hash_to_check(wanted: str | None, index: dict[str, Any]) -> str | None:
+    """Return the hash by which downloads are checked; `auto` takes the fastest that the index has."""
+    known = index["shards"][0].get("hashes", [])
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        if wanted not in known:
+            raise DataError(f"data.validate_hash: {wanted} is not among the index's hashes {known}")
+        return wanted
+    found = next((name for name in FAST_HASHES if name in known and is_hash(name)), None)
+    if found is None and dist.get_global_rank() == 0:
+        log.warning("the shards carry no hash that can be checked, so a corrupt download would be read as it is")
+    return found

@@ -1,0 +1,69 @@
+"""The reference decoder: Pillow, with torchvision's crop and antialiased resize semantics."""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from train.augment import View
+
+
+class DecodeError(ValueError):
+    """A record's bytes are not a readable image; `index` is its place in the batch."""
+
+    def __init__(self, reason: str, index: int = 0) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+def image_size(jpeg: bytes) -> tuple[int, int]:
+    """Return (width, height) in px from the header alone."""
+    return _open(jpeg).size
+
+
+def decode_batch(jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool) -> torch.Tensor:
+    """Decode, cut, resize (bilinear, antialiased) and mirror a batch.
+
+    Args:
+        jpegs: B encoded images; JPEG of any colour space, or anything else that Pillow reads.
+        views: B boxes within their images.
+        size: edge of the result, px.
+        bounded: True cuts before it resizes, so no pixel outside the box counts (RandomResizedCrop); False lets the
+            filter look over the box's edge, as resizing the whole image first would (Resize, then CenterCrop).
+
+    Returns:
+        images: uint8 (B, size, size, 3), RGB, 0-255.
+
+    Raises:
+        DecodeError: with Pillow's reason and the image's place in the batch.
+    """
+    out = torch.empty((len(jpegs), size, size, 3), dtype=torch.uint8)
+    pixels = out.numpy()
+    for index, (jpeg, view) in enumerate(zip(jpegs, views, strict=True)):
+        try:
+            pixels[index] = np.asarray(_render(jpeg, view, size, bounded))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DecodeError(str(error), index) from error
+    return out
+
+
+def _open(jpeg: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF, which ImageNet has, says nothing about the pixels
+            return Image.open(io.BytesIO(jpeg))
+    except (OSError, SyntaxError) as error:
+        raise DecodeError(f"{len(jpeg)} bytes starting {jpeg[:8]!r} are not an image: {error}") from error
+
+
+def _render(jpeg: bytes, view: View, size: int, bounded: bool) -> Image.Image:
+    image = _open(jpeg).convert("RGB")
+    if bounded:
+        left, top, right, bottom = (int(edge) for edge in view.box)
+        image = image.crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BILINEAR)
+    else:
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=view.box)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image

@@ -1,0 +1,127 @@
+"""Evaluate a checkpoint on exactly the samples of a split.
+
+python train/evaluate.py runs/x/ep90-ba56250.pt --data shards
+composer -n 8 train/evaluate.py s3://bucket/runs/x/ep90-ba56250.pt --data s3://bucket/mds --local /tmp/cache
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from composer import Trainer
+from composer.core import Evaluator
+from composer.utils import dist
+
+from train.checkpoints import CheckpointError, on_every_node
+from train.checkpoints import load as load_checkpoint
+from train.config import Config, config_from_dict
+from train.dataset import open_eval
+from train.folders import open_folder
+from train.loader import build_eval_spec
+from train.model import build_model, weights_sha256
+from train.run import RefusedError, precision_on, start_process, torch_device
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit code: 0, or 2 when the checkpoint or the data cannot be used."""
+    args = parse(argv)
+    try:
+        figures = evaluate(args)
+    except RefusedError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(error, file=sys.stderr)
+        return 2
+    if dist.get_global_rank() == 0:
+        for name, value in figures.items():
+            print(f"{name:18} {value}")
+        if args.json:
+            Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(prog="train/evaluate.py", description="Evaluate a checkpoint on a whole split.")
+    parser.add_argument("checkpoint", help="a .pt file that train/main.py wrote; local or s3://")
+    parser.add_argument("--data", required=True, metavar="DIR_OR_S3", help="the MDS dataset")
+    parser.add_argument("--local", metavar="DIR", help="cache folder, needed when --data is in S3")
+    parser.add_argument("--split", help="default: the run's own data.val_split")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images a step over all ranks; default: the run's")
+    parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank; default: the run's")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    return parser.parse_args(argv)
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Return top1, top5, loss, samples_evaluated and weights_sha256; collective over all ranks."""
+    where, _, name = args.checkpoint.rpartition("/")
+    with on_every_node(open_folder(where or "."), name) as path:
+        assert path is not None
+        saved = read_run(Path(path))
+        cfg = with_data(config_from_dict(saved["config"]), args)
+        device = start_process(cfg)
+        split = args.split if args.split is not None else cfg.data.val_split
+        dataset = open_eval(
+            cfg.data, split, device_batch_size=max(1, cfg.data.eval_batch_size // dist.get_world_size())
+        )
+        trainer = Trainer(
+            model=build_model(cfg.model, saved["num_classes"]),
+            eval_dataloader=Evaluator(
+                label="eval", dataloader=build_eval_spec(dataset, cfg.data, device=torch_device(device))
+            ),
+            # Only what changes the network's shape counts here: the checkpoint's weights are EMA's where there is one.
+            algorithms=[algorithm.build() for algorithm in cfg.algorithms],
+            device=device,
+            precision=precision_on(device, cfg),
+            progress_bar=os.isatty(2),
+            load_path=path,
+            load_weights_only=True,
+            dist_timeout=cfg.dist_timeout,
+        )
+    trainer.eval()
+    values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
+    return {
+        "top1": values["top1"],
+        "top5": values["top5"],
+        "loss": values["loss"],
+        "samples_evaluated": int(values["samples"]),
+        "weights_sha256": weights_sha256(trainer.state.model),
+    }
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its run: `config`, `num_classes`.
+
+    Raises:
+        CheckpointError: it is damaged, unsafe, or not of this program.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    record: dict[str, Any] | None = load_checkpoint(path)["state"].get("callbacks", {}).get("RunRecord")
+    if record is None:
+        raise CheckpointError(f"{path} was not written by train/main.py: it does not say how its model is built")
+    return record
+
+
+def with_data(cfg: Config, args: argparse.Namespace) -> Config:
+    """Return the run's configuration with the data that the command names."""
+    remote = args.data if "://" in args.data or args.local else None
+    changes: dict[str, Any] = {"remote": remote, "local": args.local or (None if remote else args.data)}
+    if args.batch_size:
+        changes["eval_batch_size"] = args.batch_size
+    if args.workers is not None:
+        changes["num_workers"] = args.workers
+    stored = cfg.model_dump(mode="json")
+    stored["data"] |= changes
+    return config_from_dict(stored)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

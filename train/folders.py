@@ -1,0 +1,169 @@
+"""A folder that is on a disk or in S3: the few things that a run does with the place it saves to."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlparse
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config as BotoConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+RETRIES = BotoConfig(retries={"mode": "standard", "max_attempts": 8}, connect_timeout=10, read_timeout=60)
+TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
+
+
+class FolderError(OSError):
+    """The folder, bucket or one of its files cannot be read or written; the message names it."""
+
+
+class Folder(Protocol):
+    """Where a run's files are kept. Names are relative and flat."""
+
+    def names(self) -> list[str]:
+        """Return the names of the files, sorted."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a small file, or None when there is none."""
+
+    def put(self, name: str, source: Path) -> None:
+        """Move a finished local file here under `name`: whole or not at all."""
+
+    def get(self, name: str, into: Path) -> Path:
+        """Return a local path of a file; `into` is a folder to download to, where that is needed."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file; it is no error when there is none."""
+
+    def check_writable(self) -> None:
+        """Write and delete a probe, so that a wrong key or a full disk shows before hours are spent."""
+
+
+def open_folder(location: str) -> Folder:
+    """Return the folder at a local path or at `s3://bucket/path`."""
+    if "://" not in location:
+        return LocalFolder(location)
+    if not location.startswith("s3://"):
+        raise FolderError(f"{location}: folders can be local paths or s3://bucket/path")
+    return S3Folder(location)
+
+
+class LocalFolder:
+    """A directory; a file in it is replaced by renaming a finished copy, never written in place."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def names(self) -> list[str]:
+        return sorted(p.name for p in self.path.iterdir() if p.is_file()) if self.path.is_dir() else []
+
+    def read(self, name: str) -> bytes | None:
+        path = self.path / name
+        return path.read_bytes() if path.is_file() else None
+
+    def put(self, name: str, source: Path) -> None:
+        part = self.path / f".part-{name}"  # a rename is atomic within a file system only
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, part)
+            replace_durably(part, self.path / name)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise FolderError(f"{self.path / name} cannot be written: {error.strerror}") from error
+
+    def get(self, name: str, into: Path) -> Path:
+        return self.path / name
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".probe"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise FolderError(f"{self.path} is not writable: {error.strerror}") from error
+
+
+class S3Folder:
+    """A prefix in a bucket. The endpoint is S3_ENDPOINT_URL, as for Streaming and Composer, or boto3's own choice."""
+
+    def __init__(self, uri: str) -> None:
+        parsed = urlparse(uri)
+        self.uri, self.bucket, self.prefix = uri.rstrip("/"), parsed.netloc, parsed.path.strip("/")
+        self.client = boto3.client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=RETRIES)
+
+    def names(self) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=f"{self.prefix}/" if self.prefix else "", Delimiter="/"
+        )
+        try:
+            return sorted(item["Key"].rpartition("/")[2] for page in pages for item in page.get("Contents", []))
+        except (BotoCoreError, ClientError) as error:
+            raise self._error("listed", "", error) from error
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                return None
+            raise self._error("read", name, error) from error
+        except BotoCoreError as error:
+            raise self._error("read", name, error) from error
+
+    def put(self, name: str, source: Path) -> None:
+        try:
+            self.client.upload_file(str(source), self.bucket, self._key(name), Config=TRANSFER)
+            stored = self.client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
+        except (BotoCoreError, ClientError, Boto3Error) as error:
+            raise self._error("written", name, error) from error
+        if stored != source.stat().st_size:
+            raise FolderError(f"{self.uri}/{name} holds {stored} bytes after an upload of {source.stat().st_size}")
+        source.unlink()
+
+    def get(self, name: str, into: Path) -> Path:
+        target = into / name
+        try:
+            self.client.download_file(self.bucket, self._key(name), str(target), Config=TRANSFER)
+        except (BotoCoreError, ClientError, Boto3Error) as error:
+            raise self._error("read", name, error) from error
+        return target
+
+    def remove(self, name: str) -> None:
+        try:
+            self.client.delete_object(Bucket=self.bucket, Key=self._key(name))
+        except (BotoCoreError, ClientError) as error:
+            raise self._error("deleted", name, error) from error
+
+    def check_writable(self) -> None:
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=self._key(".probe"), Body=b"x")
+            self.client.delete_object(Bucket=self.bucket, Key=self._key(".probe"))
+        except (BotoCoreError, ClientError) as error:
+            raise self._error("written", "", error) from error
+
+    def _key(self, name: str) -> str:
+        name = name.replace(os.sep, "/")
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _error(self, verb: str, name: str, error: Exception) -> FolderError:
+        hint = "check the bucket's name, the credentials and S3_ENDPOINT_URL / AWS_ENDPOINT_URL"
+        return FolderError(f"{self.uri}/{name} cannot be {verb}: {error}; {hint}")
+
+
+def replace_durably(part: Path, final: Path) -> None:
+    """Give a written file its final name so that a crash leaves the old file or the new one, whole."""
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, final)
+    directory = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,127 @@
+"""A name of its own for every job on a machine, so that Streaming's shared memory never collides.
+
+StreamingDataset keeps its state in shared memory that it finds again by the dataset's local folder. After kill -9 that
+memory stays, and the next job is refused ("Reused local directory") or, worse, picks up a stale resume point; two live
+jobs on one folder are refused as well. `clean_stale_shared_memory()` removes live jobs' memory along with the dead's.
+
+Here each job reaches its folder through a symbolic link under a directory named after its owner (process id and start
+time). No two jobs share a path, so nothing collides, and what a dead job left is recognised by its owner and removed.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from composer.utils import dist
+from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
+
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def link_for_this_job(target: str) -> str:
+    """Return a path to `target` that only this job uses; all ranks of one node get the same one.
+
+    Collective: every rank calls it, after the process group exists.
+    """
+    directory = _jobs_root() / _job_name_of_node()
+    link = directory / _link_name(target)
+    if dist.get_local_rank() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        os.makedirs(target, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(os.path.abspath(target), target_is_directory=True)
+    dist.barrier()
+    return str(link)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let one job of this user at a time claim shared memory on this machine; dead jobs' is removed first.
+
+    Streaming looks for a free name and then takes it, two steps that two starting jobs could interleave. Only the
+    node's first rank holds the lock: the others wait for it inside StreamingDataset.
+    """
+    if dist.get_local_rank() != 0:
+        yield
+        return
+    _jobs_root().mkdir(parents=True, exist_ok=True)
+    with open(_jobs_root() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the holder dies
+        remove_what_dead_jobs_left()
+        yield
+
+
+def remove_what_dead_jobs_left() -> int:
+    """Delete shared memory, lock files and links whose owning process is gone; return how many jobs that were."""
+    dead = {job.name for job in _jobs_root().glob("*-*") if not _is_alive(job.name)}
+    for prefix, job in _shared_memory_owners():
+        if job in dead:
+            _remove_prefix(prefix)
+    for job in dead:
+        shutil.rmtree(_jobs_root() / job, ignore_errors=True)
+    if dead:
+        log.info("removed what %d dead job(s) left in shared memory", len(dead))
+    return len(dead)
+
+
+def _jobs_root() -> Path:
+    return Path(tempfile.gettempdir()) / f"mds-jobs-{os.getuid()}"
+
+
+def _job_name_of_node() -> str:
+    """`<pid>-<start time>` of the node's first rank; a pid alone would be reused."""
+    mine = (dist.get_node_rank(), dist.get_local_rank(), f"{os.getpid()}-{_start_time(os.getpid())}")
+    names = {(node, local): name for node, local, name in dist.all_gather_object(mine)}
+    return names[(dist.get_node_rank(), 0)]
+
+
+def _link_name(target: str) -> str:
+    return os.path.abspath(target).strip("/").replace("/", "_")[-100:] or "root"
+
+
+def _start_time(pid: int) -> str:
+    """Clock ticks between boot and the process's start (field 22 of /proc/PID/stat), or "0" off Linux."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"
+
+
+def _is_alive(job: str) -> bool:
+    pid, _, start = job.partition("-")
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return _start_time(int(pid)) == start
+
+
+def _shared_memory_owners() -> Iterator[tuple[str, str]]:
+    """Yield (prefix, job name) of each block that was registered through a job's link.
+
+    Streaming writes a four-byte size and then the local folders, each ended by a NUL, into `<prefix>_locals`.
+    """
+    root = os.fsencode(_jobs_root()) + b"/"
+    for block in sorted(SHARED_MEMORY.glob("[0-9]*_locals")):
+        with contextlib.suppress(OSError):
+            path = block.read_bytes()[4:]
+            if path.startswith(root):
+                yield block.name.partition("_")[0], os.fsdecode(path[len(root) :].partition(b"/")[0])
+
+
+def _remove_prefix(prefix: str) -> None:
+    blocks = [SHARED_MEMORY / f"{prefix}_{name}" for name in SHM_TO_CLEAN]
+    locks = [Path(tempfile.gettempdir()) / f"{prefix}_{name}" for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
+    for path in blocks + locks:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""From undecoded samples to normalised batches on the device."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from composer.core import DataSpec
+from composer.utils import dist
+from torch.utils.data import DataLoader
+
+from train import decode
+from train.augment import center_view, random_resized_crop, sample_rng, view_hash
+from train.dataset import IGNORED_LABEL, Sample, StreamingImages
+from train.decode import DecodeError
+from train.sections import DataConfig
+
+MAX_AUTO_WORKERS = 8  # per rank; more did not help in MosaicML's and FFCV's published settings
+
+
+class RawBatch(NamedTuple):
+    """What a loader worker sends to its rank.
+
+    Attributes:
+        images: uint8 (B, H, W, 3), RGB, 0-255.
+        labels: int64 (B,).
+        view_hashes: int64 (B,), the ledger's entries.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    view_hashes: torch.Tensor
+
+    def pin_memory(self) -> "RawBatch":
+        return RawBatch(*(tensor.pin_memory() for tensor in self))
+
+
+class TrainCollate:
+    """Cut, decode and mirror a batch as (seed, epoch, sample id) say."""
+
+    def __init__(self, cfg: DataConfig, seed: int) -> None:
+        self.cfg, self.seed = cfg, seed
+
+    def __call__(self, samples: Sequence[Sample]) -> RawBatch:
+        cfg, views, hashes = self.cfg, [], []
+        for sample in samples:
+            width, height = _image_size(sample)
+            rng = sample_rng(self.seed, sample.epoch, sample.sample_id)
+            view = random_resized_crop(
+                width, height, rng, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob
+            )
+            views.append(view)
+            hashes.append(view_hash(sample.epoch, sample.sample_id, view))
+        return _decode(samples, views, hashes, cfg.crop_size, bounded=True)
+
+
+class EvalCollate:
+    """Cut the centre out of each image and decode it."""
+
+    def __init__(self, cfg: DataConfig) -> None:
+        self.cfg = cfg
+
+    def __call__(self, samples: Sequence[Sample]) -> RawBatch:
+        size = self.cfg.eval_crop_size
+        views = [center_view(*_image_size(s), resize_size=self.cfg.eval_resize_size, crop_size=size) for s in samples]
+        return _decode(samples, views, [0] * len(samples), size, bounded=False)
+
+
+class TimedLoader(DataLoader[RawBatch]):
+    """A DataLoader that knows how long its rank has waited for it: `waited_seconds`, growing."""
+
+    waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch promises its own iterator class
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited_seconds += time.perf_counter() - start
+            yield batch
+
+
+class ToDevice:
+    """Move a batch to the device and normalise it there.
+
+    uint8 crosses the bus, a quarter of float32's bytes. Permuting (B, H, W, 3) gives (B, 3, H, W) in channels_last
+    without a copy.
+    """
+
+    def __init__(self, cfg: DataConfig, device: torch.device) -> None:
+        self.device = device
+        self.mean = torch.tensor(cfg.mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(cfg.std, device=device).view(1, 3, 1, 1)
+
+    def __call__(self, batch: RawBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images: float32 (B, 3, H, W), about -2 to 3, channels_last; labels: int64 (B,)."""
+        images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        return (images.float() - self.mean) / self.std, labels
+
+
+def build_train_spec(
+    dataset: StreamingImages,
+    cfg: DataConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    on_batch: Callable[[RawBatch], None],
+) -> DataSpec:
+    """Return the training data for Composer's Trainer.
+
+    Args:
+        on_batch: called in the rank with each batch before any algorithm sees it.
+    """
+    to_device = ToDevice(cfg, device)
+
+    def transform(batch: RawBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        on_batch(batch)
+        return to_device(batch)
+
+    loader = _build_loader(dataset, TrainCollate(cfg, seed), cfg, device, drop_last=True)
+    return DataSpec(loader, batch_transforms=transform, get_num_samples_in_batch=lambda batch: len(batch[1]))
+
+
+def build_eval_spec(dataset: StreamingImages, cfg: DataConfig, *, device: torch.device) -> DataSpec:
+    """Return evaluation data for Composer's Trainer; repeats that fill the last batch are not counted as samples."""
+    loader = _build_loader(dataset, EvalCollate(cfg), cfg, device, drop_last=False)
+    return DataSpec(loader, batch_transforms=ToDevice(cfg, device), get_num_samples_in_batch=_count_real_samples)
+
+
+def worker_count(cfg: DataConfig) -> int:
+    """Return loader processes per rank: as configured, or the node's cores shared among its ranks."""
+    if cfg.num_workers != "auto":
+        return cfg.num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_AUTO_WORKERS, cores // dist.get_local_world_size()))
+
+
+def _build_loader(
+    dataset: StreamingImages,
+    collate: Callable[[Sequence[Sample]], RawBatch],
+    cfg: DataConfig,
+    device: torch.device,
+    *,
+    drop_last: bool,
+) -> TimedLoader:
+    workers = worker_count(cfg)
+    return TimedLoader(
+        dataset,
+        batch_size=dataset.batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=cfg.prefetch_factor if workers else None,
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+        pin_memory=device.type == "cuda",
+        drop_last=drop_last,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)  # workers are the parallelism; threads in each would fight over the cores
+
+
+def _image_size(sample: Sample) -> tuple[int, int]:
+    try:
+        return decode.pillow.image_size(sample.image)
+    except DecodeError as error:
+        raise DecodeError(f"sample {sample.sample_id}: {error}") from error
+
+
+def _decode(samples: Sequence[Sample], views: list[Any], hashes: list[int], size: int, *, bounded: bool) -> RawBatch:
+    try:
+        images = decode.pillow.decode_batch([s.image for s in samples], views, size, bounded=bounded)
+    except DecodeError as error:
+        ids = [s.sample_id for s in samples]
+        raise DecodeError(f"samples {ids}: {error}; run the audit or convert with --on-bad skip") from error
+    labels = torch.tensor([s.label for s in samples], dtype=torch.int64)
+    return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64))
+
+
+def _count_real_samples(batch: Any) -> int:
+    return int((batch[1] != IGNORED_LABEL).sum())

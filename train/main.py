@@ -1,0 +1,72 @@
+"""Train a ResNet on streamed MDS shards.
+
+    composer -n 8 train/main.py yamls/full.yaml [key.path=value ...]     8 GPUs, or CPU processes, of one machine
+    python train/main.py yamls/local.yaml data.local=my-shards           one process
+
+A run that was killed goes on from its newest checkpoint when the same command is given again.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from train.config import Config, ConfigError, load_config
+
+EXIT_REFUSED = 2  # nothing was trained: the configuration, the data or the save folder is not usable
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit code."""
+    args = parse(argv)
+    try:
+        cfg = load_config(args.config, args.overrides)
+        # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
+        from train.run import RefusedError, plan, train
+
+        if args.dry_run:
+            print(plan(cfg))
+        else:
+            train(cfg, allowed=set(args.allow_changed))
+    except ConfigError as error:
+        return refuse(error)
+    except RefusedError as error:
+        return refuse(error)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="train/main.py",
+        description="Train a ResNet on streamed MDS shards. Run again after an interruption, it resumes exactly.",
+        epilog="Every key with its unit is in yamls/base.yaml; docs/getting-started.md shows a first run.",
+    )
+    parser.add_argument("config", help="a YAML file, such as yamls/full.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. data.local=shards optimizer.lr=1")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
+    parser.add_argument(
+        "--allow-changed",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="resume although this setting differs from the checkpoint's (can be given more than once)",
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+def refuse(error: Exception) -> int:
+    """Say why nothing is done, once."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(error, file=sys.stderr)
+    return EXIT_REFUSED
+
+
+__all__ = ["Config", "main"]
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

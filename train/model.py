@@ -1,0 +1,156 @@
+"""ResNets as Composer models, and the exact evaluation figures."""
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+import torchvision
+from composer.loss import binary_cross_entropy_with_logits, soft_cross_entropy
+from composer.models import ComposerModel
+from composer.models.initializers import Initializer
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from train.dataset import IGNORED_LABEL
+from train.sections import ModelConfig
+
+LOSSES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy_with_logits}
+
+
+class TopK(Metric):
+    """Share of samples whose label is among the k highest logits; an exact count, whatever the batches and ranks."""
+
+    full_state_update = False
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.add_state("correct", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch. logits: (B, classes); labels: int64 (B,), IGNORED_LABEL ones left out."""
+        best = logits.topk(min(self.k, logits.shape[1]), dim=1).indices
+        self.correct += (best == labels.unsqueeze(1)).any(dim=1).sum()
+        self.total += (labels != IGNORED_LABEL).sum()
+
+    def compute(self) -> Tensor:
+        """Return the share as float64, 0-1."""
+        return self.correct.double() / self.total
+
+
+class MeanLoss(Metric):
+    """Cross-entropy in nats a sample, summed in float64 (plain cross-entropy, whatever loss the training uses)."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("loss", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch. logits: (B, classes); labels: int64 (B,), IGNORED_LABEL ones left out."""
+        losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
+        self.loss += losses.double().sum()
+        self.total += (labels != IGNORED_LABEL).sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean as float64."""
+        return self.loss / self.total
+
+
+class SampleCount(Metric):
+    """How many samples were evaluated, over all ranks."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch's labels that are not IGNORED_LABEL."""
+        self.total += (labels != IGNORED_LABEL).sum()
+
+    def compute(self) -> Tensor:
+        """Return the count, int64."""
+        return self.total
+
+
+class ImageClassifier(ComposerModel):
+    """A network, its training loss and its evaluation metrics.
+
+    Batches are (images float32 (B, 3, H, W), labels); labels are int64 (B,) or, after MixUp and its like, (B, classes).
+    """
+
+    def __init__(self, module: nn.Module, loss: str) -> None:
+        super().__init__()
+        self.module = module
+        self.loss_name = loss
+        self.metrics: dict[str, Metric] = {
+            "top1": TopK(1),
+            "top5": TopK(5),
+            "loss": MeanLoss(),
+            "samples": SampleCount(),
+        }
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return logits (B, classes)."""
+        logits: Tensor = self.module(batch[0])
+        return logits
+
+    def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean loss of the batch, in nats a sample."""
+        return LOSSES[self.loss_name](outputs, batch[1])
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """Return evaluation's metrics; none for training, where they would synchronise the ranks at each step."""
+        return {} if is_train else self.metrics
+
+    def update_metric(self, batch: tuple[Tensor, Tensor], outputs: Tensor, metric: Metric) -> None:
+        """Add a batch to one metric."""
+        metric.update(outputs, batch[1])
+
+
+def build_model(cfg: ModelConfig, num_classes: int) -> ImageClassifier:
+    """Return a freshly initialised ResNet; torch's global generator decides the weights, so seed it first.
+
+    `init: mosaic` is MosaicML's recipe (Composer's ResNet example): Kaiming-normal (fan in) convolutions and linear
+    layers, BatchNorm weights from U[0, 1], and with binary cross-entropy a last bias of -log(classes), so that the
+    first predictions are 1 / classes.
+    """
+    module = getattr(torchvision.models, cfg.name)(num_classes=num_classes)
+    if cfg.init == "mosaic":
+        initializers = [Initializer.KAIMING_NORMAL, Initializer.BN_UNIFORM]
+        if cfg.loss == "binary_cross_entropy":
+            initializers.append(Initializer.LINEAR_LOG_CONSTANT_BIAS)
+        for initializer in initializers:
+            module.apply(initializer.get_initializer())
+    return ImageClassifier(module, cfg.loss)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 (hex) over all parameters and buffers, in order of their names.
+
+    Each tensor counts with its name, dtype, shape and bytes, so equal hashes mean `torch.equal` throughout. The
+    wrapper that DistributedDataParallel puts around a model does not change it.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors_of(model).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tensors_of(model: nn.Module) -> dict[str, Any]:
+    """Return the model's own tensors by name, leaving out the metrics' counters."""
+    return {name: value for name, value in model.state_dict().items() if name.startswith("module.")}
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of trainable scalars."""
+    return sum(math.prod(p.shape) for p in model.parameters() if p.requires_grad)

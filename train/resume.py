@@ -1,0 +1,149 @@
+"""What makes an interrupted run end as if it had never stopped.
+
+Streaming restores the order of the samples. Here are the three things it and Composer leave out: randomness that is
+keyed by batch rather than carried along, a ledger by which two runs' data can be compared, and the refusal to continue
+a run under settings that would make it another one.
+"""
+
+import hashlib
+import json
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from train.config import Config
+from train.dataset import ShortEpochError
+from train.loader import RawBatch
+
+NOT_PART_OF_THE_CONTRACT = {"run_name", "eval_interval", "checkpoint", "loggers", "dist_timeout", "deterministic"}
+DATA_PART_OF_THE_CONTRACT = (
+    "crop_size",
+    "crop_scale",
+    "crop_ratio",
+    "flip_prob",
+    "mean",
+    "std",
+    "shuffle_algo",
+    "shuffle_block_size",
+    "num_canonical_nodes",
+)
+
+
+class ResumeError(ValueError):
+    """A checkpoint belongs to a run that this one cannot continue; the message shows each difference."""
+
+
+class ResumeGuard(Callback):
+    """Reseeds before each batch, keeps the ledger, checks each epoch's length and carries the contract.
+
+    The ledger is a hash over the global batches in order. A batch's entry is the sum, modulo 2**64, of one hash for
+    each sample's (epoch, id, crop, mirror): the sum is the same however the batch is spread over ranks.
+    """
+
+    def __init__(self, contract: dict[str, Any], *, seed: int, steps_per_epoch: int) -> None:
+        self.contract = contract
+        self.ledger = hashlib.sha256(b"").hexdigest()
+        self.epoch_ledgers: list[str] = []
+        self._seed, self._steps_per_epoch = seed, steps_per_epoch
+        self._pending: list[torch.Tensor] = []
+        self._state: State
+
+    def init(self, state: State, logger: Logger) -> None:
+        self._state = state
+
+    def on_batch(self, batch: RawBatch) -> None:
+        """Reseed for this batch and note it; runs after the loader and before the first algorithm.
+
+        A mid-epoch resume of Composer 0.32.1 does not restore the generators that MixUp, CutMix and their like draw
+        from (`Trainer._train_loop` does so at batch 0 of an epoch alone).
+        """
+        seed_batch(self._seed, int(self._state.timestamp.batch), dist.get_global_rank())
+        self._pending.append(batch.view_hashes.sum())
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        assert state.previous_timestamp is not None
+        seen = int(state.previous_timestamp.batch_in_epoch)
+        if seen != self._steps_per_epoch:
+            raise ShortEpochError(
+                f"rank {dist.get_global_rank()}: epoch {int(state.previous_timestamp.epoch)} ended after {seen} of "
+                f"{self._steps_per_epoch} batches"
+            )
+        self._settle_ledger()
+        self.epoch_ledgers.append(self.ledger)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self._settle_ledger()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective: the ledger needs every rank's part."""
+        self._settle_ledger()
+        return {"contract": self.contract, "ledger": self.ledger, "epoch_ledgers": list(self.epoch_ledgers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ledger, self.epoch_ledgers = state["ledger"], list(state["epoch_ledgers"])
+
+    def _settle_ledger(self) -> None:
+        if not self._pending:
+            return
+        sums = self._state.device.tensor_to_device(torch.stack(self._pending))
+        self._pending = []
+        dist.all_reduce(sums, reduce_operation="SUM")  # int64 wraps around, as it should
+        for entry in sums.tolist():
+            self.ledger = hashlib.sha256(f"{self.ledger}{entry}".encode()).hexdigest()
+
+
+def seed_batch(seed: int, batch: int, rank: int) -> None:
+    """Seed every global generator from (seed, batch, rank)."""
+    digest = hashlib.blake2b(f"{seed}/{batch}/{rank}".encode(), digest_size=8).digest()
+    value = int.from_bytes(digest, "little")
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value % 2**63)  # CUDA's generators too
+
+
+def contract_of(cfg: Config, *, fingerprint: str, decoder: str, num_classes: int) -> dict[str, Any]:
+    """Return all that must stay the same for a resumed run to be the same run, by dotted key, as plain JSON."""
+    dumped = cfg.model_dump(mode="json", exclude=NOT_PART_OF_THE_CONTRACT)
+    data = dumped.pop("data")
+    contract = {"data.fingerprint": fingerprint, "data.decoder": decoder, "model.num_classes": num_classes}
+    contract |= {f"data.{key}": data[key] for key in DATA_PART_OF_THE_CONTRACT}
+    for key, value in dumped.items():
+        if isinstance(value, dict):
+            contract |= {f"{key}.{name}": part for name, part in value.items() if f"{key}.{name}" not in contract}
+        else:
+            contract[key] = value
+    return dict(sorted(contract.items()))
+
+
+def check_contract(saved: dict[str, Any], now: dict[str, Any], *, allowed: set[str], where: str) -> None:
+    """Refuse to continue under other settings.
+
+    Args:
+        allowed: keys that the user has named as free to differ.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ResumeError: one line for each difference, with both values.
+    """
+    missing = object()
+    lines = [
+        f"  {key}: {_show(saved.get(key, missing), missing)} there, {_show(now.get(key, missing), missing)} here"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key, missing) != now.get(key, missing) and key not in allowed
+    ]
+    if lines:
+        names = " ".join(f"--allow-changed {line.split(':')[0].strip()}" for line in lines)
+        raise ResumeError(
+            f"{where} is of a run with other settings, and continuing it would give a different result:\n"
+            + "\n".join(lines)
+            + f"\nrestore them, save to another checkpoint.save_folder, or accept the difference with {names}"
+        )
+
+
+def _show(value: Any, missing: object) -> str:
+    return "absent" if value is missing else json.dumps(value)

@@ -1,0 +1,370 @@
+"""One training run, from its configuration to its record."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import Callback, Evaluator, Precision
+from composer.devices import Device
+from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
+from composer.utils import dist, get_device, reproducibility
+
+from train import decode
+from train.callbacks import RunRecord
+from train.checkpoints import (
+    CheckpointError,
+    DurableCheckpointSaver,
+    list_checkpoints,
+    newest_whole,
+    on_every_node,
+    only_load_safely,
+)
+from train.config import Config, ConfigError, device_batch_size, resolved_yaml
+from train.dataset import (
+    DataError,
+    StreamingEvalImages,
+    StreamingImages,
+    count_samples,
+    dataset_fingerprint,
+    open_eval,
+    open_train,
+    read_index,
+    read_manifest,
+)
+from train.folders import Folder, FolderError, LocalFolder, open_folder
+from train.loader import build_eval_spec, build_train_spec, worker_count
+from train.model import build_model, parameter_count
+from train.optim import build_optimizer, build_scheduler
+from train.resume import ResumeError, ResumeGuard, check_contract, contract_of
+
+log = logging.getLogger(__name__)
+
+RefusedError = (ConfigError, DataError, FolderError, ResumeError, CheckpointError)
+"""What a user can mend; nothing was trained."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the dataset and the world make of a configuration."""
+
+    fingerprint: str
+    num_classes: int
+    train_samples: int
+    val_samples: int
+    world_size: int
+    device_batch_size: int
+    eval_device_batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    decoder: str
+
+
+def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
+    """Train, evaluate and write the record; resume where an earlier call was killed.
+
+    Args:
+        allowed: settings that may differ from those of the checkpoint that is resumed.
+
+    Returns:
+        The run's record, as in run.json.
+
+    Raises:
+        RefusedError: before anything is trained.
+    """
+    device = start_process(cfg)
+    facts = gather_facts(cfg)
+    folder = open_folder(cfg.checkpoint.save_folder)
+    contract = contract_of(cfg, fingerprint=facts.fingerprint, decoder=facts.decoder, num_classes=facts.num_classes)
+    found = find_checkpoint(cfg, folder, contract, allowed)
+
+    train_set = open_train(
+        cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=facts.device_batch_size, seed=cfg.seed
+    )
+    val_set = open_eval(cfg.data, cfg.data.val_split, device_batch_size=facts.eval_device_batch_size)
+    guard = ResumeGuard(contract, seed=cfg.seed, steps_per_epoch=train_set.steps_per_epoch)
+    record = RunRecord(describe(cfg, facts), folder, guard)
+    saver = DurableCheckpointSaver(folder, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep)
+
+    with on_every_node(folder, found) as load_path:
+        trainer = build_trainer(cfg, device, facts, train_set, val_set, [guard, record, saver], load_path)
+    if not is_finished(trainer):
+        trainer.fit()
+    record.note_weights(trainer.state)
+    if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
+        trainer.eval()
+    result = record.finish()
+    log.info(
+        "done: top-1 %.2f%%, top-5 %.2f%% on %d samples, weights %s",
+        100 * result["top1"],
+        100 * result["top5"],
+        result["samples_evaluated"],
+        result["weights_sha256"][:16],
+    )
+    trainer.close()
+    return result
+
+
+def plan(cfg: Config) -> str:
+    """Return the resolved configuration and the arithmetic of the run, after checking data and save folder."""
+    facts = gather_facts(cfg)
+    open_folder(cfg.checkpoint.save_folder).check_writable()
+    epochs = facts.total_steps / facts.steps_per_epoch
+    left_out = facts.train_samples - facts.steps_per_epoch * cfg.global_batch_size
+    return "\n".join(
+        [
+            resolved_yaml(cfg),
+            f"# data         {facts.train_samples:,} train and {facts.val_samples:,} val samples, "
+            f"{facts.num_classes} classes, fingerprint {facts.fingerprint[:16]}",
+            f"# batch        {cfg.global_batch_size:,} = {facts.world_size} ranks x {facts.device_batch_size:,}",
+            f"# steps        {facts.total_steps:,} = {epochs:g} epochs x {facts.steps_per_epoch:,}; "
+            f"{left_out:,} samples of each epoch are left out, others each time",
+            f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
+            f"# decoder      {facts.decoder}; {worker_count(cfg.data)} loader workers a rank",
+            f"# save_folder  {cfg.checkpoint.save_folder} is writable",
+        ]
+    )
+
+
+def start_process(cfg: Config) -> Device:
+    """Join the process group, and set what holds for the whole process."""
+    device = get_device(None)
+    if not dist.is_initialized():
+        dist.initialize_dist(device, timeout=cfg.dist_timeout)
+    level = logging.INFO if dist.get_global_rank() == 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("train").setLevel(level)
+    only_load_safely()
+    if device.name == "gpu":
+        if cfg.deterministic and cfg.device_train_microbatch_size == "auto":
+            raise ConfigError(
+                "device_train_microbatch_size: 'auto' depends on the memory that happens to be free, which "
+                "deterministic: true rules out; give a number"
+            )
+        torch.backends.cudnn.benchmark = not cfg.deterministic
+    else:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
+    return device
+
+
+def gather_facts(cfg: Config) -> Facts:
+    """Read what the dataset says of itself, and do the arithmetic.
+
+    Raises:
+        ConfigError: a batch does not divide over the ranks.
+        DataError: the shards or their labels are not usable.
+    """
+    world_size = dist.get_world_size()
+    per_device = device_batch_size(cfg, world_size)
+    train_samples = count_samples(read_index(cfg.data, cfg.data.train_split))
+    val_samples = count_samples(read_index(cfg.data, cfg.data.val_split))
+    steps = train_samples // cfg.global_batch_size
+    if steps == 0:
+        raise DataError(
+            f"the training split holds {train_samples:,} samples, fewer than one global batch of "
+            f"{cfg.global_batch_size:,}; lower global_batch_size"
+        )
+    length = int(cfg.max_duration[:-2])
+    return Facts(
+        fingerprint=dataset_fingerprint(cfg.data),
+        num_classes=count_classes(cfg),
+        train_samples=train_samples,
+        val_samples=val_samples,
+        world_size=world_size,
+        device_batch_size=per_device,
+        eval_device_batch_size=max(1, cfg.data.eval_batch_size // world_size),
+        steps_per_epoch=steps,
+        total_steps=length * steps if cfg.max_duration.endswith("ep") else length,
+        decoder=decode.choose(cfg.data.decoder),
+    )
+
+
+def count_classes(cfg: Config) -> int:
+    """Return the number of classes: as configured, or as the dataset's manifest says."""
+    manifest = read_manifest(cfg.data)
+    known = None if manifest is None else len(manifest.classes)
+    if cfg.model.num_classes == "auto":
+        if known is None:
+            raise DataError(
+                "model.num_classes: 'auto' takes the number from manifest.json, which this dataset has not; "
+                "give it, as in model.num_classes=1000"
+            )
+        return known
+    if known is not None and known > cfg.model.num_classes:
+        raise DataError(f"model.num_classes: {cfg.model.num_classes} is fewer than the dataset's {known} classes")
+    return cfg.model.num_classes
+
+
+def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> str | None:
+    """Return the name of the checkpoint to continue from, the same on all ranks, or None to start at the beginning.
+
+    Raises:
+        RefusedError: it is of another run, none is usable, or the folder cannot be read; on all ranks alike.
+    """
+    outcome: list[Any] = [None, None]
+    if dist.get_global_rank() == 0:
+        try:
+            outcome[0] = _find_checkpoint(cfg, folder, contract, allowed)
+        except RefusedError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    name: str | None = outcome[0]
+    return name
+
+
+def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> str | None:
+    folder.check_writable()
+    where = cfg.checkpoint.save_folder
+    if not cfg.checkpoint.autoresume:
+        if list_checkpoints(folder):
+            raise ResumeError(
+                f"checkpoint.save_folder: {where} holds checkpoints of an earlier run; "
+                "give checkpoint.autoresume=true to continue it, or another folder"
+            )
+        return None
+    newest = newest_whole(folder)
+    if newest is None:
+        log.info("resume: no checkpoint in %s, starting at the beginning", where)
+        return None
+    name, content = newest
+    saved = content["state"].get("callbacks", {}).get("ResumeGuard")
+    if saved is None:
+        raise ResumeError(f"{where}/{name} was not written by this program; it cannot be resumed")
+    check_contract(saved["contract"], contract, allowed=allowed, where=f"{where}/{name}")
+    log.info("resume: from %s/%s", where, name)
+    return name
+
+
+def build_trainer(
+    cfg: Config,
+    device: Device,
+    facts: Facts,
+    train_set: StreamingImages,
+    val_set: StreamingEvalImages,
+    callbacks: list[Callback],
+    load_path: str | None,
+) -> Trainer:
+    """Return Composer's Trainer for a run, with the checkpoint loaded where there is one."""
+    guard = next(callback for callback in callbacks if isinstance(callback, ResumeGuard))
+    train_spec = build_train_spec(
+        train_set, cfg.data, seed=cfg.seed, device=torch_device(device), on_batch=guard.on_batch
+    )
+    eval_spec = build_eval_spec(val_set, cfg.data, device=torch_device(device))
+    reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
+    model = build_model(cfg.model, facts.num_classes)
+    log.info(
+        "train: %s, %s parameters, %d classes; %s samples, global batch %d = %d ranks x %d, %s steps",
+        cfg.model.name,
+        f"{parameter_count(model):,}",
+        facts.num_classes,
+        f"{facts.train_samples:,}",
+        cfg.global_batch_size,
+        facts.world_size,
+        facts.device_batch_size,
+        f"{facts.total_steps:,}",
+    )
+    return Trainer(
+        model=model,
+        train_dataloader=train_spec,
+        eval_dataloader=Evaluator(label="eval", dataloader=eval_spec),
+        max_duration=cfg.max_duration,
+        eval_interval=cfg.eval_interval,
+        optimizers=build_optimizer(model, cfg.optimizer),
+        schedulers=build_scheduler(cfg.scheduler),
+        algorithms=[algorithm.build() for algorithm in cfg.algorithms],
+        callbacks=callbacks,
+        loggers=build_loggers(cfg),
+        progress_bar=shows_progress_bar(cfg),
+        log_to_console=cfg.loggers.console_interval is not None,
+        console_log_interval=cfg.loggers.console_interval or "1ep",
+        run_name=cfg.run_name,
+        device=device,
+        precision=precision_on(device, cfg),
+        device_train_microbatch_size=microbatch_size_on(device, cfg),
+        seed=cfg.seed,
+        deterministic_mode=cfg.deterministic,
+        load_path=load_path,
+        spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
+        dist_timeout=cfg.dist_timeout,
+    )
+
+
+def build_loggers(cfg: Config) -> list[LoggerDestination]:
+    """Return the loggers that the config asks for; files go to the save folder, or to runs/ when that is in S3."""
+    folder = open_folder(cfg.checkpoint.save_folder)
+    root = str(folder.path) if isinstance(folder, LocalFolder) else os.path.join("runs", cfg.run_name)
+    loggers: list[LoggerDestination] = []
+    if cfg.loggers.file:
+        started = time.strftime("%Y%m%d-%H%M%S")
+        loggers.append(FileLogger(filename=os.path.join(root, "logs", started + "-rank{rank}.txt")))
+    if cfg.loggers.tensorboard:
+        loggers.append(TensorboardLogger(log_dir=os.path.join(root, "tensorboard")))
+    if wandb := cfg.loggers.wandb:
+        loggers.append(
+            WandBLogger(
+                project=wandb.project,
+                name=cfg.run_name,
+                entity=wandb.entity,
+                tags=list(wandb.tags),
+                init_kwargs={"mode": wandb.mode, "dir": root, "config": cfg.model_dump(mode="json")},
+            )
+        )
+    return loggers
+
+
+def shows_progress_bar(cfg: Config) -> bool:
+    """Return whether a progress bar is drawn: as configured, or where somebody is looking."""
+    wanted = cfg.loggers.progress_bar
+    return os.isatty(2) if wanted == "auto" else wanted
+
+
+def torch_device(device: Device) -> torch.device:
+    """Return this rank's device as torch names it."""
+    return torch.device("cuda", dist.get_local_rank()) if device.name == "gpu" else torch.device("cpu")
+
+
+def precision_on(device: Device, cfg: Config) -> Precision:
+    """Return the arithmetic to train in."""
+    if cfg.precision == "auto":
+        return Precision.AMP_BF16 if device.name == "gpu" else Precision.FP32
+    return Precision(cfg.precision)
+
+
+def microbatch_size_on(device: Device, cfg: Config) -> int | str | None:
+    """Return images per forward pass; None is the whole device batch, which `auto` means on a CPU."""
+    wanted = cfg.device_train_microbatch_size
+    return None if wanted == "auto" and device.name != "gpu" else wanted
+
+
+def is_finished(trainer: Trainer) -> bool:
+    """Return whether the loaded checkpoint is the run's last."""
+    state = trainer.state
+    assert state.max_duration is not None
+    return state.timestamp.get(state.max_duration.unit) >= state.max_duration
+
+
+def describe(cfg: Config, facts: Facts) -> dict[str, Any]:
+    """Return the part of the run's record that is known before the first step."""
+    return {
+        "config": cfg.model_dump(mode="json"),
+        "dataset": {
+            "remote": cfg.data.remote,
+            "local": cfg.data.local,
+            "fingerprint": facts.fingerprint,
+            "num_classes": facts.num_classes,
+            "train_samples": facts.train_samples,
+            "val_samples": facts.val_samples,
+            "decoder": facts.decoder,
+        },
+        "batch": {
+            "world_size": facts.world_size,
+            "device_batch_size": facts.device_batch_size,
+            "steps_per_epoch": facts.steps_per_epoch,
+            "total_steps": facts.total_steps,
+        },
+    }

@@ -1,0 +1,461 @@
+"""The sections of a run's configuration: every key, its type, its unit and what it may hold.
+
+A section is a small frozen pydantic model. Types are strict: `true` is no number, `'0.1'` is no float; a
+whole number may stand where a float is expected. A check of our own raises `ValueError` with words that
+follow the value ("must be a multiple of 16; nearest are 224 and 240"); `train.config` adds file, line, key
+and value. Nothing here imports torch or composer, so reading a configuration takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+)
+
+if TYPE_CHECKING:
+    from composer.core import Algorithm as ComposerAlgorithm
+
+# Streaming checks with any hash of hashlib or xxhash (streaming/base/hashing.py) except the shake family.
+HASHES = [
+    *("xxh64", "xxh32", "xxh128", "xxh3_64", "xxh3_128"),
+    *sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")),
+]
+PLACEHOLDER = "YOUR-BUCKET"  # stands in yamls/ where only the user knows the value
+CROP_MULTIPLE_PX, CROP_MIN_PX, CROP_MAX_PX = 16, 32, 512
+
+
+class Section(BaseModel):
+    """Base of all sections: strict, frozen, no unknown keys, no inf or nan."""
+
+    # defer_build: schemas are built once, as part of Config, instead of once for each section at import.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Types used in more than one section
+# ---------------------------------------------------------------------------------------------------------
+
+
+def time_string(*units: Literal["ep", "ba", "dur"], zero: bool = False) -> AfterValidator:
+    """Accept a Composer time string in `units`: whole epochs, whole batches, or a fraction of the run."""
+    example = {"ep": "8ep", "ba": "500ba", "dur": "0.1dur"}
+    wanted = f"a time such as {' or '.join(example[unit] for unit in units)}"
+
+    def check(value: str) -> str:
+        match = re.fullmatch(r"(\d+)(ep|ba)|(\d+(?:\.\d+)?)(dur)", value)
+        if match is None or (match[2] or match[4]) not in units:
+            raise ValueError(f"must be {wanted}")
+        if float(match[1] or match[3]) == 0 and not zero:
+            raise ValueError(f"must be above zero: {wanted}")
+        if match[4] and float(match[3]) > 1:
+            raise ValueError("must be at most 1dur, the whole run")
+        return value
+
+    return AfterValidator(check)
+
+
+def expected(words: str) -> WrapValidator:
+    """Turn the faults of a union, one per member, into a single 'must be {words}'."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"must be {words}") from None
+
+    return WrapValidator(check)
+
+
+def check_location(value: str) -> str:
+    if "://" in value and not re.fullmatch(r"s3://[^/]+(/.*)?", value):
+        raise ValueError("must be a folder or s3://bucket/path")
+    if not value:
+        raise ValueError("must be a folder or s3://bucket/path; write null for none")
+    return value
+
+
+def check_placeholder(value: str, info: ValidationInfo) -> str:
+    if paths_are_checked(info) and PLACEHOLDER in value:
+        raise ValueError(f"must name your own bucket; put its name in place of {PLACEHOLDER}")
+    return value
+
+
+def paths_are_checked(info: ValidationInfo) -> bool:
+    return bool(info.context and info.context.get("check_paths"))
+
+
+Duration = Annotated[str, time_string("ep", "ba")]
+Location = Annotated[str, AfterValidator(check_location), AfterValidator(check_placeholder)]
+PositiveIntOrAuto = Annotated[
+    Annotated[int, Field(gt=0)] | Literal["auto"], expected("a whole number above 0, or 'auto'")
+]
+CountOrAuto = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], expected("a whole number from 0, or 'auto'")]
+Pair = Annotated[tuple[float, float], Strict(False)]  # YAML has lists, not tuples; the numbers stay strict
+Triple = Annotated[tuple[float, float, float], Strict(False)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# data
+# ---------------------------------------------------------------------------------------------------------
+
+
+class DataConfig(Section):
+    """Where the shards are, and how they become batches."""
+
+    remote: Location | None = Field(
+        None, description="where the shards are: s3://bucket/path or a folder; null: local already holds them"
+    )
+    local: str | None = Field(
+        None,
+        validate_default=True,
+        description="folder the shards are read from: the dataset itself, or a cache filled from remote",
+    )
+    train_split: str = Field("train", description="subfolder of the training shards; '' for none")
+    val_split: str = Field("val", description="subfolder of the validation shards; '' for none")
+    crop_size: int = Field(description="training crop in px, a multiple of 16 from 32 to 512")
+    eval_resize_size: int = Field(gt=0, description="short side in px before the centre crop at evaluation")
+    eval_crop_size: int = Field(gt=0, description="centre crop in px at evaluation, at most eval_resize_size")
+    crop_scale: Pair = Field(description="area of the random crop as a fraction of the image: [low, high]")
+    crop_ratio: Pair = Field(description="width / height of the random crop: [low, high]")
+    flip_prob: float = Field(ge=0, le=1, description="probability of a horizontal flip")
+    mean: Triple = Field(description="per-channel mean, RGB, 0-255")
+    std: Triple = Field(description="per-channel standard deviation, RGB, 0-255")
+    decoder: Literal["auto", "pillow"] = Field(description="JPEG decoder: auto (the fastest built) or pillow")
+    num_workers: CountOrAuto = Field(description="loader processes per GPU; auto: cores / ranks on the node, at most 8")
+    prefetch_factor: int = Field(ge=1, description="batches each worker keeps ready")
+    eval_batch_size: int = Field(gt=0, description="images per evaluation step over all GPUs")
+    shuffle_algo: Literal["py1e", "py1s", "py2s", "py1br", "naive"] = Field(description="streaming's shuffle")
+    shuffle_block_size: int = Field(gt=0, description="samples shuffled together")
+    num_canonical_nodes: int = Field(gt=0, description="sample order is fixed for this many nodes")
+    predownload: int | None = Field(
+        gt=0, description="samples each worker downloads ahead; null: streaming's default, 8 batches"
+    )
+    validate_hash: str | None = Field(
+        description="hash each shard is checked by; 'auto': one of the index's own, xxh64 first; null: none"
+    )
+    download_retry: int = Field(ge=0, description="further attempts after a failed download")
+    download_timeout: float = Field(gt=0, description="seconds before a download counts as failed")
+
+    @field_validator("remote")
+    @classmethod
+    def _remote_folder_exists(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and "://" not in value and paths_are_checked(info) and not os.path.isdir(value):
+            raise ValueError("is not a folder; give the folder or s3://bucket/path that holds the shards")
+        return value
+
+    @field_validator("local")
+    @classmethod
+    def _shards_are_somewhere(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value == "" or (value is not None and "://" in value):
+            raise ValueError("must be a folder; a bucket goes into data.remote")
+        if "remote" not in info.data:  # remote is at fault itself
+            return value
+        if value is None and info.data["remote"] is None:
+            raise ValueError("must be the folder that holds the shards when data.remote is null too")
+        if value is None:
+            raise ValueError("must be a cache folder when data.remote is given, e.g. /tmp/mds-cache")
+        if info.data["remote"] is None and paths_are_checked(info) and not os.path.isdir(value):
+            raise ValueError("is not a folder; give the folder that holds the shards, or set data.remote")
+        return value
+
+    @field_validator("crop_size")
+    @classmethod
+    def _crop_size_is_a_multiple(cls, value: int) -> int:
+        step, low, high = CROP_MULTIPLE_PX, CROP_MIN_PX, CROP_MAX_PX
+        if value < low or value > high:
+            raise ValueError(f"must be from {low} to {high}; nearest is {low if value < low else high}")
+        if value % step:
+            below = value // step * step
+            raise ValueError(f"must be a multiple of {step}; nearest are {below} and {below + step}")
+        return value
+
+    @field_validator("eval_crop_size")
+    @classmethod
+    def _eval_crop_fits(cls, value: int, info: ValidationInfo) -> int:
+        resize = info.data.get("eval_resize_size", value)
+        if value > resize:
+            raise ValueError(f"must be at most data.eval_resize_size, which is {resize}")
+        return value
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _scale_is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("must be [low, high] with 0 < low <= high <= 1")
+        return value
+
+    @field_validator("crop_ratio")
+    @classmethod
+    def _ratio_is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be [low, high] with 0 < low <= high")
+        return value
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _statistics_are_in_range(
+        cls, value: tuple[float, float, float], info: ValidationInfo
+    ) -> tuple[float, float, float]:
+        if min(value) < 0 or max(value) > 255 or (info.field_name == "std" and min(value) == 0):
+            raise ValueError("must be three numbers on the 0-255 scale" + ", none 0" * (info.field_name == "std"))
+        return value
+
+    @field_validator("validate_hash")
+    @classmethod
+    def _hash_is_known(cls, value: str | None) -> str | None:
+        if value not in (None, "auto", *HASHES):
+            raise ValueError(f"must be auto, null or one of {', '.join(HASHES)}")
+        return value
+
+
+# ---------------------------------------------------------------------------------------------------------
+# model, optimizer, scheduler
+# ---------------------------------------------------------------------------------------------------------
+
+
+class ModelConfig(Section):
+    """The network and its loss."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(description="network")
+    num_classes: Annotated[
+        Annotated[int, Field(gt=1)] | Literal["auto"], expected("a whole number above 1, or 'auto'")
+    ] = Field(description="classes; auto: from the dataset's manifest")
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(description="training loss")
+    init: Literal["mosaic", "torchvision"] = Field(description="initial weights")
+
+
+class _SGD(Section):
+    lr: float = Field(gt=0, description="peak learning rate")
+    momentum: float = Field(ge=0, lt=1, description="momentum, 0 to below 1")
+    weight_decay: float = Field(ge=0, lt=1, description="weight decay")
+    nesterov: bool = Field(description="Nesterov momentum")
+
+    @field_validator("nesterov")
+    @classmethod
+    def _nesterov_has_momentum(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("momentum") == 0:
+            raise ValueError("must be false when momentum is 0")
+        return value
+
+
+class SGDConfig(_SGD):
+    """torch.optim.SGD: the decay is added to the gradient, so it is scaled by lr and by momentum."""
+
+    name: Literal["sgd"]
+
+
+class DecoupledSGDWConfig(_SGD):
+    """composer.optim.DecoupledSGDW: each step multiplies the weights by 1 - weight_decay * lr_t / lr.
+
+    The decay follows the schedule but not the size of lr (Loshchilov & Hutter 2019, arXiv:1711.05101).
+    `weight_decay` here equals `weight_decay / (lr / (1 - momentum))` of plain SGD.
+    """
+
+    name: Literal["decoupled_sgdw"]
+    weight_decay: float = Field(ge=0, lt=1, description="weight decay, decoupled: scaled by the schedule, not by lr")
+
+
+Optimizer = Annotated[DecoupledSGDWConfig | SGDConfig, Field(discriminator="name")]
+
+
+class SchedulerConfig(Section):
+    """Learning rate over the run: linear from 0 to lr over t_warmup, then a cosine down to alpha_f * lr."""
+
+    name: Literal["cosine_with_warmup"] = Field(description="schedule")
+    t_warmup: Annotated[str, time_string("ep", "ba", "dur", zero=True)] = Field(
+        description="warm-up: epochs (8ep), batches (500ba) or a fraction of the run (0.1dur)"
+    )
+    alpha_f: float = Field(ge=0, le=1, description="final learning rate as a fraction of lr")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# algorithms: arguments and defaults are Composer's own
+# ---------------------------------------------------------------------------------------------------------
+
+
+class AlgorithmConfig(Section):
+    """One of Composer's algorithms. The fields but `name` are the arguments of `composer.algorithms.<class>`."""
+
+    composer_class: ClassVar[str]
+
+    def build(self) -> ComposerAlgorithm:
+        """Return the Composer algorithm."""
+        import composer.algorithms  # here, not above: it imports torch and takes seconds
+
+        algorithm: ComposerAlgorithm = getattr(composer.algorithms, self.composer_class)(
+            **self.model_dump(exclude={"name"})
+        )
+        return algorithm
+
+
+class BlurPool(AlgorithmConfig):
+    """Anti-aliased strided convolutions and pools (Zhang 2019, arXiv:1904.11486)."""
+
+    composer_class = "BlurPool"
+    name: Literal["blurpool"]
+    replace_convs: bool = Field(True, description="blur strided convolutions")
+    replace_maxpools: bool = Field(True, description="blur max pools")
+    blur_first: bool = Field(True, description="blur before the convolution")
+    min_channels: int = Field(16, ge=1, description="convolutions with fewer input channels stay as they are")
+
+    @field_validator("replace_maxpools")
+    @classmethod
+    def _something_is_replaced(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and not info.data.get("replace_convs", True):
+            raise ValueError("must be true when replace_convs is false; else remove blurpool")
+        return value
+
+
+class ChannelsLast(AlgorithmConfig):
+    """Weights and activations as NHWC in memory, which GPUs convolve faster."""
+
+    composer_class = "ChannelsLast"
+    name: Literal["channels_last"]
+
+
+class LabelSmoothing(AlgorithmConfig):
+    """Targets (1 - smoothing) * y + smoothing / classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+
+    composer_class = "LabelSmoothing"
+    name: Literal["label_smoothing"]
+    smoothing: float = Field(0.1, gt=0, lt=1, description="above 0, below 1")
+
+
+class ProgressiveResizing(AlgorithmConfig):
+    """Train on small images first and grow them to crop_size."""
+
+    composer_class = "ProgressiveResizing"
+    name: Literal["progressive_resizing"]
+    mode: Literal["resize", "crop"] = Field("resize", description="how images are made smaller: resize or crop")
+    initial_scale: float = Field(0.5, gt=0, le=1, description="first size as a fraction of crop_size")
+    delay_fraction: float = Field(0.5, ge=0, lt=1, description="fraction of the run at the first size")
+    finetune_fraction: float = Field(0.2, ge=0, lt=1, description="fraction of the run, at its end, at full size")
+    size_increment: int = Field(4, ge=1, description="sizes are multiples of this many px")
+
+    @field_validator("finetune_fraction")
+    @classmethod
+    def _there_is_time_to_grow(cls, value: float, info: ValidationInfo) -> float:
+        delay = info.data.get("delay_fraction", 0)
+        if value + delay >= 1:
+            raise ValueError(f"must be below {1 - delay:g}, what delay_fraction {delay:g} leaves of the run")
+        return value
+
+
+class EMA(AlgorithmConfig):
+    """Moving average of the weights, used for evaluation and in checkpoints."""
+
+    composer_class = "EMA"
+    name: Literal["ema"]
+    half_life: Duration | None = Field(None, description="time after which old weights count half, e.g. 100ba")
+    smoothing: float | None = Field(
+        None, gt=0, lt=1, validate_default=True, description="share the average keeps at each update"
+    )
+    update_interval: Duration | None = Field(
+        None, validate_default=True, description="time between updates, e.g. 20ba; null: every 1 of half_life's unit"
+    )
+    ema_start: Annotated[str, time_string("ep", "ba", "dur", zero=True)] = Field(
+        "0.0dur", description="when averaging starts"
+    )
+
+    @field_validator("smoothing")
+    @classmethod
+    def _one_of_two(cls, value: float | None, info: ValidationInfo) -> float | None:
+        half_life = info.data.get("half_life", "")  # '': at fault itself
+        if value is None and half_life is None:
+            raise ValueError("must be a number when half_life is null; give one of the two")
+        if value is not None and half_life:
+            raise ValueError(f"must be null when half_life is given ({half_life}); give one of the two")
+        return value
+
+    @field_validator("update_interval")
+    @classmethod
+    def _units_match(cls, value: str | None, info: ValidationInfo) -> str | None:
+        half_life = info.data.get("half_life")
+        if value is None and info.data.get("smoothing") is not None:
+            raise ValueError("must be given with smoothing, e.g. 1ba")
+        if value is not None and half_life is not None and value[-2:] != half_life[-2:]:
+            raise ValueError(f"must be in the unit of half_life, which is {half_life}")
+        return value
+
+
+class MixUp(AlgorithmConfig):
+    """Each image and target mixed with another of the batch (Zhang et al. 2018, arXiv:1710.09412)."""
+
+    composer_class = "MixUp"
+    name: Literal["mixup"]
+    alpha: float = Field(0.2, gt=0, description="parameter of the Beta(alpha, alpha) the share is drawn from")
+    interpolate_loss: bool = Field(False, description="mix the losses, not the targets")
+
+
+class CutMix(AlgorithmConfig):
+    """A box of each image replaced by another image's (Yun et al. 2019, arXiv:1905.04899)."""
+
+    composer_class = "CutMix"
+    name: Literal["cutmix"]
+    alpha: float = Field(1.0, gt=0, description="parameter of the Beta(alpha, alpha) the box area is drawn from")
+    interpolate_loss: bool = Field(False, description="mix the losses, not the targets")
+    uniform_sampling: bool = Field(False, description="every pixel equally likely to be cut")
+
+
+class GradientClipping(AlgorithmConfig):
+    """Gradients clipped by norm, by value or by their ratio to the weights (arXiv:2102.06171)."""
+
+    composer_class = "GradientClipping"
+    name: Literal["gradient_clipping"]
+    clipping_type: Literal["norm", "value", "adaptive"] = Field(description="norm, value or adaptive")
+    clipping_threshold: float = Field(gt=0, description="largest norm, value or gradient/weight ratio left as it is")
+
+
+Algorithm = Annotated[
+    BlurPool | ChannelsLast | LabelSmoothing | ProgressiveResizing | EMA | MixUp | CutMix | GradientClipping,
+    Field(discriminator="name"),
+]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# checkpoint, loggers
+# ---------------------------------------------------------------------------------------------------------
+
+
+class CheckpointConfig(Section):
+    """Where the run's state is kept, and how often."""
+
+    save_folder: Location = Field(description="folder or s3://bucket/path")
+    save_interval: Duration = Field(description="time between checkpoints: epochs (1ep) or batches (500ba)")
+    keep: int = Field(ge=1, description="newest checkpoints kept")
+    autoresume: bool = Field(description="continue from the newest checkpoint in save_folder")
+
+
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    project: str = Field(min_length=1, description="project name")
+    mode: Literal["online", "offline"] = Field("online", description="online or offline")
+    entity: str | None = Field(None, description="user or team; null: the account's own")
+    tags: Annotated[tuple[str, ...], Strict(False)] = Field((), description="labels of the run")
+
+
+class LoggersConfig(Section):
+    """Where metrics go."""
+
+    progress_bar: Annotated[bool | Literal["auto"], expected("true, false or 'auto'")] = Field(
+        description="progress bar; auto: only in a terminal"
+    )
+    console_interval: Duration | None = Field(description="time between lines of metrics (1ep, 100ba); null: none")
+    file: bool = Field(description="the run's log as a file")
+    tensorboard: bool = Field(description="TensorBoard events")
+    wandb: WandbConfig | None = Field(description="Weights & Biases: null, or a map with project")
