@@ -113,7 +113,7 @@ def scattered(shape: Drawer) -> Callable[[np.random.Generator, int, int], FloatA
         canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
         pen = ImageDraw.Draw(canvas)
         for left, top, cell in _cells(rng, *canvas.size):
-            radius = cell * rng.uniform(0.34, 0.48)
+            radius = cell * rng.uniform(0.36, 0.48)
             x, y = left + cell * rng.uniform(0.4, 0.6), top + cell * rng.uniform(0.4, 0.6)
             shape(pen, x, y, radius, rng.uniform(0, 2 * math.pi))
         small = canvas.resize((width, height), Image.Resampling.BOX)
@@ -124,7 +124,7 @@ def scattered(shape: Drawer) -> Callable[[np.random.Generator, int, int], FloatA
 
 def _cells(rng: np.random.Generator, width: int, height: int) -> Iterator[tuple[float, float, float]]:
     """Yield squares (left, top, edge) that tile the image from a random start, so that shapes hardly overlap."""
-    edge = min(width, height) / rng.uniform(1.2, 2.2)
+    edge = min(width, height) / rng.uniform(1.0, 1.8)
     left, top = -edge * rng.random(), -edge * rng.random()
     for row in range(math.ceil(height / edge) + 1):
         for column in range(math.ceil(width / edge) + 1):
@@ -183,8 +183,8 @@ def checkerboard(rng: np.random.Generator, width: int, height: int) -> FloatArra
 
 
 def _period(rng: np.random.Generator, width: int, height: int) -> float:
-    """Return the px from stripe to stripe: 2.5 to 5 of them over the short side."""
-    return min(width, height) / float(rng.uniform(2.5, 5))
+    """Return the px from stripe to stripe: 2 to 4.5 of them over the short side."""
+    return min(width, height) / float(rng.uniform(2, 4.5))
 
 
 def _wave(rng: np.random.Generator, width: int, height: int, angle: float, period: float) -> FloatArray:
@@ -219,7 +219,7 @@ def _gradient(rng: np.random.Generator, width: int, height: int, colour: FloatAr
 
 def _noise(rng: np.random.Generator, width: int, height: int) -> FloatArray:
     """Return grain, float32 (H, W, 1), as coarse as the image is large: it is there at any scale."""
-    level, grain = rng.uniform(0, 30), max(1, round(min(width, height) / 100))
+    level, grain = rng.uniform(0, 25), max(1, round(min(width, height) / 100))
     rows, columns = math.ceil(height / grain), math.ceil(width / grain)
     coarse = np.float32(level) * rng.standard_normal((rows, columns), dtype=np.float32)
     return coarse.repeat(grain, axis=0).repeat(grain, axis=1)[:height, :width, None]

@@ -1,5 +1,6 @@
 """Fixtures that more than one kind of test needs."""
 
+import json
 import os
 import shutil
 import signal
@@ -72,10 +73,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
     keys = folder / "keys.json"
     access, secret = uuid.uuid4().hex[:20], uuid.uuid4().hex
-    keys.write_text(
-        '{"identities": [{"name": "test", "credentials": [{"accessKey": "%s", "secretKey": "%s"}],'
-        ' "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}' % (access, secret)
-    )
+    credentials = {"accessKey": access, "secretKey": secret}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    keys.write_text(json.dumps({"identities": [{"name": "test", "credentials": [credentials], "actions": actions}]}))
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=200", "-s3"]
     command += [f"-master.port={ports['master']}", f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}"]
     # The gRPC ports are the others plus 10000 unless given, which may lie past 65535.

@@ -86,8 +86,9 @@ def start(
     return Run(processes, log)
 
 
-def run(argv: Sequence[str], log: Path, *, ranks: int = 1, env: dict[str, str] | None = None,
-        program: str = "train.main") -> tuple[int, str]:
+def run(
+    argv: Sequence[str], log: Path, *, ranks: int = 1, env: dict[str, str] | None = None, program: str = "train.main"
+) -> tuple[int, str]:
     """Run to the end; return the exit code and rank 0's output."""
     started = start(argv, log, ranks=ranks, env=env, program=program)
     return started.wait(), started.output()
@@ -95,6 +96,7 @@ def run(argv: Sequence[str], log: Path, *, ranks: int = 1, env: dict[str, str] |
 
 def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str]) -> None:
     os.setpgid(0, 0)
+    multiprocessing.set_start_method("fork", force=True)  # for its loader workers, as in a process started by hand
     os.chdir(REPOSITORY)
     os.environ.update(variables)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 # Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
 
 from composer import Trainer
 from composer.core import Evaluator
@@ -27,6 +29,8 @@ from train.folders import open_folder
 from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.run import RefusedError, precision_on, start_process, torch_device
+
+DIST_TIMEOUT_SECONDS = 300.0  # Composer's own default
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,12 +65,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return top1, top5, loss, samples_evaluated and weights_sha256; collective over all ranks."""
+    device = start_process(DIST_TIMEOUT_SECONDS)
     where, _, name = args.checkpoint.rpartition("/")
     with on_every_node(open_folder(where or "."), name) as path:
         assert path is not None
         saved = read_run(Path(path))
         cfg = with_data(config_from_dict(saved["config"]), args)
-        device = start_process(cfg)
         split = args.split if args.split is not None else cfg.data.val_split
         dataset = open_eval(
             cfg.data, split, device_batch_size=max(1, cfg.data.eval_batch_size // dist.get_world_size())
@@ -83,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             progress_bar=os.isatty(2),
             load_path=path,
             load_weights_only=True,
-            dist_timeout=cfg.dist_timeout,
+            dist_timeout=DIST_TIMEOUT_SECONDS,
         )
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}

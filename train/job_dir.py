@@ -45,16 +45,18 @@ def link_for_this_job(target: str) -> str:
 def one_at_a_time() -> Iterator[None]:
     """Let one job of this user at a time claim shared memory on this machine; dead jobs' is removed first.
 
-    Streaming looks for a free name and then takes it, two steps that two starting jobs could interleave. Only the
-    node's first rank holds the lock: the others wait for it inside StreamingDataset.
+    Streaming looks for a free name and then takes it, two steps that two starting jobs could interleave. Collective:
+    the node's first rank holds the lock, and the others go on only once it does, since they look for names as well.
     """
     if dist.get_local_rank() != 0:
+        dist.barrier()
         yield
         return
     _jobs_root().mkdir(parents=True, exist_ok=True)
     with open(_jobs_root() / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the holder dies
         remove_what_dead_jobs_left()
+        dist.barrier()
         yield
 
 

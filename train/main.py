@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
 
 from train.config import Config, ConfigError, load_config
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
+from composer.algorithms import EMA
 from composer.core import Callback, Evaluator, Precision
 from composer.devices import Device
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
@@ -75,7 +76,8 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     Raises:
         RefusedError: before anything is trained.
     """
-    device = start_process(cfg)
+    device = start_process(cfg.dist_timeout)
+    choose_kernels(cfg, device)
     facts = gather_facts(cfg)
     folder = open_folder(cfg.checkpoint.save_folder)
     contract = contract_of(cfg, fingerprint=facts.fingerprint, decoder=facts.decoder, num_classes=facts.num_classes)
@@ -93,6 +95,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         trainer = build_trainer(cfg, device, facts, train_set, val_set, [guard, record, saver], load_path)
     if not is_finished(trainer):
         trainer.fit()
+    use_averaged_weights(trainer)
     record.note_weights(trainer.state)
     if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
         trainer.eval()
@@ -129,25 +132,37 @@ def plan(cfg: Config) -> str:
     )
 
 
-def start_process(cfg: Config) -> Device:
-    """Join the process group, and set what holds for the whole process."""
+def start_process(dist_timeout: float) -> Device:
+    """Join the process group, and set what holds for the whole process.
+
+    Args:
+        dist_timeout: seconds that a rank waits for the others before it gives up.
+    """
     device = get_device(None)
     if not dist.is_initialized():
-        dist.initialize_dist(device, timeout=cfg.dist_timeout)
-    level = logging.INFO if dist.get_global_rank() == 0 else logging.WARNING
+        dist.initialize_dist(device, timeout=dist_timeout)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("train").setLevel(level)
+    logging.getLogger("train").setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
     only_load_safely()
-    if device.name == "gpu":
-        if cfg.deterministic and cfg.device_train_microbatch_size == "auto":
-            raise ConfigError(
-                "device_train_microbatch_size: 'auto' depends on the memory that happens to be free, which "
-                "deterministic: true rules out; give a number"
-            )
-        torch.backends.cudnn.benchmark = not cfg.deterministic
-    else:
+    if device.name == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
     return device
+
+
+def choose_kernels(cfg: Config, device: Device) -> None:
+    """Let cuDNN search for its fastest kernels, unless the result must be the same bit for bit.
+
+    Raises:
+        ConfigError: a setting that cannot give the same result twice goes with `deterministic: true`.
+    """
+    if device.name != "gpu":
+        return
+    if cfg.deterministic and cfg.device_train_microbatch_size == "auto":
+        raise ConfigError(
+            "device_train_microbatch_size: 'auto' depends on the memory that happens to be free, which "
+            "deterministic: true rules out; give a number"
+        )
+    torch.backends.cudnn.benchmark = not cfg.deterministic
 
 
 def gather_facts(cfg: Config) -> Facts:
@@ -346,6 +361,16 @@ def is_finished(trainer: Trainer) -> bool:
     state = trainer.state
     assert state.max_duration is not None
     return state.timestamp.get(state.max_duration.unit) >= state.max_duration
+
+
+def use_averaged_weights(trainer: Trainer) -> None:
+    """Have the model hold EMA's weights where there are any: those that were evaluated, and that checkpoints hold.
+
+    Composer 0.32.1 leaves one or the other in the model, by whether the last event was an evaluation or a checkpoint.
+    """
+    for algorithm in trainer.state.algorithms:
+        if isinstance(algorithm, EMA) and algorithm.ema_started:
+            algorithm._ensure_ema_weights_active(trainer.state)
 
 
 def describe(cfg: Config, facts: Facts) -> dict[str, Any]:

@@ -12,222 +12,222 @@ from pydantic import ValidationError
 
 from train.config import Config, ConfigError, config_from_dict, device_batch_size, load_config, resolved_yaml
 
-ALGORITHMS = 'blurpool, channels_last, label_smoothing, progressive_resizing, ema, mixup, cutmix, gradient_clipping'
-BASE = Path(__file__).parents[2] / 'yamls' / 'base.yaml'
+ALGORITHMS = "blurpool, channels_last, label_smoothing, progressive_resizing, ema, mixup, cutmix, gradient_clipping"
+BASE = Path(__file__).parents[2] / "yamls" / "base.yaml"
 
 
 @pytest.fixture
 def run_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with a copy of base.yaml and an empty data folder."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'base.yaml').write_text(BASE.read_text())
-    (tmp_path / 'shards').mkdir()
+    (tmp_path / "base.yaml").write_text(BASE.read_text())
+    (tmp_path / "shards").mkdir()
     return tmp_path
 
 
-def write(text: str, name: str = 'run.yaml') -> str:
+def write(text: str, name: str = "run.yaml") -> str:
     Path(name).write_text(text)
     return name
 
 
 def child(text: str) -> str:
-    return write('base: base.yaml\ndata:\n  local: shards\n' + text)
+    return write("base: base.yaml\ndata:\n  local: shards\n" + text)
 
 
 def told(path: str, *overrides: str, **options: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides, **options)
-    return str(caught.value).split('\n')
+    return str(caught.value).split("\n")
 
 
 def test_four_faults_of_a_file_are_named_in_one_message(run_in: Path) -> None:
     path = write(
-        'base: base.yaml\n'
-        'data:\n'
-        '  local: /no/such/folder\n'
-        '  shufle_algo: py1s\n'
-        '  crop_size: 224px\n'
-        'optimizer:\n'
-        '  lr: -0.1\n'
+        "base: base.yaml\n"
+        "data:\n"
+        "  local: /no/such/folder\n"
+        "  shufle_algo: py1s\n"
+        "  crop_size: 224px\n"
+        "optimizer:\n"
+        "  lr: -0.1\n"
     )
     assert told(path) == [
         "run.yaml:3: data.local: '/no/such/folder' is not a folder; "
-        'give the folder that holds the shards, or set data.remote',
+        "give the folder that holds the shards, or set data.remote",
         "run.yaml:4: data.shufle_algo: unknown key; did you mean 'shuffle_algo'?",
         "run.yaml:5: data.crop_size: '224px' must be a whole number "
-        '(training crop in px, a multiple of 16 from 32 to 512)',
-        'run.yaml:7: optimizer.lr: -0.1 must be above 0 (peak learning rate)',
+        "(training crop in px, a multiple of 16 from 32 to 512)",
+        "run.yaml:7: optimizer.lr: -0.1 must be above 0 (peak learning rate)",
     ]
 
 
 def test_a_fault_is_blamed_on_the_base_the_child_or_the_override_it_came_from(run_in: Path) -> None:
-    write('base: base.yaml\nseed: -1\ndata: {local: shards}\n', 'middle.yaml')
-    path = write('base: middle.yaml\n\nglobal_batch_size: 0\n')
-    assert told(path, 'scheduler.alpha_f=2', 'optimzer.lr=1') == [
-        'middle.yaml:2: seed: -1 must be at least 0 (seed of everything random, a whole number from 0)',
-        'run.yaml:3: global_batch_size: 0 must be above 0 (images per optimizer step over all GPUs)',
+    write("base: base.yaml\nseed: -1\ndata: {local: shards}\n", "middle.yaml")
+    path = write("base: middle.yaml\n\nglobal_batch_size: 0\n")
+    assert told(path, "scheduler.alpha_f=2", "optimzer.lr=1") == [
+        "middle.yaml:2: seed: -1 must be at least 0 (seed of everything random, a whole number from 0)",
+        "run.yaml:3: global_batch_size: 0 must be above 0 (images per optimizer step over all GPUs)",
         "override 'optimzer.lr=1': optimzer: unknown key; did you mean 'optimizer'?",
         "override 'scheduler.alpha_f=2': scheduler.alpha_f: 2 must be at most 1 "
-        '(final learning rate as a fraction of lr)',
+        "(final learning rate as a fraction of lr)",
     ]
 
 
 def test_an_override_mends_the_value_of_the_file(run_in: Path) -> None:
-    path = child('optimizer: {lr: -1}\n')
-    assert load_config(path, ['optimizer.lr=5e-4']).optimizer.lr == 0.0005
+    path = child("optimizer: {lr: -1}\n")
+    assert load_config(path, ["optimizer.lr=5e-4"]).optimizer.lr == 0.0005
 
 
 SENTENCES = {
-    'seed=true': 'seed: true must be a whole number (seed of everything random, a whole number from 0)',
+    "seed=true": "seed: true must be a whole number (seed of everything random, a whole number from 0)",
     'optimizer.lr="5e-4"': "optimizer.lr: '5e-4' must be a number without quotes (peak learning rate)",
-    'optimizer.lr=true': 'optimizer.lr: true must be a number (peak learning rate)',
-    'optimizer.lr=.inf': 'optimizer.lr: inf must be a finite number (peak learning rate)',
-    'optimizer.momentum=1': 'optimizer.momentum: 1 must be below 1 (momentum, 0 to below 1)',
-    'run_name=7': 'run_name: 7 must be text in quotes (name of the run)',
-    'run_name=a/b': (
+    "optimizer.lr=true": "optimizer.lr: true must be a number (peak learning rate)",
+    "optimizer.lr=.inf": "optimizer.lr: inf must be a finite number (peak learning rate)",
+    "optimizer.momentum=1": "optimizer.momentum: 1 must be below 1 (momentum, 0 to below 1)",
+    "run_name=7": "run_name: 7 must be text in quotes (name of the run)",
+    "run_name=a/b": (
         "run_name: 'a/b' must be 1 to 100 letters, digits, dots, dashes or underscores, the first not a dot"
     ),
-    'loggers.file=on': "loggers.file: 'on' must be true or false (the run's log as a file)",
-    'max_duration=90e': "max_duration: '90e' must be a time such as 8ep or 500ba",
-    'max_duration=0.5dur': "max_duration: '0.5dur' must be a time such as 8ep or 500ba",
-    'eval_interval=0ep': "eval_interval: '0ep' must be above zero: a time such as 8ep or 500ba",
-    'scheduler.t_warmup=1.5dur': "scheduler.t_warmup: '1.5dur' must be at most 1dur, the whole run",
-    'scheduler.t_warmup=19ep': "scheduler.t_warmup: '19ep' must be at most max_duration, which is 18ep",
-    'device_train_microbatch_size=0': "device_train_microbatch_size: 0 must be a whole number above 0, or 'auto'",
-    'data.num_workers=true': "data.num_workers: true must be a whole number from 0, or 'auto'",
-    'precision=bf16': "precision: 'bf16' must be one of auto, fp32, amp_bf16, amp_fp16; did you mean 'amp_bf16'?",
-    'data.crop_size=225': 'data.crop_size: 225 must be a multiple of 16; nearest are 224 and 240',
-    'data.crop_size=16': 'data.crop_size: 16 must be from 32 to 512; nearest is 32',
-    'data.eval_crop_size=300': 'data.eval_crop_size: 300 must be at most data.eval_resize_size, which is 256',
-    'data.crop_scale=[1, 0.5]': 'data.crop_scale: [1, 0.5] must be [low, high] with 0 < low <= high <= 1',
-    'data.crop_ratio=[0, 1]': 'data.crop_ratio: [0, 1] must be [low, high] with 0 < low <= high',
-    'data.mean=[1, 2]': 'data.mean: must have 3 entries (per-channel mean, RGB, 0-255)',
-    'data.std=[1, 2, 0]': 'data.std: [1, 2, 0] must be three numbers on the 0-255 scale, none 0',
-    'data.remote=gs://b/x': "data.remote: 'gs://b/x' must be a folder or s3://bucket/path",
-    'data.local=s3://b/x': "data.local: 's3://b/x' must be a folder; a bucket goes into data.remote",
-    'data.local=': 'data.local: null must be the folder that holds the shards when data.remote is null too',
-    'optimizer.name=sgdd': "optimizer.name: 'sgdd' must be one of decoupled_sgdw, sgd; did you mean 'sgd'?",
-    'optimizer=3': 'optimizer: 3 must be a map',
-    'optimizer={nesterov: true, momentum: 0}': 'optimizer.nesterov: true must be false when momentum is 0',
-    'lr=0.1': 'lr: unknown key; did you mean optimizer.lr?',
-    'model.zzz=1': 'model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init',
-    'loggers.wandb={mode: offline}': 'loggers.wandb.project: is missing; add it (project name)',
-    'algorithms.0.name=mixup': "algorithms: a map must be a list such as [a, b] (Composer's algorithms)",
-    'algorithms=[mixup]': "algorithms.0: 'mixup' must be a map (Composer's algorithms)",
-    'algorithms=[{nam: ema}]': f'algorithms.0.name: is missing; add one of {ALGORITHMS}',
-    'algorithms=[{name: emma}]': f"algorithms.0.name: 'emma' must be one of {ALGORITHMS}; did you mean 'ema'?",
-    'algorithms=[{name: mixup}, {name: mixup}]': (
+    "loggers.file=on": "loggers.file: 'on' must be true or false (the run's log as a file)",
+    "max_duration=90e": "max_duration: '90e' must be a time such as 8ep or 500ba",
+    "max_duration=0.5dur": "max_duration: '0.5dur' must be a time such as 8ep or 500ba",
+    "eval_interval=0ep": "eval_interval: '0ep' must be above zero: a time such as 8ep or 500ba",
+    "scheduler.t_warmup=1.5dur": "scheduler.t_warmup: '1.5dur' must be at most 1dur, the whole run",
+    "scheduler.t_warmup=19ep": "scheduler.t_warmup: '19ep' must be at most max_duration, which is 18ep",
+    "device_train_microbatch_size=0": "device_train_microbatch_size: 0 must be a whole number above 0, or 'auto'",
+    "data.num_workers=true": "data.num_workers: true must be a whole number from 0, or 'auto'",
+    "precision=bf16": "precision: 'bf16' must be one of auto, fp32, amp_bf16, amp_fp16; did you mean 'amp_bf16'?",
+    "data.crop_size=225": "data.crop_size: 225 must be a multiple of 16; nearest are 224 and 240",
+    "data.crop_size=16": "data.crop_size: 16 must be from 32 to 512; nearest is 32",
+    "data.eval_crop_size=300": "data.eval_crop_size: 300 must be at most data.eval_resize_size, which is 256",
+    "data.crop_scale=[1, 0.5]": "data.crop_scale: [1, 0.5] must be [low, high] with 0 < low <= high <= 1",
+    "data.crop_ratio=[0, 1]": "data.crop_ratio: [0, 1] must be [low, high] with 0 < low <= high",
+    "data.mean=[1, 2]": "data.mean: must have 3 entries (per-channel mean, RGB, 0-255)",
+    "data.std=[1, 2, 0]": "data.std: [1, 2, 0] must be three numbers on the 0-255 scale, none 0",
+    "data.remote=gs://b/x": "data.remote: 'gs://b/x' must be a folder or s3://bucket/path",
+    "data.local=s3://b/x": "data.local: 's3://b/x' must be a folder; a bucket goes into data.remote",
+    "data.local=": "data.local: null must be the folder that holds the shards when data.remote is null too",
+    "optimizer.name=sgdd": "optimizer.name: 'sgdd' must be one of decoupled_sgdw, sgd; did you mean 'sgd'?",
+    "optimizer=3": "optimizer: 3 must be a map",
+    "optimizer={nesterov: true, momentum: 0}": "optimizer.nesterov: true must be false when momentum is 0",
+    "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",
+    "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init",
+    "loggers.wandb={mode: offline}": "loggers.wandb.project: is missing; add it (project name)",
+    "algorithms.0.name=mixup": "algorithms: a map must be a list such as [a, b] (Composer's algorithms)",
+    "algorithms=[mixup]": "algorithms.0: 'mixup' must be a map (Composer's algorithms)",
+    "algorithms=[{nam: ema}]": f"algorithms.0.name: is missing; add one of {ALGORITHMS}",
+    "algorithms=[{name: emma}]": f"algorithms.0.name: 'emma' must be one of {ALGORITHMS}; did you mean 'ema'?",
+    "algorithms=[{name: mixup}, {name: mixup}]": (
         "algorithms.1.name: 'mixup' is given twice, first as algorithms.0; remove one of the two"
     ),
-    'algorithms=[{name: blurpool, replace_convs: false, replace_maxpools: false}]': (
-        'algorithms.0.replace_maxpools: false must be true when replace_convs is false; else remove blurpool'
+    "algorithms=[{name: blurpool, replace_convs: false, replace_maxpools: false}]": (
+        "algorithms.0.replace_maxpools: false must be true when replace_convs is false; else remove blurpool"
     ),
-    'algorithms=[{name: progressive_resizing, size_increment: 5}]': (
-        'algorithms.0.size_increment: 5 must divide data.crop_size, which is 224'
+    "algorithms=[{name: progressive_resizing, size_increment: 5}]": (
+        "algorithms.0.size_increment: 5 must divide data.crop_size, which is 224"
     ),
-    'algorithms=[{name: progressive_resizing, delay_fraction: 0.8, finetune_fraction: 0.2}]': (
-        'algorithms.0.finetune_fraction: 0.2 must be below 0.2, what delay_fraction 0.8 leaves of the run'
+    "algorithms=[{name: progressive_resizing, delay_fraction: 0.8, finetune_fraction: 0.2}]": (
+        "algorithms.0.finetune_fraction: 0.2 must be below 0.2, what delay_fraction 0.8 leaves of the run"
     ),
-    'algorithms=[{name: ema}]': (
-        'algorithms.0.smoothing: null must be a number when half_life is null; give one of the two'
+    "algorithms=[{name: ema}]": (
+        "algorithms.0.smoothing: null must be a number when half_life is null; give one of the two"
     ),
-    'algorithms=[{name: ema, half_life: 9ba, smoothing: 0.9, update_interval: 1ba}]': (
-        'algorithms.0.smoothing: 0.9 must be null when half_life is given (9ba); give one of the two'
+    "algorithms=[{name: ema, half_life: 9ba, smoothing: 0.9, update_interval: 1ba}]": (
+        "algorithms.0.smoothing: 0.9 must be null when half_life is given (9ba); give one of the two"
     ),
-    'algorithms=[{name: ema, half_life: 9ba, update_interval: 1ep}]': (
+    "algorithms=[{name: ema, half_life: 9ba, update_interval: 1ep}]": (
         "algorithms.0.update_interval: '1ep' must be in the unit of half_life, which is 9ba"
     ),
-    'algorithms=[{name: ema, smoothing: 0.9}]': (
-        'algorithms.0.update_interval: null must be given with smoothing, e.g. 1ba'
+    "algorithms=[{name: ema, smoothing: 0.9}]": (
+        "algorithms.0.update_interval: null must be given with smoothing, e.g. 1ba"
     ),
 }
 
 
-@pytest.mark.parametrize('override', SENTENCES)
+@pytest.mark.parametrize("override", SENTENCES)
 def test_each_wrong_value_gets_one_plain_sentence(run_in: Path, override: str) -> None:
-    assert told(child(''), override) == [f"override '{override}': {SENTENCES[override]}"]
+    assert told(child(""), override) == [f"override '{override}': {SENTENCES[override]}"]
 
 
 def test_a_misspelt_key_that_has_to_be_there_is_one_fault_not_two() -> None:
-    stored = load_config(BASE, ['data.local=x'], check_paths=False).model_dump(mode='json')
-    stored['sede'] = stored.pop('seed')
+    stored = load_config(BASE, ["data.local=x"], check_paths=False).model_dump(mode="json")
+    stored["sede"] = stored.pop("seed")
     with pytest.raises(ConfigError) as caught:
         config_from_dict(stored)
     assert str(caught.value) == "stored configuration: sede: unknown key; did you mean 'seed'?"
 
 
 def test_a_base_that_cannot_be_read_hides_no_fault_of_the_child_and_adds_none(run_in: Path) -> None:
-    assert told(write('base: gone.yaml\nseed: -1\ndata: {crop_size: 16}\n')) == [
+    assert told(write("base: gone.yaml\nseed: -1\ndata: {crop_size: 16}\n")) == [
         "run.yaml:1: base: 'gone.yaml' is not a file; the path is relative to ./",
-        'run.yaml:2: seed: -1 must be at least 0 (seed of everything random, a whole number from 0)',
-        'run.yaml:3: data.crop_size: 16 must be from 32 to 512; nearest is 32',
+        "run.yaml:2: seed: -1 must be at least 0 (seed of everything random, a whole number from 0)",
+        "run.yaml:3: data.crop_size: 16 must be from 32 to 512; nearest is 32",
     ]
 
 
 def test_a_fault_in_one_key_does_not_hide_a_check_across_keys(run_in: Path) -> None:
-    path = child('  eval_crop_size: 300\n  crop_size: x\nseed: -1\n')
-    assert [line.split(': ')[1] for line in told(path)] == ['data.eval_crop_size', 'data.crop_size', 'seed']
+    path = child("  eval_crop_size: 300\n  crop_size: x\nseed: -1\n")
+    assert [line.split(": ")[1] for line in told(path)] == ["data.eval_crop_size", "data.crop_size", "seed"]
 
 
 def test_remote_and_local_must_fit_together(run_in: Path) -> None:
-    path = write('base: base.yaml\n')
-    assert told(path, 'data.remote=s3://bucket/mds') == [
-        'base.yaml:18: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache'
+    path = write("base: base.yaml\n")
+    assert told(path, "data.remote=s3://bucket/mds") == [
+        "base.yaml:18: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache"
     ]
-    assert told(path, 'data.remote=gone', 'data.local=cache') == [
+    assert told(path, "data.remote=gone", "data.local=cache") == [
         "override 'data.remote=gone': data.remote: 'gone' is not a folder; "
-        'give the folder or s3://bucket/path that holds the shards'
+        "give the folder or s3://bucket/path that holds the shards"
     ]
-    assert load_config(path, ['data.remote=shards', 'data.local=cache']).data.local == 'cache'
+    assert load_config(path, ["data.remote=shards", "data.local=cache"]).data.local == "cache"
 
 
 def test_paths_and_placeholders_are_checked_only_when_asked(run_in: Path) -> None:
-    overrides = ['data.local=gone', 'checkpoint.save_folder=s3://YOUR-BUCKET/run']
-    assert load_config('base.yaml', overrides, check_paths=False).data.local == 'gone'
-    assert told('base.yaml', *overrides) == [
+    overrides = ["data.local=gone", "checkpoint.save_folder=s3://YOUR-BUCKET/run"]
+    assert load_config("base.yaml", overrides, check_paths=False).data.local == "gone"
+    assert told("base.yaml", *overrides) == [
         "override 'checkpoint.save_folder=s3://YOUR-BUCKET/run': checkpoint.save_folder: 's3://YOUR-BUCKET/run' "
-        'must name your own bucket; put its name in place of YOUR-BUCKET',
+        "must name your own bucket; put its name in place of YOUR-BUCKET",
         "override 'data.local=gone': data.local: 'gone' is not a folder; "
-        'give the folder that holds the shards, or set data.remote',
+        "give the folder that holds the shards, or set data.remote",
     ]
 
 
 def test_a_configuration_survives_storing_as_json_and_as_yaml(run_in: Path) -> None:
-    algorithms = 'algorithms=[{name: ema, half_life: 9ba}, {name: mixup}]'
-    cfg = load_config('base.yaml', ['data.local=shards', 'run_name="5e-4"', 'optimizer.lr=1e-05', algorithms])
-    assert config_from_dict(json.loads(json.dumps(cfg.model_dump(mode='json')))) == cfg
+    algorithms = "algorithms=[{name: ema, half_life: 9ba}, {name: mixup}]"
+    cfg = load_config("base.yaml", ["data.local=shards", 'run_name="5e-4"', "optimizer.lr=1e-05", algorithms])
+    assert config_from_dict(json.loads(json.dumps(cfg.model_dump(mode="json")))) == cfg
     assert load_config(write(resolved_yaml(cfg))) == cfg
     assert list(yaml.safe_load(resolved_yaml(cfg))) == list(Config.model_fields)
 
 
 def test_a_configuration_cannot_be_changed_after_it_was_checked(run_in: Path) -> None:
-    cfg = load_config(child(''))
-    with pytest.raises(ValidationError, match='frozen'):
+    cfg = load_config(child(""))
+    with pytest.raises(ValidationError, match="frozen"):
         cfg.optimizer.lr = 1.0
     assert isinstance(cfg.algorithms, tuple)
     assert isinstance(cfg.data.mean, tuple)
 
 
 def test_the_device_batch_is_an_even_share_of_the_global_batch(run_in: Path) -> None:
-    cfg = load_config(child(''))
+    cfg = load_config(child(""))
     assert [device_batch_size(cfg, ranks) for ranks in (1, 8, 256)] == [256, 32, 1]
     with pytest.raises(ConfigError) as caught:
         device_batch_size(cfg, 6)
     assert str(caught.value) == (
-        'global_batch_size: 256 must be a multiple of the 6 ranks; nearest: 252 and 258, as in global_batch_size=258'
+        "global_batch_size: 256 must be a multiple of the 6 ranks; nearest: 252 and 258, as in global_batch_size=258"
     )
-    with pytest.raises(ConfigError, match='nearest: 512, as in global_batch_size=512'):
+    with pytest.raises(ConfigError, match="nearest: 512, as in global_batch_size=512"):
         device_batch_size(cfg, 512)
 
 
 def test_loading_a_configuration_imports_neither_torch_nor_composer() -> None:
     script = (
-        'import sys\n'
-        'from train.config import load_config\n'
+        "import sys\n"
+        "from train.config import load_config\n"
         f'load_config({str(BASE)!r}, ["data.local=x"], check_paths=False)\n'
         'print(sorted({"torch", "composer", "streaming", "numpy"} & set(sys.modules)))\n'
     )
     done = subprocess.run(
-        [sys.executable, '-c', script], cwd=BASE.parents[1], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], cwd=BASE.parents[1], capture_output=True, text=True, check=True
     )
-    assert done.stdout == '[]\n'
+    assert done.stdout == "[]\n"

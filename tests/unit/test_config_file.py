@@ -13,7 +13,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def write(text: str, name: str = 'run.yaml') -> str:
+def write(text: str, name: str = "run.yaml") -> str:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text(text)
     return name
@@ -37,74 +37,74 @@ def where(path: str, *keys: str | int, overrides: tuple[str, ...] = ()) -> str:
 
 
 @pytest.mark.parametrize(
-    ('text', 'value'),
+    ("text", "value"),
     [
-        ('5e-4', 0.0005),
-        ('1e3', 1000.0),
-        ('.5', 0.5),
-        ('1.', 1.0),
-        ('-3', -3),
-        ('010', 10),
-        ('.inf', float('inf')),
-        ('-.inf', float('-inf')),
-        ('true', True),
-        ('False', False),
-        ('', None),
-        ('~', None),
-        ('null', None),
-        ('on', 'on'),
-        ('off', 'off'),
-        ('yes', 'yes'),
-        ('n', 'n'),
-        ('1_000', '1_000'),
-        ('0x10', '0x10'),
-        ('1:30', '1:30'),
-        ('2020-01-01', '2020-01-01'),
-        ('90ep', '90ep'),
-        ('"5"', '5'),
-        ("'true'", 'true'),
-        ('[1, a, {b: 2}]', [1, 'a', {'b': 2}]),
+        ("5e-4", 0.0005),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-3", -3),
+        ("010", 10),
+        (".inf", float("inf")),
+        ("-.inf", float("-inf")),
+        ("true", True),
+        ("False", False),
+        ("", None),
+        ("~", None),
+        ("null", None),
+        ("on", "on"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("n", "n"),
+        ("1_000", "1_000"),
+        ("0x10", "0x10"),
+        ("1:30", "1:30"),
+        ("2020-01-01", "2020-01-01"),
+        ("90ep", "90ep"),
+        ('"5"', "5"),
+        ("'true'", "true"),
+        ("[1, a, {b: 2}]", [1, "a", {"b": 2}]),
     ],
 )
 def test_a_value_is_read_as_in_yaml_1_2_in_files_and_overrides(text: str, value: object) -> None:
-    from_file = values(write(f'key: {text}\n'))['key']
-    from_override = values(write('other: 1\n'), f'key={text}')['key']
+    from_file = values(write(f"key: {text}\n"))["key"]
+    from_override = values(write("other: 1\n"), f"key={text}")["key"]
     assert [from_file, from_override] == [value, value]
     assert [type(from_file), type(from_override)] == [type(value), type(value)]
 
 
 def test_maps_merge_and_lists_replace_over_several_bases() -> None:
-    write('a: {x: 1, y: {p: 1, q: 2}}\nl: [1, 2, 3]\nn: null\n', 'deep/first.yaml')
-    write('base: deep/first.yaml\na: {y: {q: 3}}\nn: {m: 1}\n', 'second.yaml')
-    write('base: ../second.yaml\na: {x: 5}\nl: [9]\n', 'runs/third.yaml')
-    assert values('runs/third.yaml') == {'a': {'x': 5, 'y': {'p': 1, 'q': 3}}, 'l': [9], 'n': {'m': 1}}
+    write("a: {x: 1, y: {p: 1, q: 2}}\nl: [1, 2, 3]\nn: null\n", "deep/first.yaml")
+    write("base: deep/first.yaml\na: {y: {q: 3}}\nn: {m: 1}\n", "second.yaml")
+    write("base: ../second.yaml\na: {x: 5}\nl: [9]\n", "runs/third.yaml")
+    assert values("runs/third.yaml") == {"a": {"x": 5, "y": {"p": 1, "q": 3}}, "l": [9], "n": {"m": 1}}
 
 
 def test_overrides_merge_maps_replace_lists_and_the_later_one_counts() -> None:
-    path = write('a: {x: 1, y: 2}\nl: [1, 2]\n')
-    assert values(path, 'a.x=3', 'a={y: 4}', 'l=[]', 'b.c.d=text', 'a.x=5') == {
-        'a': {'x': 5, 'y': 4},
-        'l': [],
-        'b': {'c': {'d': 'text'}},
+    path = write("a: {x: 1, y: 2}\nl: [1, 2]\n")
+    assert values(path, "a.x=3", "a={y: 4}", "l=[]", "b.c.d=text", "a.x=5") == {
+        "a": {"x": 5, "y": 4},
+        "l": [],
+        "b": {"c": {"d": "text"}},
     }
 
 
 def test_each_value_knows_its_file_and_line_or_its_override() -> None:
-    write('a:\n  x: 1\n  y:\n    p: 1\nl:\n  - 1\n  - k: 2\n    m: 3\n', 'base.yaml')
-    path = write('base: base.yaml\n\na:\n  y:\n    q: 2\n')
-    overrides = ('a.x=7', 'b.c=1')
-    assert [where(path, *keys, overrides=overrides) for keys in (['a', 'y', 'p'], ['a', 'y', 'q'], ['a', 'y'])] == [
-        'base.yaml:4',
-        'run.yaml:5',
-        'run.yaml:4',
+    write("a:\n  x: 1\n  y:\n    p: 1\nl:\n  - 1\n  - k: 2\n    m: 3\n", "base.yaml")
+    path = write("base: base.yaml\n\na:\n  y:\n    q: 2\n")
+    overrides = ("a.x=7", "b.c=1")
+    assert [where(path, *keys, overrides=overrides) for keys in (["a", "y", "p"], ["a", "y", "q"], ["a", "y"])] == [
+        "base.yaml:4",
+        "run.yaml:5",
+        "run.yaml:4",
     ]
-    assert [where(path, *keys, overrides=overrides) for keys in (['l', 0], ['l', 1, 'm'], ['a', 'x'], ['b'])] == [
-        'base.yaml:6',
-        'base.yaml:8',
+    assert [where(path, *keys, overrides=overrides) for keys in (["l", 0], ["l", 1, "m"], ["a", "x"], ["b"])] == [
+        "base.yaml:6",
+        "base.yaml:8",
         "override 'a.x=7'",
         "override 'b.c=1'",
     ]
-    assert where(path, 'a', 'missing', overrides=overrides) == 'run.yaml:3'
+    assert where(path, "a", "missing", overrides=overrides) == "run.yaml:3"
 
 
 @pytest.mark.parametrize(
@@ -135,28 +135,28 @@ def test_a_file_that_is_not_a_map_of_yaml_is_named_with_its_line(text: str, expe
 
 
 def test_a_file_that_cannot_be_read_is_named() -> None:
-    assert faults('gone.yaml') == ['gone.yaml: cannot be read: No such file or directory; give a YAML file that exists']
-    Path('latin.yaml').write_bytes(b'a: \xe9\n')
-    assert faults('latin.yaml') == ['latin.yaml: cannot be read: not UTF-8 text; give a YAML file that exists']
+    assert faults("gone.yaml") == ["gone.yaml: cannot be read: No such file or directory; give a YAML file that exists"]
+    Path("latin.yaml").write_bytes(b"a: \xe9\n")
+    assert faults("latin.yaml") == ["latin.yaml: cannot be read: not UTF-8 text; give a YAML file that exists"]
 
 
 def test_a_circle_of_bases_is_a_fault_of_the_file_that_closes_it() -> None:
-    write('base: two.yaml\n', 'one.yaml')
-    write('a: 1\nbase: one.yaml\n', 'two.yaml')
-    assert faults('one.yaml') == [
-        'two.yaml:2: base: one.yaml -> two.yaml -> one.yaml is a circle; remove one of these base keys'
+    write("base: two.yaml\n", "one.yaml")
+    write("a: 1\nbase: one.yaml\n", "two.yaml")
+    assert faults("one.yaml") == [
+        "two.yaml:2: base: one.yaml -> two.yaml -> one.yaml is a circle; remove one of these base keys"
     ]
 
 
 def test_a_wrong_override_is_named_and_the_others_are_still_read() -> None:
-    path = write('a: 1\n')
-    assert faults(path, 'a', 'a..b=1', '=1', 'b=[1', 'c={d: 1, d: 2}', 'e=1') == [
+    path = write("a: 1\n")
+    assert faults(path, "a", "a..b=1", "=1", "b=[1", "c={d: 1, d: 2}", "e=1") == [
         "override 'a': must be key.path=value, e.g. optimizer.lr=0.1",
         "override 'a..b=1': must be key.path=value, e.g. optimizer.lr=0.1",
         "override '=1': must be key.path=value, e.g. optimizer.lr=0.1",
         "override 'b=[1': not YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
         "override 'c={d: 1, d: 2}': d: given twice; remove one of the two",
     ]
-    tree = read_config_tree(path, ['a', 'e=1']).tree
+    tree = read_config_tree(path, ["a", "e=1"]).tree
     assert tree is not None
-    assert tree.plain() == {'a': 1, 'e': 1}
+    assert tree.plain() == {"a": 1, "e": 1}

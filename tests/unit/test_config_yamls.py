@@ -12,90 +12,90 @@ from train.config import Config, load_config
 from train.config_file import read_config_tree
 from train.sections import Algorithm, AlgorithmConfig
 
-YAMLS = Path(__file__).parents[2] / 'yamls'
-FILES = sorted(path.relative_to(YAMLS).as_posix() for path in YAMLS.rglob('*.yaml'))
+YAMLS = Path(__file__).parents[2] / "yamls"
+FILES = sorted(path.relative_to(YAMLS).as_posix() for path in YAMLS.rglob("*.yaml"))
 ALGORITHMS: tuple[type[AlgorithmConfig], ...] = get_args(get_args(Algorithm)[0])
 NEEDED: dict[str, dict[str, Any]] = {
-    'gradient_clipping': {'clipping_type': 'norm', 'clipping_threshold': 1.0},
-    'ema': {'half_life': '10ba'},
+    "gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0},
+    "ema": {"half_life": "10ba"},
 }
 
 
-@pytest.mark.parametrize('file', FILES)
+@pytest.mark.parametrize("file", FILES)
 def test_every_yaml_loads(file: str) -> None:
-    cfg = load_config(YAMLS / file, ['data.local=shards'], check_paths=False)
+    cfg = load_config(YAMLS / file, ["data.local=shards"], check_paths=False)
     assert cfg.run_name == Path(file).stem
 
 
-@pytest.mark.parametrize('file', ['tiny.yaml', 'full.yaml'])
+@pytest.mark.parametrize("file", ["tiny.yaml", "full.yaml"])
 def test_a_yaml_that_names_its_data_needs_no_override(file: str) -> None:
     load_config(YAMLS / file, check_paths=False)
 
 
 def test_full_yaml_is_the_published_recipe() -> None:
-    cfg = load_config(YAMLS / 'full.yaml', check_paths=False)
-    assert (cfg.max_duration, cfg.global_batch_size, cfg.scheduler.t_warmup) == ('90ep', 2048, '8ep')
-    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.momentum) == ('decoupled_sgdw', 2.048, 0.875)
-    assert (cfg.optimizer.weight_decay, cfg.model.loss) == (5e-4, 'binary_cross_entropy')
+    cfg = load_config(YAMLS / "full.yaml", check_paths=False)
+    assert (cfg.max_duration, cfg.global_batch_size, cfg.scheduler.t_warmup) == ("90ep", 2048, "8ep")
+    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.momentum) == ("decoupled_sgdw", 2.048, 0.875)
+    assert (cfg.optimizer.weight_decay, cfg.model.loss) == (5e-4, "binary_cross_entropy")
     assert (cfg.data.crop_size, cfg.data.eval_resize_size, cfg.data.eval_crop_size) == (176, 232, 224)
     assert [algorithm.model_dump(exclude_unset=True) for algorithm in cfg.algorithms] == [
-        {'name': 'blurpool'},
-        {'name': 'channels_last'},
-        {'name': 'label_smoothing', 'smoothing': 0.08},
-        {'name': 'progressive_resizing', 'initial_scale': 0.5, 'delay_fraction': 0.4, 'finetune_fraction': 0.2},
-        {'name': 'ema', 'half_life': '100ba', 'update_interval': '20ba'},
+        {"name": "blurpool"},
+        {"name": "channels_last"},
+        {"name": "label_smoothing", "smoothing": 0.08},
+        {"name": "progressive_resizing", "initial_scale": 0.5, "delay_fraction": 0.4, "finetune_fraction": 0.2},
+        {"name": "ema", "half_life": "100ba", "update_interval": "20ba"},
     ]
 
 
 def test_base_yaml_holds_every_key_with_a_comment_and_agrees_with_the_defaults() -> None:
-    text = (YAMLS / 'base.yaml').read_text()
+    text = (YAMLS / "base.yaml").read_text()
     base = yaml.safe_load(text)
-    cfg = load_config(YAMLS / 'base.yaml', ['data.local=x'], check_paths=False)
+    cfg = load_config(YAMLS / "base.yaml", ["data.local=x"], check_paths=False)
     assert [key for key in keys_of(cfg) if key not in keys_of(base)] == []
     for section, name, default in defaults_of(cfg):
-        assert (base[section] if section else base)[name] == default, f'{section}.{name}'
-    bare = [line for line in text.split('\n') if line and '#' not in line and not line.endswith(':')]
-    assert bare == ['  name: cosine_with_warmup']
+        assert (base[section] if section else base)[name] == default, f"{section}.{name}"
+    bare = [line for line in text.split("\n") if line and "#" not in line and not line.endswith(":")]
+    assert bare == ["  name: cosine_with_warmup"]
 
 
-@pytest.mark.parametrize('file', [file for file in FILES if file != 'base.yaml'])
+@pytest.mark.parametrize("file", [file for file in FILES if file != "base.yaml"])
 def test_a_child_says_only_what_differs_from_its_base(file: str) -> None:
     raw = yaml.safe_load((YAMLS / file).read_text())
-    tree = read_config_tree((YAMLS / file).parent / raw.pop('base')).tree
+    tree = read_config_tree((YAMLS / file).parent / raw.pop("base")).tree
     assert tree is not None
     assert repeated(raw, tree.plain()) == []
 
 
-@pytest.mark.parametrize('config', ALGORITHMS, ids=lambda config: config.__name__)
+@pytest.mark.parametrize("config", ALGORITHMS, ids=lambda config: config.__name__)
 def test_an_algorithms_fields_and_defaults_are_composers(config: type[AlgorithmConfig]) -> None:
     import composer.algorithms
 
     accepted = inspect.signature(getattr(composer.algorithms, config.composer_class).__init__).parameters
-    fields = {name: field for name, field in config.model_fields.items() if name != 'name'}
+    fields = {name: field for name, field in config.model_fields.items() if name != "name"}
     assert [name for name in fields if name not in accepted] == []
     differing = {
         name for name, field in fields.items() if not field.is_required() and field.default != accepted[name].default
     }
     # Composer's half_life of 1000ba would have to be unset by whoever gives smoothing.
-    assert differing == ({'half_life'} if config.composer_class == 'EMA' else set())
+    assert differing == ({"half_life"} if config.composer_class == "EMA" else set())
 
 
-@pytest.mark.parametrize('config', ALGORITHMS, ids=lambda config: config.__name__)
+@pytest.mark.parametrize("config", ALGORITHMS, ids=lambda config: config.__name__)
 def test_every_algorithm_builds(config: type[AlgorithmConfig]) -> None:
-    name = get_args(config.model_fields['name'].annotation)[0]
-    built = config.model_validate({'name': name, **NEEDED.get(name, {})}).build()
+    name = get_args(config.model_fields["name"].annotation)[0]
+    built = config.model_validate({"name": name, **NEEDED.get(name, {})}).build()
     assert type(built).__name__ == config.composer_class
 
 
-def keys_of(value: Any, prefix: str = '') -> list[str]:
+def keys_of(value: Any, prefix: str = "") -> list[str]:
     """Return the dotted keys of a map or section, inner ones included."""
     items = value.items() if isinstance(value, dict) else value if isinstance(value, BaseModel) else ()
-    return [key for name, inner in items for key in (f'{prefix}{name}', *keys_of(inner, f'{prefix}{name}.'))]
+    return [key for name, inner in items for key in (f"{prefix}{name}", *keys_of(inner, f"{prefix}{name}."))]
 
 
 def defaults_of(cfg: Config) -> list[tuple[str, str, Any]]:
     """Return (section, key, default) for each key outside the lists that has a default."""
-    sections = {'': cfg, **{name: value for name, value in cfg if isinstance(value, BaseModel)}}
+    sections = {"": cfg, **{name: value for name, value in cfg if isinstance(value, BaseModel)}}
     return [
         (section, name, field.default)
         for section, values in sections.items()
@@ -104,12 +104,12 @@ def defaults_of(cfg: Config) -> list[tuple[str, str, Any]]:
     ]
 
 
-def repeated(child: dict[str, Any], base: dict[str, Any], prefix: str = '') -> list[str]:
+def repeated(child: dict[str, Any], base: dict[str, Any], prefix: str = "") -> list[str]:
     """Return the dotted keys whose value in `child` is the one `base` has already."""
     found = []
     for key, value in child.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
-            found += repeated(value, base[key], f'{prefix}{key}.')
+            found += repeated(value, base[key], f"{prefix}{key}.")
         elif key in base and base[key] == value:
-            found.append(f'{prefix}{key}')
+            found.append(f"{prefix}{key}")
     return found

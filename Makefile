@@ -1,0 +1,80 @@
+# The project's verbs; `make help` lists them. Each sets up what it needs, and does nothing twice.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+JOBS ?= 2
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help setup setup-dev demo quick-test test test-fast lint format bench test-data train-local lock clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
+
+setup: $(READY)  ## make the virtual environment (.venv) with what a run needs
+
+setup-dev: $(READY_DEV)  ## the same, with the development tools
+
+# uv installs the pinned set in about 20 s; pip, which is always there, takes minutes.
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.version.split()[0]} found; give another with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements-dev.txt)
+
+$(READY): $(BIN)/uv requirements.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(READY_DEV): $(READY) requirements-dev.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements-dev.txt \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate; about 5 minutes on 2 cores
+	$(BIN)/python demo/run.py
+
+quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
+	$(BIN)/python demo/run.py --quick
+
+test: $(READY_DEV)  ## all tests; under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-fast: $(READY_DEV)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY_DEV)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY_DEV)  ## rewrite the files as lint wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## images/s of the loader on the demo's shards, by number of workers
+	$(BIN)/python demo/run.py --only-data
+	$(BIN)/python train/check_data.py demo/data/mds
+
+test-data: $(READY)  ## DATA=folder (images or shards): counts, a read of every sample, images/s, workers to use
+	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (train/<class>/*, val/<class>/*)' >&2; exit 2; }
+	$(BIN)/python train/check_data.py "$(DATA)" $(ARGS)
+
+train-local: $(READY)  ## DATA=folder (images or shards): train on it by yamls/local.yaml; ARGS="key=value ..."
+	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (train/<class>/*, val/<class>/*)' >&2; exit 2; }
+	$(BIN)/python train/check_data.py "$(DATA)" --convert-only
+	$(BIN)/python train/main.py yamls/local.yaml \
+	  data.local="$$($(BIN)/python train/check_data.py "$(DATA)" --where)" $(ARGS)
+
+lock: $(READY_DEV)  ## pin requirements*.txt anew from requirements*.in
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
+
+clean:  ## remove the environment and everything that the commands made
+	rm -rf $(VENV) demo/data demo/runs runs build .pytest_cache .mypy_cache .ruff_cache

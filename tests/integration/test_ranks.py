@@ -1,0 +1,76 @@
+"""Ranks and loader workers change how the work is done, not what comes out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.test_resume import command, record_of
+from tests.processes import run
+from train.checkpoints import load
+
+ONE_PLAIN_STEP = ["max_duration=1ba", "algorithms=[]", "scheduler.t_warmup=0ba", "optimizer.lr=0.1"]
+
+
+def test_gradients_are_averaged_over_the_ranks(shards: Path, tmp_path: Path) -> None:
+    weights = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        code, output = run(command(shards, folder, *ONE_PLAIN_STEP), tmp_path / f"log{ranks}", ranks=ranks,
+                           program="tests.one_step")  # fmt: skip
+        assert code == 0, output
+        assert f"{ranks} ranks hold the same weights" in output
+        model = load(folder / "ep0-ba1.pt")["state"]["model"]
+        weights.append({name.removeprefix("module.module."): tensor for name, tensor in model.items()})
+    assert [name.replace("module.", "") for name in weights[0]] == [name.replace("module.", "") for name in weights[1]]
+    for (name, one), two in zip(weights[0].items(), weights[1].values(), strict=True):
+        assert torch.allclose(one.double(), two.double(), rtol=0, atol=1e-6), name
+
+
+def test_the_global_batches_are_the_same_for_1_and_2_ranks(shards: Path, tmp_path: Path) -> None:
+    ledgers = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        code, output = run(command(shards, folder, "algorithms=[]"), tmp_path / f"log{ranks}", ranks=ranks)
+        assert code == 0, output
+        record = record_of(folder)
+        assert record["samples_evaluated"] == 23
+        ledgers.append(record["ledger"])
+    assert len(ledgers[0]["epochs"]) == 2
+    assert ledgers[0] == ledgers[1]
+
+
+def test_the_number_of_loader_workers_does_not_change_a_bit(shards: Path, tmp_path: Path) -> None:
+    hashes = []
+    for workers in (0, 1, 3):
+        folder = tmp_path / str(workers)
+        code, output = run(
+            command(shards, folder, f"data.num_workers={workers}", "max_duration=1ep"), tmp_path / f"log{workers}"
+        )
+        assert code == 0, output
+        hashes.append(record_of(folder)["weights_sha256"])
+    assert hashes == [hashes[0]] * 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    code, output = run(command(shards, folder, "max_duration=1ep"), folder / "log")
+    assert code == 0, output
+    return folder / "ep1-ba6.pt" if (folder / "ep1-ba6.pt").exists() else folder / "ep0-ba6.pt"
+
+
+@pytest.mark.parametrize(("ranks", "workers", "batch"), [(1, 0, 23), (1, 3, 4), (2, 0, 8), (2, 2, 6), (3, 0, 6)])
+def test_evaluation_counts_each_sample_once_and_gives_the_runs_figures(
+    shards: Path, checkpoint: Path, tmp_path: Path, ranks: int, workers: int, batch: int
+) -> None:
+    out = tmp_path / "figures.json"
+    argv = [str(checkpoint), "--data", str(shards), "--workers", str(workers), "--batch-size", str(batch)]
+    code, output = run([*argv, "--json", str(out)], tmp_path / "log", ranks=ranks, program="train.evaluate")
+    assert code == 0, output
+    figures, record = json.loads(out.read_text()), record_of(checkpoint.parent)
+    assert figures["samples_evaluated"] == 23
+    assert (figures["top1"], figures["top5"]) == (record["top1"], record["top5"])
+    assert figures["loss"] == pytest.approx(record["loss"], rel=1e-5)
+    assert figures["weights_sha256"] == record["weights_sha256"]

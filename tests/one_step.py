@@ -1,0 +1,32 @@
+"""`train.main` with BatchNorm frozen: then a batch's gradient is the mean of its samples', however it is spread."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from composer.utils import dist
+from torch import nn
+
+import train.main
+import train.run
+from train.model import weights_sha256
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command, and check at the end that all ranks hold the same weights."""
+    build_model, models = train.run.build_model, []
+
+    def build_frozen(*args: Any) -> nn.Module:
+        model = build_model(*args)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+                module.train = lambda mode=True: module  # type: ignore[method-assign,assign]
+        models.append(model)
+        return model
+
+    train.run.build_model = build_frozen
+    code = train.main.main(argv)
+    hashes = dist.all_gather_object(weights_sha256(models[0]))
+    assert hashes == [hashes[0]] * dist.get_world_size(), hashes
+    print(f"{len(hashes)} ranks hold the same weights")
+    return code

@@ -1,0 +1,100 @@
+"""The model: exact metrics, Mosaic's initial weights, and a hash that tells two sets of weights apart."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer.core import Time, Timestamp
+from torch import nn
+
+from train.dataset import IGNORED_LABEL
+from train.model import MeanLoss, SampleCount, TopK, build_model, weights_sha256
+from train.optim import build_optimizer, build_scheduler
+from train.sections import DecoupledSGDWConfig, ModelConfig, SchedulerConfig, SGDConfig
+
+
+def config(**changes: object) -> ModelConfig:
+    values = {"name": "resnet18", "num_classes": 10, "loss": "cross_entropy", "init": "mosaic"}
+    return ModelConfig.model_validate(values | changes)
+
+
+def test_metrics_are_exact_over_uneven_batches_and_leave_out_repeats() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(301, 10), torch.randint(0, 10, (301,))
+    top1, top5, loss, count = TopK(1), TopK(5), MeanLoss(), SampleCount()
+    for start in range(0, 301, 64):
+        batch = logits[start : start + 64], labels[start : start + 64]
+        for metric in (top1, top5, loss, count):
+            metric.update(*batch)
+    repeats = logits[:7] * 100, torch.full((7,), IGNORED_LABEL)
+    for metric in (top1, top5, loss, count):
+        metric.update(*repeats)
+    order = logits.argsort(dim=1, descending=True)
+    assert top1.compute().item() == sum(order[i, 0] == labels[i] for i in range(301)).item() / 301
+    assert top5.compute().item() == sum(labels[i] in order[i, :5] for i in range(301)) / 301
+    assert count.compute().item() == 301
+    assert loss.compute().item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_top5_of_fewer_than_five_classes_is_always_right() -> None:
+    metric = TopK(5)
+    metric.update(torch.randn(8, 3), torch.randint(0, 3, (8,)))
+    assert metric.compute().item() == 1.0
+
+
+def test_mosaic_initialisation_is_kaiming_and_uniform_batchnorm() -> None:
+    torch.manual_seed(0)
+    model = build_model(config(loss="binary_cross_entropy"), 10).module
+    conv = model.layer4[1].conv2.weight
+    assert conv.std().item() == pytest.approx(math.sqrt(2 / (512 * 9)), rel=0.01)
+    gains = torch.cat([m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+    assert 0 <= gains.min() < 0.01
+    assert 0.99 < gains.max() <= 1
+    assert torch.equal(model.fc.bias, torch.full((10,), -math.log(10)))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("resnet18", 11.69), ("resnet34", 21.80), ("resnet50", 25.56), ("resnet101", 44.55), ("resnet152", 60.19)],
+)
+def test_each_resnet_has_its_published_size(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = build_model(config(name=name, init="torchvision"), 1000)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+def test_equal_weights_hash_alike_and_any_difference_shows() -> None:
+    torch.manual_seed(0)
+    model = build_model(config(), 10)
+    torch.manual_seed(0)
+    twin = build_model(config(), 10)
+    assert weights_sha256(model) == weights_sha256(twin)
+    twin.metrics["samples"].update(torch.zeros(1, 10), torch.zeros(1))
+    assert weights_sha256(model) == weights_sha256(twin)
+    twin.module.bn1.running_mean[3] += 1e-7
+    assert weights_sha256(model) != weights_sha256(twin)
+
+
+def test_both_optimizers_hold_every_parameter_once() -> None:
+    model = build_model(config(), 10)
+    values = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
+    for section in (SGDConfig(name="sgd", **values), DecoupledSGDWConfig(name="decoupled_sgdw", **values)):
+        optimizer = build_optimizer(model, section)
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        assert [id(p) for p in held] == [id(p) for p in model.parameters()]
+        assert optimizer.param_groups[0]["weight_decay"] == 1e-4
+
+
+def test_the_schedule_rises_linearly_and_falls_as_a_cosine_to_alpha() -> None:
+    scheduler = build_scheduler(SchedulerConfig(name="cosine_with_warmup", t_warmup="10ba", alpha_f=0.1))
+
+    def share_of_peak(batch: int) -> float:
+        now = SimpleNamespace(
+            timestamp=Timestamp(batch=batch), max_duration=Time.from_timestring("110ba"), dataloader_len=None
+        )
+        now.get_elapsed_duration = lambda: Time(batch / 110, "dur")
+        return scheduler(now)
+
+    cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 100)) / 2 for step in (0, 25, 50, 100)]
+    assert [share_of_peak(batch) for batch in (0, 5, 10, 35, 60, 110)] == pytest.approx([0, 0.5, *cosine])
