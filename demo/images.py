@@ -82,8 +82,8 @@ def draw(picture: Picture, *, seed: int) -> Image.Image:
     rng = _rng(seed, picture, "content")
     width, height = _size(rng)
     mask = CLASSES[picture.label](rng, width, height)[..., None]  # (H, W, 1), 0-1
-    behind, before = _colours(rng)
-    pixels = _gradient(rng, width, height, behind) * (1 - mask) + _gradient(rng, width, height, before) * mask
+    dark, light = _colours(rng)
+    pixels = _gradient(rng, width, height, dark) * (1 - mask) + _gradient(rng, width, height, light) * mask
     pixels += _noise(rng, width, height)
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     kind = rng.random()
@@ -124,7 +124,7 @@ def scattered(shape: Drawer) -> Callable[[np.random.Generator, int, int], FloatA
 
 def _cells(rng: np.random.Generator, width: int, height: int) -> Iterator[tuple[float, float, float]]:
     """Yield squares (left, top, edge) that tile the image from a random start, so that shapes hardly overlap."""
-    edge = min(width, height) / rng.uniform(1.0, 1.8)
+    edge = min(width, height) / rng.uniform(1.2, 2)
     left, top = -edge * rng.random(), -edge * rng.random()
     for row in range(math.ceil(height / edge) + 1):
         for column in range(math.ceil(width / edge) + 1):
@@ -196,11 +196,10 @@ def _wave(rng: np.random.Generator, width: int, height: int, angle: float, perio
 
 
 def _colours(rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    """Return two RGB colours, 0-255, that also differ in lightness: a greyscale image has nothing else."""
+    """Return a darker and a lighter RGB colour, 0-255: a greyscale image has nothing but lightness to tell them by."""
     contrast = rng.uniform(60, 140)
-    dark = rng.uniform(25, 230 - contrast)
-    first, second = _colour(rng, dark), _colour(rng, dark + contrast)
-    return (first, second) if rng.random() < 0.5 else (second, first)
+    lightness = rng.uniform(25, 230 - contrast)
+    return _colour(rng, lightness), _colour(rng, lightness + contrast)
 
 
 def _colour(rng: np.random.Generator, lightness: float) -> FloatArray:

@@ -1,6 +1,7 @@
 """`train.main` with BatchNorm frozen: then a batch's gradient is the mean of its samples', however it is spread."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from composer.utils import dist
@@ -9,6 +10,11 @@ from torch import nn
 import train.main
 import train.run
 from train.model import weights_sha256
+
+
+def stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Ignore a call to train()."""
+    return module
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-                module.train = lambda mode=True: module  # type: ignore[method-assign,assign]
+                module.train = partial(stay, module)  # type: ignore[method-assign]
         models.append(model)
         return model
 

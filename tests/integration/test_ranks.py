@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.test_resume import command, record_of
+from tests.integration.problem import command, record_of
 from tests.processes import run
 from train.checkpoints import load
 
+TWO_EPOCHS = ["algorithms=[]", "max_duration=2ep", "checkpoint.save_interval=2ep", "eval_interval=2ep"]
+FOUR_STEPS = ["max_duration=4ba", "checkpoint.save_interval=4ba", "eval_interval=4ba"]
 ONE_PLAIN_STEP = ["max_duration=1ba", "algorithms=[]", "scheduler.t_warmup=0ba", "optimizer.lr=0.1"]
 
 
@@ -32,7 +34,7 @@ def test_the_global_batches_are_the_same_for_1_and_2_ranks(shards: Path, tmp_pat
     ledgers = []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
-        code, output = run(command(shards, folder, "algorithms=[]"), tmp_path / f"log{ranks}", ranks=ranks)
+        code, output = run(command(shards, folder, *TWO_EPOCHS), tmp_path / f"log{ranks}", ranks=ranks)
         assert code == 0, output
         record = record_of(folder)
         assert record["samples_evaluated"] == 23
@@ -46,7 +48,7 @@ def test_the_number_of_loader_workers_does_not_change_a_bit(shards: Path, tmp_pa
     for workers in (0, 1, 3):
         folder = tmp_path / str(workers)
         code, output = run(
-            command(shards, folder, f"data.num_workers={workers}", "max_duration=1ep"), tmp_path / f"log{workers}"
+            command(shards, folder, f"data.num_workers={workers}", *FOUR_STEPS), tmp_path / f"log{workers}"
         )
         assert code == 0, output
         hashes.append(record_of(folder)["weights_sha256"])
@@ -56,9 +58,9 @@ def test_the_number_of_loader_workers_does_not_change_a_bit(shards: Path, tmp_pa
 @pytest.fixture(scope="module")
 def checkpoint(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    code, output = run(command(shards, folder, "max_duration=1ep"), folder / "log")
+    code, output = run(command(shards, folder, *FOUR_STEPS), folder / "log")
     assert code == 0, output
-    return folder / "ep1-ba6.pt" if (folder / "ep1-ba6.pt").exists() else folder / "ep0-ba6.pt"
+    return folder / "ep0-ba4.pt"
 
 
 @pytest.mark.parametrize(("ranks", "workers", "batch"), [(1, 0, 23), (1, 3, 4), (2, 0, 8), (2, 2, 6), (3, 0, 6)])

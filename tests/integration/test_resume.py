@@ -1,65 +1,15 @@
 """The promise: a run that was killed ends as if it had never stopped."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import run, start
 
-ALGORITHMS = (
-    "[{name: blurpool}, {name: label_smoothing}, {name: mixup}, "
-    "{name: progressive_resizing, initial_scale: 0.5, delay_fraction: 0.2, finetune_fraction: 0.2, size_increment: 8}, "
-    "{name: ema, half_life: 4ba, update_interval: 2ba}]"
-)
 
-
-def command(shards: Path, save_folder: Path | str, *more: str) -> list[str]:
-    """The production command on a small problem: 6 steps an epoch, 2 epochs, a checkpoint every 2 steps."""
-    return [
-        "yamls/tiny.yaml",
-        f"data.local={shards}",
-        f"checkpoint.save_folder={save_folder}",
-        "checkpoint.save_interval=2ba",
-        "max_duration=2ep",
-        "global_batch_size=16",
-        "optimizer.lr=0.01",
-        "data.crop_size=32",
-        "data.eval_crop_size=32",
-        "data.eval_resize_size=36",
-        "data.eval_batch_size=8",
-        "data.num_workers=0",
-        f"algorithms={ALGORITHMS}",
-        "loggers.console_interval=null",
-        "loggers.tensorboard=false",
-        *more,
-    ]
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return record
-
-
-def what_must_match(record: dict[str, Any]) -> dict[str, Any]:
-    """Everything of a record that is not about time."""
-    epochs = [
-        {k: v for k, v in row.items() if k not in ("images_per_sec", "data_wait_fraction")} for row in record["epochs"]
-    ]
-    curve = [{k: v for k, v in point.items() if k != "images_per_sec"} for point in record["curve"]]
-    finals = {k: record[k] for k in ("top1", "top5", "loss", "samples_evaluated", "weights_sha256", "batches")}
-    return {"ledger": record["ledger"], "epochs": epochs, "curve": curve, **finals}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    code, output = run(command(shards, folder), folder / "log")
-    assert code == 0, output
-    return record_of(folder)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["ep0-ba2.pt", "ep0-ba6.pt", "ep1-ba10.pt"], ids=["mid", "end", "second"])
 def test_resume_after_kill_9_ends_with_identical_weights(
     shards: Path, undisturbed: dict[str, Any], tmp_path: Path, checkpoint: str
@@ -71,3 +21,31 @@ def test_resume_after_kill_9_ends_with_identical_weights(
     assert code == 0, output
     assert f"resume: from {tmp_path}/ep" in output
     assert what_must_match(record_of(tmp_path)) == what_must_match(undisturbed)
+
+
+def test_a_finished_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path, "max_duration=2ba", "algorithms=[{name: ema, half_life: 1ba}]")
+    first, output = run(argv, tmp_path / "log")
+    assert first == 0, output
+    before = record_of(tmp_path)
+    (tmp_path / "run.json").unlink()  # as if it had been killed between the last checkpoint and the record
+    again, output = run(argv, tmp_path / "again")
+    assert again == 0, output
+    assert what_must_match(record_of(tmp_path)) == what_must_match(before)
+
+
+def test_a_run_with_other_settings_is_refused_unless_the_difference_is_allowed(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path, "max_duration=2ba", "algorithms=[]")
+    code, output = run(argv, tmp_path / "log")
+    assert code == 0, output
+    code, output = run([*argv, "seed=5", "max_duration=3ba"], tmp_path / "refused")
+    assert code == 2
+    assert '  max_duration: "2ba" there, "3ba" here\n  seed: 17 there, 5 here\n' in output
+    assert "--allow-changed max_duration --allow-changed seed" in output
+    assert "Traceback" not in output
+    code, output = run([*argv, "max_duration=3ba", "--allow-changed", "max_duration"], tmp_path / "allowed")
+    assert code == 0, output
+    assert record_of(tmp_path)["batches"] == 3
+    code, output = run([*argv, "checkpoint.autoresume=false"], tmp_path / "no-autoresume")
+    assert code == 2
+    assert f"{tmp_path} holds checkpoints of an earlier run" in output

@@ -1,0 +1,206 @@
+"""How each command in the documentation is run by the tests: cheaply, but by the program that it names.
+
+A command that is not listed in `HOW` fails the tests, and so does an entry that no page has any more.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import processes
+from tests.conftest import REPOSITORY, S3Server
+
+SMALL_RUN = (
+    *("model.name=resnet18", "max_duration=1ba", "scheduler.t_warmup=0ba", "global_batch_size=16"),
+    *("data.crop_size=32", "data.eval_crop_size=32", "data.eval_resize_size=36", "data.num_workers=0"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands behind the names that the pages use for a user's own things.
+
+    Attributes:
+        tmp: an empty folder of this command's own.
+        get: pytest's `getfixturevalue`, for what only some commands need.
+    """
+
+    tmp: Path
+    images: Path
+    shards: Path
+    get: Callable[[str], object]
+
+    def server(self) -> S3Server:
+        server = self.get("s3_server")
+        assert isinstance(server, S3Server)
+        return server
+
+
+Way = Callable[[Place, str], None]
+
+
+def shell(place: Place, command: str, env: dict[str, str] | None = None) -> str:
+    """Run a command in the repository's root, with this environment's programs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=REPOSITORY,
+        env=os.environ | {"PATH": path} | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def replaced(command: str, names: dict[str, object]) -> str:
+    """A command with the pages' names replaced; each must occur."""
+    for name, value in names.items():
+        assert name in command, f"{name} is not in: {command}"
+        command = command.replace(name, str(value))
+    return command
+
+
+def make_prints(*expected: str) -> Way:
+    """Let make print what it would do; other tests run that."""
+
+    def way(place: Place, command: str) -> None:
+        assert command.startswith("make ")
+        printed = shell(place, command.replace("make ", f"make -n {_make_options()} ", 1))
+        for text in expected:
+            assert text in printed
+
+    return way
+
+
+def make_help(place: Place, command: str) -> None:
+    assert "make demo" not in shell(place, command)
+
+
+def make_with_dry_run(place: Place, command: str) -> None:
+    """The real make, conversion and training command; the training ends before its first step."""
+    names = {"photos": place.images, "runs/small": place.tmp / "small", 'ARGS="': 'ARGS="--dry-run '}
+    small = " global_batch_size=16 "
+    command = replaced(command, {**names, "make ": f"make {_make_options()} "})
+    printed = shell(place, command[:-1] + small + '"')
+    where = shell(place, f"python train/check_data.py {place.images} --where").strip()
+    try:
+        assert f"local: {where}" in printed and "# steps " in printed
+    finally:
+        shell(place, f"rm -r {shlex.quote(where)}")
+
+
+def _make_options() -> str:
+    """Options by which make takes this environment for the finished one."""
+    return f"VENV={sys.prefix} -o {sys.prefix}/.ready -o {sys.prefix}/.ready-dev"
+
+
+def convert(place: Place, command: str) -> None:
+    out = place.tmp / "out"
+    shell(place, replaced(command, {"IMAGES": place.images, "SHARDS": out}) + " --workers 1")
+    assert (out / "train/index.json").exists() and (out / "val/index.json").exists()
+
+
+def convert_to_s3(place: Place, command: str) -> None:
+    server, prefix = place.server(), uuid.uuid4().hex
+    names: dict[str, object] = {"IMAGES": place.images, "BUCKET": f"{server.bucket}/{prefix}"}
+    env = server.env
+    if "ENDPOINT" in command.split("=")[1]:  # then the variable in the command is what is tested
+        names["=ENDPOINT"] = f"={env.pop('S3_ENDPOINT_URL')}"
+        env.pop("AWS_ENDPOINT_URL")
+    shell(place, replaced(command, names) + " --workers 1", env)
+    listed = server.client.list_objects_v2(Bucket=server.bucket, Prefix=prefix)["Contents"]
+    assert any(item["Key"].endswith("val/index.json") for item in listed)
+
+
+def train(*more: str, ranks: int = 1) -> Way:
+    """Run the program behind `python` or `composer -n N`, in processes that have torch loaded."""
+
+    def way(place: Place, command: str) -> None:
+        names: dict[str, object] = {}
+        env: dict[str, str] = {}
+        if "BUCKET" in command:
+            server = place.server()
+            names["BUCKET"], env = f"{server.bucket}/{place.get('shards_in_s3')}", server.env
+        for name, value in {
+            "CACHE": place.tmp / "cache",
+            "SHARDS": place.shards,
+            "yamls/cats.yaml": place.tmp / "yamls/cats.yaml",
+            "runs/local/ep18-ba1152.pt": place.get("checkpoint") if "ba1152" in command else "",
+        }.items():
+            if name in command:
+                names[name] = value
+        words = shlex.split(replaced(command, names))
+        program = next(word for word in words if word.endswith(".py"))
+        argv = [*words[words.index(program) + 1 :], *more]
+        module = program.removesuffix(".py").replace("/", ".")
+        code, output = processes.run(argv, place.tmp / "log", ranks=ranks, env=env, program=module)
+        assert code == 0, f"{command}\n{output}"
+
+    return way
+
+
+def train_cats(place: Place, command: str) -> None:
+    """The page's own YAML, beside copies of those it builds on."""
+    from tests.docs.pages import blocks
+
+    shell(place, f"cp -r yamls {place.tmp}/yamls")
+    (text,) = (block.body for block in blocks(REPOSITORY / "docs/getting-started.md") if block.language == "yaml")
+    (place.tmp / "yamls/cats.yaml").write_text(text)
+    train(f"checkpoint.save_folder={place.tmp}/cats")(place, command)
+
+
+def activate(place: Place, command: str) -> None:
+    found = shell(place, replaced(command, {".venv": sys.prefix}) + " && command -v composer")
+    assert found.strip() == f"{sys.prefix}/bin/composer"
+
+
+def collect(place: Place, command: str) -> None:
+    assert "test_augment.py" in shell(place, command + " --collect-only -q")
+
+
+def syntax_only(place: Place, command: str) -> None:
+    """It runs all tests, this one too."""
+    assert "make lint test" in shell(place, f"bash -n {command} && cat {command}")
+
+
+S3_RUN = "data.remote=s3://BUCKET/imagenet"
+FULL = f"composer -n 8 train/main.py yamls/full.yaml {S3_RUN} checkpoint.save_folder=s3://BUCKET/runs/full"
+
+HOW: dict[str, tuple[Way, bool]] = {
+    # command: (way, whether it takes seconds of torch)
+    ".ci/run": (syntax_only, False),
+    "make demo": (make_prints("demo/run.py"), False),
+    "make help": (make_help, False),
+    "make lint": (make_prints("ruff check .", "mypy"), False),
+    "make setup-dev": (make_prints(), False),
+    "make test": (make_prints("-m pytest"), False),
+    "make test-data DATA=SHARDS": (make_prints('train/check_data.py "SHARDS"'), False),
+    "make test-data DATA=photos": (make_prints('train/check_data.py "photos"'), False),
+    "make train-local DATA=IMAGES": (make_prints('train/check_data.py "IMAGES" --convert-only', "local.yaml"), False),
+    "make train-local DATA=photos": (make_prints('train/check_data.py "photos" --convert-only', "local.yaml"), False),
+    'make train-local DATA=photos ARGS="model.name=resnet18 max_duration=60ep run_name=small '
+    'checkpoint.save_folder=runs/small"': (make_with_dry_run, True),
+    "python -m pytest tests/unit/test_augment.py": (collect, False),
+    "python convert/imagenet_to_mds.py --source IMAGES --out SHARDS": (convert, False),
+    "python convert/imagenet_to_mds.py --source IMAGES --out s3://BUCKET/imagenet": (convert_to_s3, False),
+    "S3_ENDPOINT_URL=ENDPOINT python convert/imagenet_to_mds.py --source IMAGES --out s3://BUCKET/elsewhere": (
+        convert_to_s3,
+        False,
+    ),
+    "python train/evaluate.py runs/local/ep18-ba1152.pt --data SHARDS": (train("--workers", "0"), True),
+    f"python train/main.py yamls/local.yaml {S3_RUN} data.local=CACHE checkpoint.save_folder=s3://BUCKET/runs/one": (
+        train(*SMALL_RUN),
+        True,
+    ),
+    "python train/main.py yamls/cats.yaml data.local=SHARDS --dry-run": (train_cats, True),
+    FULL: (train("--dry-run", "global_batch_size=16", ranks=2), True),
+    f"{FULL} --dry-run": (train("global_batch_size=16", ranks=2), True),
+    "source .venv/bin/activate": (activate, False),
+}

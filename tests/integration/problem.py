@@ -1,0 +1,48 @@
+"""The small training problem of the integration tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ALGORITHMS = (
+    "[{name: blurpool}, {name: label_smoothing}, {name: mixup}, "
+    "{name: progressive_resizing, initial_scale: 0.5, delay_fraction: 0.2, finetune_fraction: 0.2, size_increment: 8}, "
+    "{name: ema, half_life: 4ba, update_interval: 2ba}]"
+)
+
+
+def command(shards: Path, save_folder: Path | str, *more: str) -> list[str]:
+    """The production command on a small problem: 6 steps an epoch, 2 epochs, a checkpoint every 2 steps."""
+    return [
+        "yamls/tiny.yaml",
+        f"data.local={shards}",
+        f"checkpoint.save_folder={save_folder}",
+        "checkpoint.save_interval=2ba",
+        "max_duration=2ep",
+        "global_batch_size=16",
+        "optimizer.lr=0.01",
+        "data.crop_size=32",
+        "data.eval_crop_size=32",
+        "data.eval_resize_size=36",
+        "data.eval_batch_size=8",
+        "data.num_workers=0",
+        f"algorithms={ALGORITHMS}",
+        "loggers.console_interval=null",
+        "loggers.tensorboard=false",
+        *more,
+    ]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return record
+
+
+def what_must_match(record: dict[str, Any]) -> dict[str, Any]:
+    """Everything of a record that is not about time."""
+    epochs = [
+        {k: v for k, v in row.items() if k not in ("images_per_sec", "data_wait_fraction")} for row in record["epochs"]
+    ]
+    curve = [{k: v for k, v in point.items() if k != "images_per_sec"} for point in record["curve"]]
+    finals = {k: record[k] for k in ("top1", "top5", "loss", "samples_evaluated", "weights_sha256", "batches")}
+    return {"ledger": record["ledger"], "epochs": epochs, "curve": curve, **finals}

@@ -1,0 +1,74 @@
+"""The command itself: what it refuses, what it says, and what it leaves."""
+
+from pathlib import Path
+
+from tests.integration.problem import command, record_of
+from tests.processes import run
+
+FAULTY = """\
+base: {base}
+run_name: faulty
+data:
+  local: /no/such/folder
+  shufle_algo: py1e
+  crop_size: 224px
+optimizer:
+  lr: -0.1
+"""
+
+
+def test_four_faults_are_named_at_once_with_file_and_line(tmp_path: Path) -> None:
+    config = tmp_path / "faulty.yaml"
+    config.write_text(FAULTY.format(base=Path("yamls/base.yaml").resolve()))
+    code, output = run([str(config)], tmp_path / "log")
+    assert code == 2
+    lines = output.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        [f"{config}:4", "data.local"],
+        [f"{config}:5", "data.shufle_algo"],
+        [f"{config}:6", "data.crop_size"],
+        [f"{config}:8", "optimizer.lr"],
+    ]
+    assert "did you mean 'shuffle_algo'?" in lines[1]
+
+
+def test_a_folder_without_shards_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    code, output = run(command(tmp_path, tmp_path / "run"), tmp_path / "log")
+    assert code == 2
+    assert f"{tmp_path}/train/index.json does not exist; convert the images first" in output
+    assert "Traceback" not in output
+
+
+def test_a_batch_that_does_not_divide_is_refused_on_every_rank(shards: Path, tmp_path: Path) -> None:
+    code, output = run(command(shards, tmp_path / "run", "global_batch_size=15"), tmp_path / "log", ranks=2)
+    assert code == 2
+    assert "15 must be a multiple of the 2 ranks; nearest: 14 and 16" in output
+    assert output.count("must be a multiple") == 1
+
+
+def test_a_dry_run_prints_the_plan_and_trains_nothing(shards: Path, tmp_path: Path) -> None:
+    code, output = run([*command(shards, tmp_path / "run"), "--dry-run"], tmp_path / "log")
+    assert code == 0, output
+    assert "run_name: tiny" in output
+    assert "100 train and 23 val samples, 4 classes" in output
+    assert "batch        16 = 1 ranks x 16" in output
+    assert "steps        12 = 2 epochs x 6; 4 samples of each epoch are left out" in output
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_leaves_its_record_report_and_logs(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path, "max_duration=2ba", "algorithms=[]", "loggers.tensorboard=true",
+                   "loggers.wandb={project: test, mode: offline}")  # fmt: skip
+    code, output = run(argv, tmp_path / "log", env={"WANDB_SILENT": "true"})
+    assert code == 0, output
+    record = record_of(tmp_path)
+    assert record["status"] == "finished"
+    assert (record["batches"], record["samples_evaluated"]) == (2, 23)
+    assert record["dataset"]["fingerprint"]
+    assert record["config"]["global_batch_size"] == 16
+    assert record["throughput"]["images_per_sec"] > 0
+    assert 0 <= record["throughput"]["data_wait_fraction"] <= 1
+    assert [point["batch"] for point in record["curve"]] == [1, 2]
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    for pattern in ("logs/*-rank0.txt", "tensorboard/**/events.out.tfevents.*", "wandb/offline-run-*"):
+        assert list(tmp_path.glob(pattern)), pattern
