@@ -26,8 +26,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # Python puts this file's own folder there; the packages are in the one above
+if Path(sys.path[0] or ".").resolve() == ROOT / "demo":
+    sys.path[0] = str(ROOT)
 
 from demo.images import MARKER, SAMPLES, make_images  # noqa: E402
 from demo.processes import DemoError, Log, follow, kill_session, started  # noqa: E402

@@ -70,6 +70,7 @@ def quick_summary(record: dict[str, Any], evaluated: dict[str, Any], runs: str, 
             _rule("it works here"),
             *_what(record),
             *_figures(record, evaluated),
+            "               one epoch shows that everything runs; it is too short to learn much",
             f"  record       {runs}/quick/run.json and {runs}/quick/report.png, logs in {runs}/*.log",
             *_next(seconds, "  the rest     make demo: a longer training, killed in the middle, that ends the same"),
         ]

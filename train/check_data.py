@@ -87,8 +87,7 @@ def find_shards(data: Path) -> Path:
         raise CheckError(f"{data} is not a folder; give a folder of shards, or of images in train/ and val/")
     if (data / MANIFEST_NAME).exists() or (data / "index.json").exists() or any(data.glob("*/index.json")):
         return data.absolute()
-    missing = [f"{split}/" for split in SPLITS if not (data / split).is_dir()]
-    if missing:
+    if missing := [f"{split}/" for split in SPLITS if not (data / split).is_dir()]:
         raise CheckError(
             f"{data} has no {' and no '.join(missing)}; images have to lie in train/<class>/ and, some others of "
             "each class, in val/<class>/"

@@ -11,7 +11,7 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from train import decode
-from train.augment import center_view, random_resized_crop, sample_rng, view_hash
+from train.augment import View, center_view, random_resized_crop, sample_rng, view_hash
 from train.dataset import IGNORED_LABEL, Sample, StreamingImages
 from train.decode import DecodeError
 from train.sections import DataConfig
@@ -31,9 +31,6 @@ class RawBatch(NamedTuple):
     images: torch.Tensor
     labels: torch.Tensor
     view_hashes: torch.Tensor
-
-    def pin_memory(self) -> "RawBatch":
-        return RawBatch(*(tensor.pin_memory() for tensor in self))
 
 
 class TrainCollate:
@@ -170,15 +167,15 @@ def _image_size(sample: Sample) -> tuple[int, int]:
     try:
         return decode.pillow.image_size(sample.image)
     except DecodeError as error:
-        raise DecodeError(f"sample {sample.sample_id}: {error}") from error
+        raise DecodeError(f"sample {sample.sample_id} cannot be decoded: {error}") from error
 
 
-def _decode(samples: Sequence[Sample], views: list[Any], hashes: list[int], size: int, *, bounded: bool) -> RawBatch:
+def _decode(samples: Sequence[Sample], views: list[View], hashes: list[int], size: int, *, bounded: bool) -> RawBatch:
     try:
         images = decode.pillow.decode_batch([s.image for s in samples], views, size, bounded=bounded)
     except DecodeError as error:
-        ids = [s.sample_id for s in samples]
-        raise DecodeError(f"samples {ids}: {error}; run the audit or convert with --on-bad skip") from error
+        bad = samples[error.index]
+        raise DecodeError(f"sample {bad.sample_id} cannot be decoded: {error}", error.index) from error
     labels = torch.tensor([s.label for s in samples], dtype=torch.int64)
     return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64))
 

@@ -17,7 +17,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from train.config import Config, ConfigError, load_config
+from train.config import ConfigError, load_config
 
 EXIT_REFUSED = 2  # nothing was trained: the configuration, the data or the save folder is not usable
 
@@ -67,8 +67,6 @@ def refuse(error: Exception) -> int:
         print(error, file=sys.stderr)
     return EXIT_REFUSED
 
-
-__all__ = ["Config", "main"]
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 """What makes an interrupted run end as if it had never stopped.
 
-Streaming restores the order of the samples. Here are the three things it and Composer leave out: randomness that is
-keyed by batch rather than carried along, a ledger by which two runs' data can be compared, and the refusal to continue
-a run under settings that would make it another one.
+Streaming restores the order of the samples. Here is what it and Composer leave out: randomness that is keyed by batch
+rather than carried along, the same BatchNorm statistics on every rank, a ledger by which two runs' data can be
+compared, and the refusal to continue a run under settings that would make it another one.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class ResumeError(ValueError):
 
 
 class ResumeGuard(Callback):
-    """Reseeds before each batch, keeps the ledger, checks each epoch's length and carries the contract.
+    """Reseeds before and evens out after each batch, keeps the ledger, checks an epoch's length, carries the contract.
 
     The ledger is a hash over the global batches in order. A batch's entry is the sum, modulo 2**64, of one hash for
     each sample's (epoch, id, crop, mirror): the sum is the same however the batch is spread over ranks.
@@ -64,6 +64,9 @@ class ResumeGuard(Callback):
         """
         seed_batch(self._seed, int(self._state.timestamp.batch), dist.get_global_rank())
         self._pending.append(batch.view_hashes.sum())
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        share_buffers(state.model)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         assert state.previous_timestamp is not None
@@ -104,6 +107,21 @@ def seed_batch(seed: int, batch: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value % 2**63)  # CUDA's generators too
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give all ranks the first one's BatchNorm statistics; collective.
+
+    Each rank updates its own by its own samples, and DistributedDataParallel evens them out at the next training step
+    alone. Until then EMA would average, and an evaluation use, others than the checkpoint holds, which are rank 0's.
+    """
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if dist.get_world_size() == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+    dist.broadcast(flat, src=0)
+    for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
 
 
 def contract_of(cfg: Config, *, fingerprint: str, decoder: str, num_classes: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ log = logging.getLogger(__name__)
 
 RefusedError = (ConfigError, DataError, FolderError, ResumeError, CheckpointError)
 """What a user can mend; nothing was trained."""
+
+
+HARMLESS_WARNINGS = (
+    "Some targets have less than 1 total probability",  # Composer's label smoothing, by float32's rounding
+    "Cannot split tensor of length",  # the last batch of an evaluation is a short one
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ def start_process(dist_timeout: float) -> Device:
         dist.initialize_dist(device, timeout=dist_timeout)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("train").setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
+    for harmless in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=harmless)
     only_load_safely()
     if device.name == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))

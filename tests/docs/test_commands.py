@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, S3Server, make_images
+from tests.conftest import S3Server, make_images
 from tests.docs.commands import HOW, SMALL_RUN, Place
 from tests.docs.pages import PAGES, blocks, commands
 from tests.processes import run
@@ -75,4 +75,4 @@ def test_the_python_block_reads_the_shards(shards: Path, tmp_path: Path) -> None
     script = tmp_path / "block.py"
     script.write_text(text.replace("SHARDS", str(shards)))
     code, output = run([str(script)], tmp_path / "log", program="tests.docs.python_block")
-    assert code == 0 and output.startswith("100 ("), output
+    assert code == 0 and output.startswith("100 (3, "), output

@@ -15,19 +15,20 @@ FOUR_STEPS = ["max_duration=4ba", "checkpoint.save_interval=4ba", "eval_interval
 ONE_PLAIN_STEP = ["max_duration=1ba", "algorithms=[]", "scheduler.t_warmup=0ba", "optimizer.lr=0.1"]
 
 
-def test_gradients_are_averaged_over_the_ranks(shards: Path, tmp_path: Path) -> None:
+def test_gradients_are_averaged_over_ranks_and_microbatches(shards: Path, tmp_path: Path) -> None:
+    """The first step's weights are those of one rank and one pass, to 1e-6."""
     weights = []
-    for ranks in (1, 2):
-        folder = tmp_path / str(ranks)
-        code, output = run(command(shards, folder, *ONE_PLAIN_STEP), tmp_path / f"log{ranks}", ranks=ranks,
-                           program="tests.one_step")  # fmt: skip
+    for ranks, microbatch in ((1, "auto"), (2, "auto"), (1, "4"), (2, "4")):
+        folder = tmp_path / f"{ranks}-{microbatch}"
+        argv = command(shards, folder, *ONE_PLAIN_STEP, f"device_train_microbatch_size={microbatch}")
+        code, output = run(argv, tmp_path / f"log{folder.name}", ranks=ranks, program="tests.one_step")
         assert code == 0, output
         assert f"{ranks} ranks hold the same weights" in output
         model = load(folder / "ep0-ba1.pt")["state"]["model"]
-        weights.append({name.removeprefix("module.module."): tensor for name, tensor in model.items()})
-    assert [name.replace("module.", "") for name in weights[0]] == [name.replace("module.", "") for name in weights[1]]
-    for (name, one), two in zip(weights[0].items(), weights[1].values(), strict=True):
-        assert torch.allclose(one.double(), two.double(), rtol=0, atol=1e-6), name
+        weights.append({name.replace("module.", ""): tensor.double() for name, tensor in model.items()})
+    for other in weights[1:]:
+        assert list(other) == list(weights[0])
+        assert [name for name in other if not torch.allclose(other[name], weights[0][name], rtol=0, atol=1e-6)] == []
 
 
 def test_the_global_batches_are_the_same_for_1_and_2_ranks(shards: Path, tmp_path: Path) -> None:

@@ -23,6 +23,22 @@ def test_resume_after_kill_9_ends_with_identical_weights(
     assert what_must_match(record_of(tmp_path)) == what_must_match(undisturbed)
 
 
+@pytest.mark.slow
+def test_resume_on_two_ranks_ends_with_identical_weights_and_figures(shards: Path, tmp_path: Path) -> None:
+    """Two ranks have two sets of BatchNorm statistics, of which a checkpoint holds one."""
+    log = tmp_path / "log"
+    argv = {name: command(shards, tmp_path / name) for name in ("undisturbed", "interrupted")}
+    code, output = run(argv["undisturbed"], log, ranks=2)
+    assert code == 0, output
+    started = start(argv["interrupted"], tmp_path / "killed", ranks=2)
+    started.kill_when((tmp_path / "interrupted/ep0-ba2.pt").exists)
+    code, output = run(argv["interrupted"], tmp_path / "again", ranks=2)
+    assert code == 0, output
+    assert "resume: from" in output
+    one, other = (what_must_match(record_of(tmp_path / name)) for name in argv)
+    assert one == other
+
+
 def test_a_finished_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:
     argv = command(shards, tmp_path, "max_duration=2ba", "algorithms=[{name: ema, half_life: 1ba}]")
     first, output = run(argv, tmp_path / "log")

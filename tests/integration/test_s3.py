@@ -32,7 +32,7 @@ def test_a_run_from_and_to_s3_resumes_after_kill_9_with_the_weights_of_a_local_r
     saved = S3Folder(f"{s3_folder}/run")
     argv = command(
         shards, f"{s3_folder}/run", f"data.remote={s3_folder}/mds", f"data.local={tmp_path / 'cache'}",
-        "data.num_workers=2", "checkpoint.keep=2",
+        "data.num_workers=2", "checkpoint.keep=2", "loggers.file=false",
     )  # fmt: skip
     started = start(argv, tmp_path / "killed", env=s3_server.env)
     started.kill_when(lambda: "ep0-ba4.pt" in list_checkpoints(saved))

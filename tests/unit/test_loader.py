@@ -1,0 +1,60 @@
+"""Batches: what a worker makes of samples, and what the device makes of a batch."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from train.augment import random_resized_crop, sample_rng, view_hash
+from train.config import load_config
+from train.dataset import Sample
+from train.decode import DecodeError, pillow
+from train.loader import EvalCollate, ToDevice, TrainCollate
+from train.sections import DataConfig
+
+
+def config() -> DataConfig:
+    return load_config(REPOSITORY / "yamls/tiny.yaml", ["data.crop_size=32"], check_paths=False).data
+
+
+def samples(count: int, epoch: int = 0) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, size=(90, 120, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        images.append(buffer.getvalue())
+    return [Sample(image, label, 100 + label, epoch) for label, image in enumerate(images)]
+
+
+def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
+    cfg, batch = config(), TrainCollate(config(), seed=17)(samples(5, epoch=2))
+    assert batch.images.shape == (5, 32, 32, 3)
+    assert batch.labels.tolist() == [0, 1, 2, 3, 4]
+    for at, sample in enumerate(samples(5)):
+        rng = sample_rng(17, 2, sample.sample_id)
+        view = random_resized_crop(120, 90, rng, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
+        assert torch.equal(batch.images[at], pillow.decode_batch([sample.image], [view], 32, bounded=True)[0])
+        assert batch.view_hashes[at].item() == view_hash(2, sample.sample_id, view)
+
+
+def test_a_broken_image_is_named_by_its_sample_id() -> None:
+    for collate in (TrainCollate(config(), seed=17), EvalCollate(config())):
+        for broken in (b"", b"not an image", samples(1)[0].image[:2000]):
+            batch = samples(3)
+            batch[2] = batch[2]._replace(image=broken)
+            with pytest.raises(DecodeError, match="sample 102 cannot be decoded: "):
+                collate(batch)
+
+
+def test_images_reach_the_network_normalised_and_channels_last() -> None:
+    cfg, raw = config(), EvalCollate(config())(samples(3))
+    images, labels = ToDevice(cfg, torch.device("cpu"))(raw)
+    assert images.shape == (3, 3, cfg.eval_crop_size, cfg.eval_crop_size)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    green = (raw.images[1, 7, 5, 1].item() - cfg.mean[1]) / cfg.std[1]
+    assert images[1, 1, 7, 5].item() == pytest.approx(green, rel=1e-6)
+    assert torch.equal(labels, raw.labels)
