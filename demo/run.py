@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     gpus = gpu_count()
-    demo = Demo(args.out.resolve(), ranks=gpus or 2, on_gpu=gpus > 0)
+    demo = Demo(args.out.resolve(), ranks=gpus or 2, on_gpu=gpus > 0, epochs=args.epochs)
     try:
         if args.only_data:
             demo.make_data(stages=2)
@@ -71,6 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     short.add_argument("--quick", action="store_true", help="one short training on one process, nothing killed")
     short.add_argument("--only-data", action="store_true", help="draw and convert the images, and train nothing")
     parser.add_argument("--kills", type=int, default=1, choices=range(1, 6), metavar="N", help="1 to 5 (default: 1)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="train for N epochs rather than tiny.yaml's 6")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "demo", metavar="DIR", help="where data/ and runs/ go (default: demo/)"
     )
@@ -119,11 +120,13 @@ class Demo:
         out: holds data/ and runs/.
         ranks: training processes.
         on_gpu: whether each rank has a GPU.
+        epochs: how long to train; None leaves it to the configuration.
     """
 
     out: Path
     ranks: int
     on_gpu: bool
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         self.images, self.mds, self.runs = self.out / "data/images", self.out / "data/mds", self.out / "runs"
@@ -245,6 +248,8 @@ class Demo:
         command += [f"checkpoint.save_folder={self.shown(self.runs / run)}", "loggers.console_interval=1ba"]
         if self.on_gpu:
             command += ["deterministic=true", f"device_train_microbatch_size={MICROBATCH_SIZE}"]
+        if self.epochs:
+            command.append(f"max_duration={self.epochs}ep")
         return [*command, *overrides]
 
     def _run(self, command: list[str], log_name: str) -> Log:

@@ -120,7 +120,7 @@ def share_buffers(model: torch.nn.Module) -> None:
         return
     flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
     dist.broadcast(flat, src=0)
-    for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+    for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
 
 
