@@ -7,8 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
-JOBS ?= 2
 export PATH := $(abspath $(BIN)):$(PATH)
+unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
 .PHONY: help setup setup-dev demo quick-test test test-fast lint format bench test-data train-local lock clean
 
@@ -26,12 +26,12 @@ $(BIN)/uv:
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements-dev.txt)
 
 $(READY): $(BIN)/uv requirements.txt
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(READY_DEV): $(READY) requirements-dev.txt
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements-dev.txt \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
