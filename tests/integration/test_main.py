@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tests.integration.problem import command, record_of
-from tests.processes import run
+from tests.conftest import make_images
+from tests.integration.problem import command, record_of, what_must_match
+from tests.processes import run, start
 
 FAULTY = """\
 base: {base}
@@ -72,3 +73,28 @@ def test_a_run_leaves_its_record_report_and_logs(shards: Path, tmp_path: Path) -
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     for pattern in ("logs/*-rank0.txt", "tensorboard/**/events.out.tfevents.*", "wandb/offline-run-*"):
         assert list(tmp_path.glob(pattern)), pattern
+
+
+def test_shards_that_others_wrote_need_only_the_number_of_classes(tmp_path: Path) -> None:
+    make_images(tmp_path / "images", {"train": 10, "val": 3}, classes=3)
+    code, output = run([str(tmp_path / "images"), str(tmp_path / "mds")], tmp_path / "log0",
+                       program="tests.upstream_write")  # fmt: skip
+    assert code == 0, output
+    argv = command(tmp_path / "mds", tmp_path / "run", "max_duration=1ba", "algorithms=[]", "scheduler.t_warmup=0ba")
+    code, output = run(argv, tmp_path / "log1")
+    assert code == 2
+    assert "manifest.json, which this dataset has not; give it, as in model.num_classes=1000" in output
+    code, output = run([*argv, "model.num_classes=3"], tmp_path / "log2")
+    assert code == 0, output
+    assert "the shards carry no hash that can be checked" in output
+    assert record_of(tmp_path / "run")["samples_evaluated"] == 9
+
+
+def test_two_jobs_on_the_same_shards_do_not_disturb_each_other(shards: Path, tmp_path: Path) -> None:
+    argv = {name: command(shards, tmp_path / name, "max_duration=2ba", "algorithms=[]", "data.num_workers=1")
+            for name in ("one", "other")}  # fmt: skip
+    started = [start(arguments, tmp_path / f"log-{name}") for name, arguments in argv.items()]
+    for process in started:
+        assert process.wait() == 0, process.output()
+    one, other = (what_must_match(record_of(tmp_path / name)) for name in argv)
+    assert one == other
