@@ -71,7 +71,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     short.add_argument("--quick", action="store_true", help="one short training on one process, nothing killed")
     short.add_argument("--only-data", action="store_true", help="draw and convert the images, and train nothing")
     parser.add_argument("--kills", type=int, default=1, choices=range(1, 6), metavar="N", help="1 to 5 (default: 1)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="train for N epochs rather than as many as tiny.yaml says")
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="train for N epochs rather than as many as tiny.yaml says"
+    )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "demo", metavar="DIR", help="where data/ and runs/ go (default: demo/)"
     )
