@@ -86,7 +86,8 @@ def test_each_message_in_troubleshooting_is_one_of_the_codes() -> None:
 def test_make_help_lists_every_verb() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     phony = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
-    printed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    command = ["make", "--no-print-directory", "help"]  # under `make test` it would print where it is
+    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     listed = [line.split()[0] for line in printed.splitlines()]
     assert listed == [verb for line in phony for verb in line.split()]
     assert all(len(line.split()) > 2 for line in printed.splitlines())
