@@ -42,7 +42,7 @@ quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
 test: $(READY_DEV)  ## all tests; under 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY_DEV)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
