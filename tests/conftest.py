@@ -82,6 +82,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     for name in ("master", "volume", "filer", "s3"):
         command.append(f"-{name}.port.grpc={free_port()}")
     command += [f"-s3.port={ports['s3']}", f"-s3.config={keys}"]
+    # Servers of other protocols have fixed ports, which a second test process would find taken.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     log = open(folder / "log", "wb")  # noqa: SIM115  # outlives this function's body
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     server = S3Server(f"http://127.0.0.1:{ports['s3']}", access, secret, "test-bucket")
