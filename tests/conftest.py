@@ -1,5 +1,6 @@
 """Fixtures that more than one kind of test needs."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -91,7 +92,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         _wait_until_ready(server, process, folder / "log")
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it did not start
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
         log.close()
 
