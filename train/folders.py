@@ -96,16 +96,19 @@ class S3Folder:
     def __init__(self, uri: str) -> None:
         parsed = urlparse(uri)
         self.uri, self.bucket, self.prefix = uri.rstrip("/"), parsed.netloc, parsed.path.strip("/")
-        self.client = boto3.client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=RETRIES)
+        self.client = boto3.Session().client(
+            "s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=RETRIES
+        )
 
     def names(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=f"{self.prefix}/" if self.prefix else "", Delimiter="/"
         )
         try:
-            return sorted(item["Key"].rpartition("/")[2] for page in pages for item in page.get("Contents", []))
+            keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
         except (BotoCoreError, ClientError) as error:
             raise self._error("listed", "", error) from error
+        return sorted(key.rpartition("/")[2] for key in keys if not key.endswith("/"))  # "x/" marks an empty folder
 
     def read(self, name: str) -> bytes | None:
         try:
