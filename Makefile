@@ -44,8 +44,8 @@ quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 test: $(READY_DEV)  ## all tests; under 10 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-fast: $(READY_DEV)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+test-fast: $(READY_DEV)  ## the unit tests, which take seconds
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit
 
 lint: $(READY_DEV)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
