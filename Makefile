@@ -41,7 +41,7 @@ demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate
 quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
-test: $(READY_DEV)  ## all tests; under 10 minutes on 2 cores
+test: $(READY_DEV)  ## all the tests, on two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY_DEV)  ## the unit tests, which take seconds

@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if Path(sys.path[0] or ".").resolve() == ROOT / "demo":
     sys.path[0] = str(ROOT)
 
-from demo.images import MARKER, SAMPLES, make_images  # noqa: E402
-from demo.processes import DemoError, Log, follow, kill_session, started  # noqa: E402
-from demo.summary import Killed, Outcome, differences, full_summary, quick_summary  # noqa: E402
+from demo.images import MARKER, SAMPLES, make_images
+from demo.processes import DemoError, Log, follow, kill_session, started
+from demo.summary import Killed, Outcome, differences, full_summary, quick_summary
 
 STAGE_LIMIT_S = 900
 SEED_OF_THE_KILLS = 3
