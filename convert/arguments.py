@@ -6,8 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from convert.shards import MAX_SIZE_LIMIT_BYTES
+from convert.images import SUBSAMPLINGS, Resize, parse_resize
+from convert.shards import DEFAULT_HASHES, HASHES, MAX_SIZE_LIMIT_BYTES, ZSTD_LEVELS, ShardFormat
+from convert.sources import LAYOUTS
 from convert.workers import OnBad
+
+DEFAULT_QUALITY, DEFAULT_SUBSAMPLING = 90, "4:2:0"
+DEFAULT_ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +21,31 @@ class Args:
 
     source: str
     out: str
+    layout: str | None
     splits: tuple[str, ...] | None
+    classes: int | tuple[str, ...] | None
+    per_class: int | None
     workers: int
     seed: int
     on_bad: OnBad
+    resize: str | None
+    quality: int
+    subsampling: str
     size_limit: int
+    compression: str | None
+    hashes: tuple[str, ...]
+    spool: str | None
     overwrite: bool
+
+    @property
+    def form(self) -> ShardFormat:
+        return ShardFormat(self.size_limit, self.hashes, self.compression)
+
+    @property
+    def resizing(self) -> Resize | None:
+        if self.resize is None:
+            return None
+        return parse_resize(self.resize, quality=self.quality, subsampling=self.subsampling)
 
 
 def parse_args(description: str, argv: Sequence[str] | None) -> Args:
@@ -29,10 +53,75 @@ def parse_args(description: str, argv: Sequence[str] | None) -> Args:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add = parser.add_argument
-    add("--source", required=True, metavar="DIR", help="the folder that holds train/ and val/, each with class folders")
+    _add_places(parser)
+    _add_choice_of_images(parser)
+    _add_storage(parser)
+    _add_way_of_working(parser)
+    parser.epilog = (
+        "S3: credentials as boto3 finds them; set S3_ENDPOINT_URL for a server other than AWS.\n"
+        "Exit status: 0 converted; 1 failed (bad images, disk full, upload failed, another converter at work);\n"
+        "2 the command needs correcting; 130, 143 interrupted. After 1, 130, 143 or a crash the same command goes on."
+    )
+    args = Args(**vars(parser.parse_args(argv)))
+    if args.resize is None and (args.quality, args.subsampling) != (DEFAULT_QUALITY, DEFAULT_SUBSAMPLING):
+        parser.error("--quality and --subsampling are of images that --resize makes smaller; without it none is")
+    return args
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what and where").add_argument
+    add("--source", required=True, metavar="SRC", help="a folder, or s3://bucket/prefix for tars, parquet and shards")
     add("--out", required=True, metavar="DIR_OR_S3", help="a local folder, or s3://bucket/prefix (see below)")
+    add("--layout", choices=LAYOUTS, help="of the source (default: recognised by what lies there)")
     add("--splits", type=_splits, metavar="A,B", help="splits to convert (default: those of train,val that exist)")
+    add(
+        "--spool",
+        metavar="DIR",
+        help="local folder for images of a source that cannot be read in place (parquet, compressed shards, shards in "
+        "S3); takes as much room as they (default: in --out or, if that is S3, in the folder for temporary files)",
+    )
+
+
+def _add_choice_of_images(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("a part of the images, the same for the same --seed").add_argument
+    add("--classes", type=_classes, metavar="N|A,B", help="so many classes, or those named (default: all)")
+    add("--per-class", type=_at_least(1), metavar="N", help="at most so many images of each class and split")
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how they are stored").add_argument
+    add("--resize", type=_resize, metavar="short=N|max=N", help="make larger images smaller: the short or longer side")
+    add(
+        "--quality",
+        type=_between(1, 95),
+        default=DEFAULT_QUALITY,
+        metavar="Q",
+        help="of resized JPEGs, 1 to 95 (default: %(default)s)",
+    )
+    add(
+        "--subsampling",
+        choices=SUBSAMPLINGS,
+        default=DEFAULT_SUBSAMPLING,
+        help="of their chroma (default: %(default)s)",
+    )
+    add("--size-limit", type=_size, default="64MB", metavar="SIZE", help="of one shard (default: %(default)s)")
+    add(
+        "--compression",
+        type=_compression,
+        metavar="zstd[:LEVEL]",
+        help="of the shards; JPEGs hardly shrink (default: none)",
+    )
+    add(
+        "--hashes",
+        type=_hashes,
+        default=",".join(DEFAULT_HASHES),
+        metavar="A,B",
+        help=f"in index.json, out of {', '.join(HASHES)} (default: %(default)s)",
+    )
+
+
+def _add_way_of_working(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("how the work is done").add_argument
     add(
         "--workers",
         type=_at_least(1),
@@ -40,20 +129,14 @@ def parse_args(description: str, argv: Sequence[str] | None) -> Args:
         metavar="N",
         help="processes (default: %(default)s, all cores)",
     )
-    add("--seed", type=_at_least(0), default=0, metavar="N", help="seed of the samples' order (default: %(default)s)")
+    add("--seed", type=_at_least(0), default=0, metavar="N", help="of the samples' order (default: %(default)s)")
     add(
         "--on-bad",
         choices=("fail", "skip"),
         default="fail",
         help="an image that cannot be decoded stops the conversion, or is left out and listed (default: %(default)s)",
     )
-    add("--size-limit", type=_size, default="64MB", metavar="SIZE", help="of one shard (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace splits that --out already holds; touches no other file")
-    parser.epilog = (
-        "S3: credentials as boto3 finds them; set S3_ENDPOINT_URL for a server other than AWS.\n"
-        "Exit status: 0 converted; 1 failed (bad images, disk full, upload failed); 2 the command needs correcting."
-    )
-    return Args(**vars(parser.parse_args(argv)))
 
 
 def _splits(text: str) -> tuple[str, ...]:
@@ -61,15 +144,60 @@ def _splits(text: str) -> tuple[str, ...]:
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             raise argparse.ArgumentTypeError(f"{name!r} is not the name of a folder; write for example train,val")
+    return _without_repeats(text, names)
+
+
+def _classes(text: str) -> int | tuple[str, ...]:
+    if text.isdecimal():
+        return _at_least(1)(text)
+    return tuple(sorted(_without_repeats(text, tuple(name.strip() for name in text.split(",")))))
+
+
+def _hashes(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in HASHES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is not among {', '.join(HASHES)}")
+    return tuple(sorted(_without_repeats(text, names)))  # in the order that MDS asks for
+
+
+def _without_repeats(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text} names a split twice")
+        raise argparse.ArgumentTypeError(f"{text} names one twice")
     return names
+
+
+def _resize(text: str) -> str:
+    try:
+        parse_resize(text, quality=DEFAULT_QUALITY, subsampling=DEFAULT_SUBSAMPLING)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _compression(text: str) -> str:
+    match = re.fullmatch(r"zstd(?::(\d{1,2}))?", text)
+    level = int(match[1] or DEFAULT_ZSTD_LEVEL) if match else 0
+    if level not in ZSTD_LEVELS:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not zstd or zstd:LEVEL, with a level from {ZSTD_LEVELS[0]} to {ZSTD_LEVELS[-1]}"
+        )
+    return f"zstd:{level}"
 
 
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
         return int(text)
 
     return parse

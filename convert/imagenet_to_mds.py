@@ -1,24 +1,28 @@
-"""Convert ImageNet, a folder of JPEGs, to MDS shards on a disk or in S3.
+"""Convert ImageNet, in any layout that it comes in, to MDS shards on a disk or in S3.
 
     python convert/imagenet_to_mds.py --source /data/imagenet --out s3://bucket/imagenet
 
-reads /data/imagenet/{train,val}/<class>/<file>, decodes every image once, and writes
+reads the images (a folder for each class, the original tars, Kaggle's, Hugging Face's or Tiny-ImageNet's files, or MDS
+shards), decodes every one once, and writes
 
     <out>/train/shard.00000.mds ...  <out>/train/index.json  (val the same)  <out>/manifest.json
 
-A JPEG is stored byte for byte. Files that are no JPEG, or a CMYK one, are re-encoded and listed in the manifest.
-The index.json files are written last, so a dataset is complete as soon as it can be read. The output depends
-on the source and the options alone, not on --workers or on where it is written.
+A JPEG is stored byte for byte, unless --resize is given and it is larger. Files that are no JPEG, or a CMYK one, are
+re-encoded and listed in the manifest. The index.json files are written last, so a dataset is complete as soon as it
+can be read. The output depends on the images and the options alone, not on --workers, on the layout, on where it is
+written, or on how often the conversion was interrupted: the same command goes on where it was.
 """
 
+import hashlib
 import logging
+import os
 import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -28,37 +32,15 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from tqdm import tqdm
-
 from convert.arguments import Args, parse_args
-from convert.manifest import (
-    MANIFEST_NAME,
-    ClassInfo,
-    Manifest,
-    ManifestError,
-    Options,
-    RefusedFile,
-    parse_manifest,
-)
+from convert.conversion import BadImagesError, Conversion, UsageError, convert, look
+from convert.lock import LockedError, only_converter
+from convert.manifest import MANIFEST_NAME, ManifestError
 from convert.outputs import LocalOutput, Output, OutputError, open_output
-from convert.shards import INDEX_NAME, plan_shards, shuffled_ids
-from convert.sources import Listing, Source, SourceError, open_source
-from convert.tally import SplitTally
-from convert.workers import ShardResult, ShardTask, WorkerError, build_shards
-
-logger = logging.getLogger("convert")
+from convert.sources import SourceError, open_source
+from convert.workers import WorkerError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
-BAD_IMAGES_SHOWN = 50
-LOG_EVERY_S = 30
-
-
-class UsageError(ValueError):
-    """The command cannot do what was asked for; nothing has been touched."""
-
-
-class BadImagesError(RuntimeError):
-    """There are images that cannot be converted, and --on-bad says to fail."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,149 +49,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("botocore").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
-        convert(args)
+        run(args)
     except (UsageError, SourceError, ManifestError) as error:
         return _report(error, EXIT_USAGE)
-    except (BadImagesError, OutputError, WorkerError) as error:
+    except (BadImagesError, LockedError, OutputError, WorkerError) as error:
         return _report(error, EXIT_FAILED)
     except KeyboardInterrupt:
-        return _report("interrupted; what this run wrote is removed", EXIT_INTERRUPTED)
+        return _report("interrupted", EXIT_INTERRUPTED)
     return EXIT_OK
 
 
-def convert(args: Args) -> None:
-    """The whole conversion: look, plan, build, publish."""
-    source, output = open_source(args.source), _open_output(args.out)
+def run(args: Args) -> None:
+    """Convert, while no other converter works on the same output."""
+    output = _open_output(args.out)
     _refuse_out_inside_source(args.source, output)
+    spool = _spool(args, output)
+    source = open_source(args.source, args.layout, spool=spool)
     splits = source.splits(args.splits)
     output.check()
-    existing = _existing_manifest(output, args.out)
-    _refuse_existing_splits(output, args, splits, existing)
-
-    names = source.class_names(splits)
-    classes = tuple(ClassInfo(index=i, wnid=name, name=name) for i, name in enumerate(names))
-    kept = _without(existing, splits)
-    if kept is not None:
-        _refuse_other_classes(kept, names, args.out)
-    listings = [source.listing(split, names) for split in splits]
-    for listing in listings:
-        _describe(listing, names)
-
-    started = time.monotonic()
-    clear(output, splits, kept)
-    try:
-        tallies = _build(args, source, output, listings, num_classes=len(names))
-        _publish(args, output, classes, tallies, kept)
-    except BaseException:
-        _clear_after_failure(output, splits, kept)
-        raise
-    _summarise(args, tallies, elapsed_s=time.monotonic() - started)
-
-
-def clear(output: Output, splits: Iterable[str], kept: Manifest | None) -> None:
-    """Remove the files of these splits, and their part of the manifest; `kept` is what stays of it.
-
-    The index goes first: without it nobody takes the rest for a dataset.
-    """
-    for split in splits:
-        files = [f"{split}/{name}" for name in output.our_files(split)]
-        index = f"{split}/{INDEX_NAME}"
-        if index in files:
-            output.delete([index])
-        output.delete([name for name in files if name != index])
-    if kept is not None:
-        output.write(MANIFEST_NAME, kept.to_json())
-    else:
-        output.delete([MANIFEST_NAME])
-
-
-def plan(listings: Iterable[Listing], *, seed: int, size_limit_bytes: int) -> list[ShardTask]:
-    """The shards of all splits: which samples each one holds, in which order."""
-    tasks = []
-    for listing in listings:
-        ids = shuffled_ids(listing.samples, split=listing.split, seed=seed)
-        sizes = [listing.samples[sample_id].size_bytes for sample_id in ids]
-        for index, run in enumerate(plan_shards(sizes, size_limit_bytes)):
-            samples = tuple((ids[position], listing.samples[ids[position]]) for position in run)
-            tasks.append(ShardTask(listing.split, index, samples))
-    return tasks
-
-
-def _build(
-    args: Args, source: Source, output: Output, listings: Sequence[Listing], *, num_classes: int
-) -> dict[str, SplitTally]:
-    """Build the shards of all splits."""
-    tasks = plan(listings, seed=args.seed, size_limit_bytes=args.size_limit)
-    workers = min(args.workers, len(tasks))
-    logger.info("%d shards to build with %d workers", len(tasks), workers)
-    _warn_of_little_space(output, listings)
-    tallies = {listing.split: SplitTally(num_classes) for listing in listings}
-    results = build_shards(
-        tasks,
-        source=source,
-        output=output,
-        on_bad=args.on_bad,
-        size_limit_bytes=args.size_limit,
-        workers=workers,
-    )
-    with closing(results), Progress(sum(len(listing.samples) for listing in listings)) as progress:
-        for result in results:
-            tallies[result.split].add(result)
-            progress.add(result)
-    refused = [file for tally in tallies.values() for file in tally.refused]
-    if refused and args.on_bad == "fail":
-        raise BadImagesError(_bad_images_message(refused))
-    for split, tally in tallies.items():
-        if not tally.samples:
-            raise BadImagesError(f"{split}: not one image can be used; the first: {_bad_line(tally.refused[0])}")
-    return tallies
-
-
-def _publish(
-    args: Args,
-    output: Output,
-    classes: tuple[ClassInfo, ...],
-    tallies: dict[str, SplitTally],
-    kept: Manifest | None,
-) -> None:
-    """Write the manifest and then, last of all, the index files that make the splits readable."""
-    options = Options(on_bad=args.on_bad, size_limit_bytes=args.size_limit)
-    infos = {split: tally.info(seed=args.seed, options=options) for split, tally in tallies.items()}
-    manifest = Manifest.of(classes, {**(kept.splits if kept else {}), **infos})
-    output.write(MANIFEST_NAME, manifest.to_json())
-    for split, tally in tallies.items():
-        output.write(f"{split}/{INDEX_NAME}", tally.index_json())
-
-
-class Progress:
-    """Images done, rate and time left: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit=" images", smoothing=0.05, disable=None)  # None: off without a terminal
-        self._total, self._done = total, 0
-        self._started = self._last_line = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-
-    def add(self, result: ShardResult) -> None:
-        self._bar.update(result.images)
-        self._done += result.images
-        now = time.monotonic()
-        if self._bar.disable and now - self._last_line >= LOG_EVERY_S:
-            self._last_line = now
-            per_sec = self._done / (now - self._started)
-            left_min = (self._total - self._done) / per_sec / 60
-            logger.info(
-                "%s of %s images, %.0f images/s, %.0f min left",
-                f"{self._done:,}",
-                f"{self._total:,}",
-                per_sec,
-                left_min,
-            )
+    with only_converter(output, args.out):
+        conversion = look(args, source, splits, output)
+        convert(conversion)
+    if args.spool is None:
+        shutil.rmtree(spool, ignore_errors=True)
+    _summarise(conversion)
 
 
 def _open_output(out: str) -> Output:
@@ -220,112 +83,54 @@ def _open_output(out: str) -> Output:
 
 
 def _refuse_out_inside_source(source: str, output: Output) -> None:
-    if isinstance(output, LocalOutput) and output.root.resolve().is_relative_to(Path(source).resolve()):
-        raise UsageError(f"--out {output.root} lies inside --source {source}; choose a folder outside of it")
-
-
-def _existing_manifest(output: Output, out: str) -> Manifest | None:
-    text = output.read(MANIFEST_NAME)
-    return None if text is None else parse_manifest(text, where=f"{out}/{MANIFEST_NAME}")
-
-
-def _refuse_existing_splits(output: Output, args: Args, splits: Iterable[str], existing: Manifest | None) -> None:
-    if args.overwrite:
-        return
-    for split in splits:
-        files = output.our_files(split)
-        if files or (existing and split in existing.splits):
-            seen = f"{len(files):,} files of a conversion, such as {files[0]}" if files else "an entry in the manifest"
-            raise UsageError(f"--out {args.out} already has {split}: {seen}. Replace it with --overwrite")
-
-
-def _without(existing: Manifest | None, splits: Sequence[str]) -> Manifest | None:
-    """The existing manifest less these splits; None where nothing is left of it."""
-    others = {split: info for split, info in existing.splits.items() if split not in splits} if existing else {}
-    return Manifest.of(existing.classes, others) if existing and others else None
-
-
-def _refuse_other_classes(kept: Manifest, names: Sequence[str], out: str) -> None:
-    known = [info.wnid for info in kept.classes]
-    if known != list(names):
-        gone, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
-        raise UsageError(
-            f"--out {out} holds {', '.join(sorted(kept.splits))} with {len(known):,} classes, the source has "
-            f"{len(names):,}: {_some('missing from the source', gone)}{_some('new in the source', new)}"
-            "labels would mean different things in the splits. Use the same classes, or another --out"
-        )
-
-
-def _some(what: str, names: Sequence[str]) -> str:
-    return f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}; " if names else ""
-
-
-def _describe(listing: Listing, names: Sequence[str]) -> None:
-    size_mb = sum(sample.size_bytes for sample in listing.samples) / 1e6
-    logger.info(
-        "%s: %s files, %s classes, %.1f MB", listing.split, f"{len(listing.samples):,}", f"{len(names):,}", size_mb
-    )
-    for what, count in listing.ignored.items():
-        logger.warning("warning: %s: ignored %s %s", listing.split, f"{count:,}", what + ("s" if count > 1 else ""))
-    used = {sample.label for sample in listing.samples}
-    empty = [name for index, name in enumerate(names) if index not in used]
-    if empty:
-        logger.warning("warning: %s: %d of the classes have no files, such as %s", listing.split, len(empty), empty[0])
-
-
-def _warn_of_little_space(output: Output, listings: Iterable[Listing]) -> None:
     if isinstance(output, LocalOutput):
-        needed = sum(sample.size_bytes for listing in listings for sample in listing.samples)
-        free = shutil.disk_usage(output.root).free
-        if free < needed:
-            logger.warning("warning: %s has %.0f MB free, %.0f MB are needed", output.root, free / 1e6, needed / 1e6)
+        inside = "://" not in source and output.root.resolve().is_relative_to(Path(source).resolve())
+    else:
+        inside = f"{output}/".startswith(f"{source.rstrip('/')}/")
+    if inside:
+        raise UsageError(f"--out {output} lies inside --source {source}; choose a place outside of it")
 
 
-def _clear_after_failure(output: Output, splits: Iterable[str], kept: Manifest | None) -> None:
-    try:
-        clear(output, splits, kept)
-    except OutputError as error:
-        logger.warning("warning: some shards of this run are left behind: %s", error)
+def _spool(args: Args, output: Output) -> Path:
+    """Where sources that cannot be read in place are unpacked: the same place when the command is repeated."""
+    if args.spool:
+        return Path(args.spool)
+    if isinstance(output, LocalOutput):
+        return output.root / ".convert/spool"
+    name = hashlib.sha256(os.path.abspath(args.source).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"convert-spool-{os.getuid()}-{name}"
 
 
-def _bad_images_message(refused: Sequence[RefusedFile]) -> str:
-    lines = [_bad_line(file) for file in refused[:BAD_IMAGES_SHOWN]]
-    if len(refused) > BAD_IMAGES_SHOWN:
-        lines.append(f"... and {len(refused) - BAD_IMAGES_SHOWN:,} more")
-    return (
-        f"{len(refused):,} bad image(s) found before the conversion stopped; nothing is left in --out:\n  "
-        + "\n  ".join(lines)
-        + "\nRepair or remove them, or leave out all such files with --on-bad skip"
-    )
-
-
-def _bad_line(file: RefusedFile) -> str:
-    return f"{file.path}: {file.reason}"
-
-
-def _summarise(args: Args, tallies: dict[str, SplitTally], *, elapsed_s: float) -> None:
-    images = 0
-    for split, tally in tallies.items():
+def _summarise(conversion: Conversion) -> None:
+    args, images, elapsed_s = conversion.args, 0, time.monotonic() - conversion.started
+    for split in conversion.splits:
+        tally = split.tally
+        if split.complete:
+            remade = f", {len(tally.entries)} of them made anew" if tally.entries else ""
+            print(f"{split.name}: complete, {len(split.tasks):,} shards{remade}; convert/audit.py checks their content")
+            continue
         images += tally.samples + len(tally.refused)
+        reused = f", {tally.reused_shards:,} of them by an earlier run" if tally.reused_shards else ""
+        resized = f"{tally.resized:,} resized, " if args.resize else ""
         print(
-            f"{split}: {tally.samples:,} samples in {len(tally.entries):,} shards, {tally.shard_bytes / 1e6:,.1f} MB; "
-            f"{len(tally.mended):,} mended, {len(tally.refused):,} refused"
+            f"{split.name}: {tally.samples:,} samples in {len(tally.entries):,} shards{reused}, "
+            f"{tally.shard_bytes / 1e6:,.1f} MB; {resized}{len(tally.mended):,} mended, {len(tally.refused):,} refused"
         )
         if tally.refused:
-            logger.warning(
-                "warning: %s: left out %s bad images, such as %s; all are listed in %s",
-                split,
-                f"{len(tally.refused):,}",
-                _bad_line(tally.refused[0]),
-                MANIFEST_NAME,
+            first = tally.refused[0]
+            print(
+                f"warning: {split.name}: left out {len(tally.refused):,} bad images, such as {first.path}: "
+                f"{first.reason}; all are listed in {MANIFEST_NAME}",
+                file=sys.stderr,
             )
-    print(f"{images:,} images in {elapsed_s:.1f} s, {images / elapsed_s:,.0f} images/s")
+    if images:
+        print(f"{images:,} images in {elapsed_s:.1f} s, {images / elapsed_s:,.0f} images/s")
     key = "data.remote" if args.out.startswith("s3://") else "data.local"
     print(f"next: python train/main.py yamls/local.yaml {key}={shlex.quote(args.out)}")
 
 
 def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(EXIT_TERMINATED)  # an exception, so that this run's files are removed on the way out
+    raise SystemExit(EXIT_TERMINATED)  # an exception, so that the workers are ended and the lock is given back
 
 
 def _report(problem: object, status: int) -> int:

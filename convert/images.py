@@ -4,23 +4,31 @@ Opening an image proves nothing: a JPEG cut to a third passes `Image.open` and `
 decoded to its last byte here, once, rather than failing in some epoch of some run.
 """
 
+import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-# Pillow itself raises above this count (twice Image.MAX_IMAGE_PIXELS) and only warns above half of it.
-MAX_PIXELS = 178_956_970
+# Pillow's own limit for what is no decompression bomb (Image.MAX_IMAGE_PIXELS), 268 MB of RGB. It bounds a worker's
+# memory, and so does the limit on files: they are read whole.
+MAX_PIXELS = 89_478_485
+MAX_FILE_BYTES = 256 * 1024**2
 
 # A mended image is encoded once more, so lose as little as possible: quality 95 is the highest that Pillow's
 # documentation recommends, and 4:4:4 keeps the chroma of palette images and line art.
 MENDED_QUALITY = 95
 MENDED_SUBSAMPLING = 0  # Pillow's code for 4:4:4
 
+BYTES_PER_PX = 0.35  # of a JPEG of quality 90, 4:2:0, about; only the filling of shards depends on it
+
 # What may hide behind the name .JPEG. A closed list, because some of Pillow's other readers start programs
 # (EPS starts Ghostscript). JPEG includes MPO, a JPEG with more pictures after the first.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+
+
+SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's codes
 
 
 class BadImage(ValueError):
@@ -28,16 +36,63 @@ class BadImage(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """How images are made smaller: never larger, and one that is small enough stays as it is, byte for byte.
+
+    Attributes:
+        side: the side that `limit_px` is for, `short` or `max` (the longer one).
+        quality: of the JPEG, 1 to 95 in libjpeg's scale.
+        subsampling: of the chroma, a key of SUBSAMPLINGS.
+    """
+
+    side: str
+    limit_px: int
+    quality: int
+    subsampling: str
+
+    def size(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """The width and height in pixels of an image after resizing; the other side is rounded to the nearest."""
+        side_px = min(width_px, height_px) if self.side == "short" else max(width_px, height_px)
+        if side_px <= self.limit_px:
+            return width_px, height_px
+        scale = self.limit_px / side_px
+        return max(1, round(width_px * scale)), max(1, round(height_px * scale))
+
+    def expected_bytes(self, image_bytes: int) -> int:
+        """About how large an image will be, given its file's size; shards are planned by it."""
+        longer = self.limit_px * (4 / 3 if self.side == "short" else 1)
+        return min(image_bytes, int(longer * longer * 3 / 4 * BYTES_PER_PX))
+
+
+@dataclass(frozen=True, slots=True)
 class Checked:
-    """A JPEG that decodes. `action` says how the original was changed; None: it was kept verbatim."""
+    """A JPEG that decodes.
+
+    Attributes:
+        mended: how an original that no trainer could use was changed; None: there was nothing to mend.
+        resized: it was made smaller.
+    """
 
     data: bytes
     width_px: int
     height_px: int
-    action: str | None
+    mended: str | None = None
+    resized: bool = False
 
 
-def check_image(data: bytes) -> Checked:
+def parse_resize(text: str, *, quality: int, subsampling: str) -> Resize:
+    """The meaning of a --resize argument, `short=256` or `max=400`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    match = re.fullmatch(r"(short|max)=(\d{2,5})", text)
+    if not match:
+        raise ValueError(f"{text!r} is not short=PIXELS or max=PIXELS, with PIXELS from 10 to 99999")
+    return Resize(match[1], int(match[2]), quality, subsampling)
+
+
+def check_image(data: bytes, resize: Resize | None = None) -> Checked:
     """Decode an image in full and return it as a JPEG, RGB or greyscale.
 
     EXIF orientation is ignored: ImageNet's labels, its published accuracies and every reader of it use the
@@ -55,7 +110,11 @@ def check_image(data: bytes) -> Checked:
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{image.width} x {image.height} px is more than the {MAX_PIXELS:,} px allowed")
         try:
-            return _keep(data, image) if _is_plain_jpeg(image) else _mend(image)
+            if not _is_plain_jpeg(image):
+                return _mend(image, resize)
+            if resize and resize.size(*image.size) != image.size:
+                return _resize(image, resize)
+            return _keep(data, image)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -87,13 +146,31 @@ def _keep(data: bytes, image: Image.Image) -> Checked:
     return Checked(data, width, height, None)
 
 
-def _mend(image: Image.Image) -> Checked:
+def _resize(image: Image.Image, resize: Resize) -> Checked:
+    smaller = _smaller(image, resize)
+    data = _encode(smaller, quality=resize.quality, subsampling=SUBSAMPLINGS[resize.subsampling])
+    return Checked(data, smaller.width, smaller.height, resized=True)
+
+
+def _mend(image: Image.Image, resize: Resize | None) -> Checked:
     image.load()
     rgb = _to_rgb(image)
-    rgb.info = {}  # the old profile and comments describe the old pixels
+    if resize and resize.size(*rgb.size) != rgb.size:
+        return replace(_resize(rgb, resize), mended=_describe(image, resize.quality))
+    data = _encode(rgb, quality=MENDED_QUALITY, subsampling=MENDED_SUBSAMPLING)
+    return Checked(data, rgb.width, rgb.height, mended=_describe(image, MENDED_QUALITY))
+
+
+def _smaller(image: Image.Image, resize: Resize) -> Image.Image:
+    """The image at its new size, antialiased (Lanczos over the whole original: no shortcut by JPEG's own scaling)."""
+    return image.resize(resize.size(*image.size), Image.Resampling.LANCZOS)
+
+
+def _encode(image: Image.Image, *, quality: int, subsampling: int) -> bytes:
+    image.info = {}  # the old profile, EXIF and comments describe the old pixels
     encoded = BytesIO()
-    rgb.save(encoded, "JPEG", quality=MENDED_QUALITY, subsampling=MENDED_SUBSAMPLING)
-    return Checked(encoded.getvalue(), rgb.width, rgb.height, _describe(image))
+    image.save(encoded, "JPEG", quality=quality, subsampling=subsampling, optimize=False)
+    return encoded.getvalue()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -108,9 +185,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _describe(image: Image.Image) -> str:
+def _describe(image: Image.Image, quality: int) -> str:
     if image.format in ("JPEG", "MPO"):
-        return f"{image.mode} JPEG re-encoded as RGB, quality {MENDED_QUALITY}"
+        return f"{image.mode} JPEG re-encoded as RGB, quality {quality}"
     frames = getattr(image, "n_frames", 1)
     which = f", first of {frames} frames" if frames > 1 else ""
-    return f"{image.format} re-encoded as RGB JPEG, quality {MENDED_QUALITY}{which}"
+    return f"{image.format} re-encoded as RGB JPEG, quality {quality}{which}"

@@ -51,8 +51,44 @@ class RefusedFile(_Model):
 
 
 class Options(_Model):
+    """What was asked for, beside the seed. All but `on_bad` decide what the shards hold."""
+
     on_bad: Literal["fail", "skip"]
     size_limit_bytes: int
+    hashes: tuple[str, ...]
+    compression: str | None
+    resize: str | None  # as --resize takes it; None: original bytes
+    quality: int  # of the images that are resized
+    subsampling: str
+    classes: int | tuple[str, ...] | None  # --classes; None: all of them
+    per_class: int | None
+
+
+class Identity(_Model):
+    """All that decides the bytes of a split's shards: two conversions of equal identity give equal shards."""
+
+    listing: str  # SHA-256 (hex) over the source's files: name, label and size of each, in order
+    samples: int  # in the listing, those that will be refused included
+    seed: int
+    options: Options
+    tools: dict[str, str]  # name -> version
+
+    def differences(self, now: "Identity") -> list[str]:
+        """What `now` has otherwise, each as `--seed: 0 there, 1 now`. `--on-bad` changes no shard that is whole."""
+        there, here = self._named(), now._named()
+        named = [f"{name}: {there[name]} there, {here[name]} now" for name in there if there[name] != here[name]]
+        if self.listing != now.listing:
+            what = f"{self.samples:,} files there, {now.samples:,} now"
+            named.insert(0, f"the source: {what if self.samples != now.samples else 'other names, classes or sizes'}")
+        return named
+
+    def _named(self) -> dict[str, Any]:
+        options = self.options.model_dump(exclude={"on_bad"})
+        return {
+            "--seed": self.seed,
+            **{f"--{name.removesuffix('_bytes').replace('_', '-')}": value for name, value in options.items()},
+            **{f"the version of {name}": version for name, version in sorted(self.tools.items())},
+        }
 
 
 class SplitInfo(_Model):
@@ -66,11 +102,22 @@ class SplitInfo(_Model):
     height_px: Spread
     image_bytes: Spread
     fingerprint: str  # index_fingerprint() of the split's index.json
+    listing: str  # SHA-256 (hex) over the source's files: name, label and size of each, in order
     seed: int
     options: Options
     tools: dict[str, str]  # name -> version
     mended: tuple[MendedFile, ...]
     refused: tuple[RefusedFile, ...]
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(
+            listing=self.listing,
+            samples=self.samples + len(self.refused),
+            seed=self.seed,
+            options=self.options,
+            tools=self.tools,
+        )
 
 
 class Manifest(_Model):

@@ -1,7 +1,7 @@
 """Where the shards go: a local folder or a prefix of a bucket. Each file appears whole or not at all.
 
-The bucket's half is `convert/s3.py`. Both have the same five methods and know nothing about datasets; what a
-dataset is made of, and in which order its parts appear, is said once in `convert/imagenet_to_mds.py`.
+The bucket's half is `convert/s3.py`. Both have the same methods and know nothing about datasets; what a dataset is
+made of, and in which order its parts appear, is said once in `convert/imagenet_to_mds.py`.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from convert.shards import is_our_name
+import xxhash
 
 
 class OutputError(RuntimeError):
@@ -26,20 +26,36 @@ class Output(Protocol):
         """Raise OutputError now rather than after an hour's work where the place cannot be reached."""
         ...
 
-    def our_files(self, split: str) -> list[str]:
-        """Sorted names of the files in a split's folder that a conversion, finished or not, has left there."""
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files directly in a folder, sorted, with their sizes in bytes; temporary ones are among them."""
         ...
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, given its path below the output; None where there is none."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put a file there, whole or not at all, replacing one of the same name."""
+    def write(self, name: str, data: bytes) -> str:
+        """Put a file there, whole or not at all, replacing one of the same name; returns its receipt."""
+        ...
+
+    def holds(self, name: str, size_bytes: int, receipt: str) -> bool:
+        """Whether a file is there just as `write` left it."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a small file there unless there is one of that name; False: there is. One of two callers succeeds."""
+        ...
+
+    def age_s(self, name: str) -> float | None:
+        """Seconds since a file was written, by one clock for all; None where there is none."""
         ...
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete these files, in this order; those already gone are no error."""
+        """Delete these files, in this order; those already gone are no error. Folders left empty go too."""
+        ...
+
+    def abort_uploads(self) -> int:
+        """End uploads that killed writers have left unfinished, which cost money unseen; returns how many."""
         ...
 
 
@@ -66,18 +82,22 @@ class LocalOutput:
 
     root: Path
 
+    def __str__(self) -> str:
+        return str(self.root)
+
     def check(self) -> None:
         with _explained("use", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    def our_files(self, split: str) -> list[str]:
-        with _explained("list", self.root / split):
+    def sizes(self, folder: str) -> dict[str, int]:
+        with _explained("list", self.root / folder):
             try:
-                return sorted(name for name in os.listdir(self.root / split) if is_our_name(_final_name(name)))
-            except FileNotFoundError:
-                return []
+                files = [entry for entry in os.scandir(self.root / folder) if entry.is_file()]
+                return {entry.name: entry.stat().st_size for entry in sorted(files, key=lambda entry: entry.name)}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
 
     def read(self, name: str) -> bytes | None:
         with _explained("read", self.root / name):
@@ -86,26 +106,80 @@ class LocalOutput:
             except FileNotFoundError:
                 return None
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> str:
         path = self.root / name
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(temporary_name(path.name))
         with _explained("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with open(temporary, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                _write_synced(temporary, data)
                 os.replace(temporary, path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
             _sync_folder(path.parent)  # or a power cut may undo the rename
+        return xxhash.xxh64(data).hexdigest()
+
+    def holds(self, name: str, size_bytes: int, receipt: str) -> bool:
+        with _explained("read", self.root / name):
+            try:
+                if (self.root / name).stat().st_size != size_bytes:
+                    return False
+                with open(self.root / name, "rb") as file:
+                    digest = xxhash.xxh64()
+                    while part := file.read(2**20):
+                        digest.update(part)
+            except FileNotFoundError:
+                return False
+        return digest.hexdigest() == receipt
+
+    def create(self, name: str, data: bytes) -> bool:
+        path = self.root / name
+        with _explained("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                return False
+            with open(descriptor, "wb") as file:
+                file.write(data)
+        return True
+
+    def age_s(self, name: str) -> float | None:
+        with _explained("look at", self.root / name):
+            try:
+                written = (self.root / name).stat().st_mtime
+            except FileNotFoundError:
+                return None
+            # The clock of the file system's server, which the time written was taken from too.
+            probe = self.root / name
+            probe = probe.with_name(f".{probe.name}.{os.getpid()}.clock")
+            _write_synced(probe, b"")
+            now = probe.stat().st_mtime
+            probe.unlink()
+        return now - written
 
     def delete(self, names: Sequence[str]) -> None:
         for name in names:
-            with _explained("delete", self.root / name):
-                (self.root / name).unlink(missing_ok=True)
+            path = self.root / name
+            with _explained("delete", path):
+                path.unlink(missing_ok=True)
+        for folder in sorted({(self.root / name).parent for name in names} - {self.root}, reverse=True):
+            with contextlib.suppress(OSError):  # it is not empty, or gone
+                folder.rmdir()
+
+    def abort_uploads(self) -> int:
+        return 0
+
+
+def temporary_name(name: str) -> str:
+    """The name that a file has in its folder until it is whole."""
+    return f".{name}.tmp"
+
+
+def final_name(name: str) -> str:
+    """The name that a temporary file was to have; other names unchanged."""
+    return name[1:-4] if name.startswith(".") and name.endswith(".tmp") else name
 
 
 @contextlib.contextmanager
@@ -119,9 +193,11 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
         raise OutputError(f"cannot {verb} {path}: {error.strerror}{hint}") from error
 
 
-def _final_name(name: str) -> str:
-    """The name a temporary file was to have; other names unchanged."""
-    return name[1:-4] if name.startswith(".") and name.endswith(".tmp") else name
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

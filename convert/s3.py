@@ -1,18 +1,21 @@
 """The output in an S3 bucket, on AWS or any other server of that protocol."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from convert.outputs import OutputError
-from convert.shards import is_our_name
 
 # Uploads ride out several minutes of throttling (botocore's standard mode waits up to 20 s between attempts),
 # but the first look at the bucket says within seconds that an endpoint is dead or a key is wrong.
@@ -20,11 +23,13 @@ UPLOAD_ATTEMPTS = 10
 FIRST_LOOK_ATTEMPTS = 2
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
+PART_BYTES = 16 * 1024**2
+_IN_PARTS = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 
 
 @dataclass(frozen=True, slots=True)
 class S3Output:
-    """A prefix of an S3 bucket. A put is atomic by itself, so there are no temporary names.
+    """A prefix of an S3 bucket. An upload is atomic by itself, so there are no temporary names.
 
     S3_ENDPOINT_URL, the variable that streaming and composer use, selects another server than AWS; else
     boto3's own settings apply (AWS_ENDPOINT_URL, profiles, roles).
@@ -33,38 +38,100 @@ class S3Output:
     bucket: str
     prefix: str
 
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
     def check(self) -> None:
         with self._explained("reach", ""):
-            _s3_client(FIRST_LOOK_ATTEMPTS).list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
+            s3_client(FIRST_LOOK_ATTEMPTS).list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
 
-    def our_files(self, split: str) -> list[str]:
-        folder = self._key(f"{split}/")
-        with self._explained("list", split):
-            pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder)
-            keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return sorted(name for name in (key.removeprefix(folder) for key in keys) if is_our_name(name))
+    def sizes(self, folder: str) -> dict[str, int]:
+        start = self._key(f"{folder}/" if folder else "")
+        found: dict[str, int] = {}
+        with self._explained("list", folder):
+            pages = s3_client().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=start, Delimiter="/"):
+                found |= {item["Key"].removeprefix(start): item["Size"] for item in page.get("Contents", [])}
+        found.pop("", None)  # a mark for the folder itself
+        return dict(sorted(found.items()))
 
     def read(self, name: str) -> bytes | None:
         with self._explained("read", name):
             try:
-                content: bytes = _s3_client().get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+                content: bytes = s3_client().get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
                 return content
             except ClientError as error:
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     return None
                 raise
 
-    def write(self, name: str, data: bytes) -> None:
-        with self._explained("write", name):  # boto3 sends a checksum along, which the server verifies
-            _s3_client().put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+    def write(self, name: str, data: bytes) -> str:
+        # In parts above 16 MiB; each part carries a checksum, which the server verifies.
+        with self._explained("write", name):
+            client = s3_client()
+            client.upload_fileobj(io.BytesIO(data), self.bucket, self._key(name), Config=_IN_PARTS)
+            answer = client.head_object(Bucket=self.bucket, Key=self._key(name))
+        if answer["ContentLength"] != len(data):
+            raise OutputError(
+                f"{self._url(name)} has {answer['ContentLength']:,} bytes after the upload of {len(data):,}"
+            )
+        return str(answer["ETag"])
+
+    def holds(self, name: str, size_bytes: int, receipt: str) -> bool:
+        with self._explained("look at", name):
+            answer = self._head(name)
+        return answer is not None and (answer["ContentLength"], answer["ETag"]) == (size_bytes, receipt)
+
+    def create(self, name: str, data: bytes) -> bool:
+        with self._explained("write", name):
+            try:
+                s3_client().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                # 409: another one is being written at this moment.
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                    return False
+                raise
+        return True
+
+    def age_s(self, name: str) -> float | None:
+        with self._explained("look at", name):
+            answer = self._head(name)
+        if answer is None:
+            return None
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now - answer["LastModified"]).total_seconds())
+
+    def abort_uploads(self) -> int:
+        with self._explained("list the uploads of", ""):
+            pages = s3_client().get_paginator("list_multipart_uploads")
+            uploads = [
+                (item["Key"], item["UploadId"])
+                for page in pages.paginate(Bucket=self.bucket, Prefix=self._key(""))
+                for item in page.get("Uploads", [])
+            ]
+            for key, upload_id in uploads:
+                s3_client().abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+        return len(uploads)
 
     def delete(self, names: Sequence[str]) -> None:
         for start in range(0, len(names), 1000):  # the most that one request may name
             objects = [{"Key": self._key(name)} for name in names[start : start + 1000]]
             with self._explained("delete", names[start]):
-                answer = _s3_client().delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+                answer = s3_client().delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
             for failed in answer.get("Errors", []):
                 raise OutputError(f"cannot delete s3://{self.bucket}/{failed['Key']}: {failed.get('Message')}")
+
+    def _head(self, name: str) -> dict[str, Any] | None:
+        try:
+            answer: dict[str, Any] = s3_client().head_object(Bucket=self.bucket, Key=self._key(name))
+            return answer
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+
+    def _url(self, name: str) -> str:
+        return f"s3://{self.bucket}/{self._key(name)}"
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
@@ -73,29 +140,29 @@ class S3Output:
     def _explained(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
-        except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: a malformed endpoint
+        except (BotoCoreError, Boto3Error, ClientError, ValueError) as error:  # ValueError: a malformed endpoint
             place = os.environ.get("S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-            raise OutputError(
-                f"cannot {verb} s3://{self.bucket}/{self._key(name)} at {place}: {error}{_s3_hint(error)}"
-            ) from error
+            raise OutputError(f"cannot {verb} {self._url(name)} at {place}: {error}{s3_hint(error)}") from error
 
 
 @lru_cache(maxsize=2)
-def _s3_client(attempts: int = UPLOAD_ATTEMPTS) -> Any:
+def s3_client(attempts: int = UPLOAD_ATTEMPTS) -> Any:
     """A client of this process's own: boto3's do not survive a fork or a pickle."""
     config = Config(
         retries={"max_attempts": attempts, "mode": "standard"},
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
+        max_pool_connections=32,  # several reads and parts at once; ten would be thrown away and made anew
     )
     return boto3.client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=config)
 
 
-def _s3_hint(error: Exception) -> str:
+def s3_hint(error: Exception) -> str:
+    """What to do about an error, to follow its text; empty where nothing is known."""
     code = getattr(error, "response", {}).get("Error", {}).get("Code", type(error).__name__)
     key_hint = ". Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile or role in use"
     hints = {
-        "NoSuchBucket": ". Create the bucket first, or correct --out",
+        "NoSuchBucket": ". Create the bucket first, or correct its name",
         "InvalidAccessKeyId": key_hint,
         "SignatureDoesNotMatch": key_hint,
         "AccessDenied": ". The key needs s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject here",

@@ -1,14 +1,34 @@
-"""Add the results of a split's shards up to its index.json and its part of the manifest."""
+"""What became of the shards, and how that adds up to a split's index.json and its part of the manifest."""
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from PIL import __version__ as pillow_version
-from PIL import features
-
-from convert import __version__
-from convert.manifest import MendedFile, Options, RefusedFile, SplitInfo, Spread, index_fingerprint
+from convert.manifest import Identity, MendedFile, RefusedFile, SplitInfo, Spread, index_fingerprint
 from convert.shards import encode_index
-from convert.workers import ShardResult
+
+
+class KeptImage(NamedTuple):
+    """What the statistics need of one image in a shard."""
+
+    label: int
+    width_px: int
+    height_px: int
+    image_bytes: int
+
+
+@dataclass(slots=True)
+class ShardResult:
+    """What became of a shard. `entry` is None where none was written, since all its images were refused."""
+
+    split: str
+    index: int
+    images: int  # looked at, refused ones included
+    entry: dict[str, Any] | None = None
+    kept: list[KeptImage] = field(default_factory=list)
+    mended: list[MendedFile] = field(default_factory=list)
+    refused: list[RefusedFile] = field(default_factory=list)
+    resized: int = 0
+    reused: bool = False  # an earlier run has made it
 
 
 class SplitTally:
@@ -18,6 +38,7 @@ class SplitTally:
         self.histogram = [0] * num_classes
         self.mended: list[MendedFile] = []
         self.refused: list[RefusedFile] = []
+        self.resized = self.reused_shards = 0
         self._entries: dict[int, dict[str, Any]] = {}
         self._width_px = _Spreading()
         self._height_px = _Spreading()
@@ -34,11 +55,14 @@ class SplitTally:
 
     @property
     def shard_bytes(self) -> int:
-        return sum(entry["raw_data"]["bytes"] for entry in self._entries.values())
+        """The size of the shards' files."""
+        return sum((entry["zip_data"] or entry["raw_data"])["bytes"] for entry in self._entries.values())
 
     def add(self, result: ShardResult) -> None:
         self.mended += result.mended
         self.refused += result.refused
+        self.resized += result.resized
+        self.reused_shards += result.reused
         if result.entry is not None:
             self._entries[result.index] = result.entry
         for image in result.kept:
@@ -50,7 +74,7 @@ class SplitTally:
     def index_json(self) -> bytes:
         return encode_index(self.entries)
 
-    def info(self, *, seed: int, options: Options) -> SplitInfo:
+    def info(self, identity: Identity) -> SplitInfo:
         """The split's part of the manifest, once all its shards are added."""
         return SplitInfo(
             samples=self.samples,
@@ -61,9 +85,10 @@ class SplitTally:
             height_px=self._height_px.spread(),
             image_bytes=self._image_bytes.spread(),
             fingerprint=index_fingerprint({"shards": self.entries}),
-            seed=seed,
-            options=options,
-            tools=_tools(),
+            listing=identity.listing,
+            seed=identity.seed,
+            options=identity.options,
+            tools=identity.tools,
             mended=tuple(sorted(self.mended, key=lambda file: file.id)),
             refused=tuple(sorted(self.refused, key=lambda file: file.id)),
         )
@@ -84,10 +109,3 @@ class _Spreading:
 
     def spread(self) -> Spread:
         return Spread(min=self._min, mean=round(self._sum / self._count, 2), max=self._max)
-
-
-def _tools() -> dict[str, str]:
-    """Versions of what decides the bytes: Pillow and libjpeg decode, and encode the images that are mended."""
-    turbo = features.version("libjpeg_turbo")
-    libjpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
-    return {"convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}

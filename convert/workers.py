@@ -1,25 +1,31 @@
 """Build shards in worker processes: each one reads, checks, encodes and writes a shard at a time.
 
-A shard depends on its task alone, so the number of workers and the order they finish in change nothing.
+A shard depends on its task and on the options alone, so the number of workers and the order they finish in change
+nothing. A shard that an earlier run has made is not made again, once its file proves to be as that run left it.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-from convert.images import BadImage, Checked, check_image
+from convert.files import Files
+from convert.images import MAX_FILE_BYTES, BadImage, Checked, Resize, check_image
+from convert.journal import Journal, Record
 from convert.manifest import MendedFile, RefusedFile
 from convert.outputs import Output
-from convert.shards import encode_sample, encode_shard, index_entry, shard_name
-from convert.sources import Sample, Source, printable_key
+from convert.plan import ShardTask
+from convert.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
+from convert.sources import Sample
+from convert.sources.base import printable
+from convert.tally import KeptImage, ShardResult
 
 OnBad = Literal["fail", "skip"]
 
@@ -29,45 +35,17 @@ class WorkerError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class ShardTask:
-    """All that decides what one shard holds."""
+class Job:
+    """What is the same for all shards: where images come from, where shards go, and how they are made."""
 
-    split: str
-    index: int
-    samples: tuple[tuple[int, Sample], ...]  # (sample id, sample), in the shard's order
-
-
-class KeptImage(NamedTuple):
-    """What the statistics need of one image in a shard."""
-
-    label: int
-    width_px: int
-    height_px: int
-    image_bytes: int
+    files: Files
+    output: Output
+    on_bad: OnBad
+    form: ShardFormat
+    resize: Resize | None = None
 
 
-@dataclass(slots=True)
-class ShardResult:
-    """What became of a task. `entry` is None where no shard was written."""
-
-    split: str
-    index: int
-    images: int  # looked at, refused ones included
-    entry: dict[str, Any] | None = None
-    kept: list[KeptImage] = field(default_factory=list)
-    mended: list[MendedFile] = field(default_factory=list)
-    refused: list[RefusedFile] = field(default_factory=list)
-
-
-def build_shards(
-    tasks: Iterable[ShardTask],
-    *,
-    source: Source,
-    output: Output,
-    on_bad: OnBad,
-    size_limit_bytes: int,
-    workers: int,
-) -> Generator[ShardResult, None, None]:
+def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Generator[ShardResult, None, None]:
     """Carry out the tasks in `workers` processes and yield results as they come, in no fixed order.
 
     With `on_bad='fail'` no task is started after the first bad image, but those under way are finished, so
@@ -77,20 +55,19 @@ def build_shards(
         WorkerError: an image's file cannot be read, or a worker was killed.
         OutputError: a shard cannot be written.
     """
-    build = partial(build_shard, source=source, output=output, on_bad=on_bad, size_limit_bytes=size_limit_bytes)
     queue = iter(tasks)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
     try:
         # Two tasks a worker keep everyone busy without pickling the whole plan at once.
-        running = _submit(pool, build, islice(queue, 2 * workers))
+        running = _submit(pool, job, islice(queue, 2 * workers))
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 result = future.result()
-                if result.refused and on_bad == "fail":
+                if result.refused and job.on_bad == "fail":
                     queue = iter(())
                 yield result
-            running |= _submit(pool, build, islice(queue, len(done)))
+            running |= _submit(pool, job, islice(queue, len(done)))
     except BaseException as error:
         for worker in multiprocessing.active_children():
             worker.terminate()
@@ -103,61 +80,97 @@ def build_shards(
         pool.shutdown(cancel_futures=True)
 
 
-def build_shard(
-    task: ShardTask, *, source: Source, output: Output, on_bad: OnBad, size_limit_bytes: int
-) -> ShardResult:
-    """Read, check and encode the images of one shard, and write it. Holds one shard in memory, never more."""
+def build_shard(task: ShardTask, job: Job) -> ShardResult:
+    """Have one shard written: as an earlier run left it or, where that is not whole, anew.
+
+    Holds one shard in memory, never more.
+    """
+    journal = Journal(job.output, task.split)
+    known = journal.get(task.index)
+    if known and (known.file is None or job.output.holds(known.file, known.file_bytes, known.receipt)):
+        return replace(known.result, reused=True)
+    result, shard = make_shard(task, job)
+    if result.refused and job.on_bad == "fail":
+        return result
+    receipt = job.output.write(f"{task.split}/{shard.file}", shard.data) if shard else ""
+    file, size_bytes = (f"{task.split}/{shard.file}", len(shard.data)) if shard else (None, 0)
+    journal.add(Record(result, file, size_bytes, receipt))
+    return result
+
+
+def make_shard(task: ShardTask, job: Job) -> tuple[ShardResult, EncodedShard | None]:
+    """Read, check and encode the images of one shard; no shard where all of them are refused."""
     result = ShardResult(task.split, task.index, images=len(task.samples))
     encoded: list[bytes] = []
-    for sample_id, sample in task.samples:
-        path = printable_key(sample.key)
+    for (sample_id, sample), data in zip(task.samples, _read_all(task.samples, job.files), strict=True):
+        path = printable(sample.key)
         try:
-            image = check_image(_read(source, sample.key))
+            image = _check(sample, data, job.resize)
         except BadImage as error:
             result.refused.append(RefusedFile(id=sample_id, path=path, label=sample.label, reason=str(error)))
             continue
         encoded.append(encode_sample(sample_id, image.data, sample.label))
-        _record(result, sample_id, sample, image)
-    if encoded and not (result.refused and on_bad == "fail"):
-        name = shard_name(task.index)
-        shard = _encode(encoded, size_limit_bytes)
-        output.write(f"{task.split}/{name}", shard)
-        result.entry = index_entry(name, shard, samples=len(encoded), size_limit_bytes=size_limit_bytes)
-    return result
-
-
-def _record(result: ShardResult, sample_id: int, sample: Sample, image: Checked) -> None:
-    result.kept.append(KeptImage(sample.label, image.width_px, image.height_px, len(image.data)))
-    if image.action:
-        path = printable_key(sample.key)
-        result.mended.append(MendedFile(id=sample_id, path=path, label=sample.label, what=image.action))
-
-
-def _read(source: Source, key: str) -> bytes:
+        result.kept.append(KeptImage(sample.label, image.width_px, image.height_px, len(image.data)))
+        result.resized += image.resized
+        if image.mended:
+            result.mended.append(MendedFile(id=sample_id, path=path, label=sample.label, what=image.mended))
+    if not encoded:
+        return result, None
     try:
-        return source.read(key)
-    except OSError as error:  # a failing disk must not pass for a bad image, which --on-bad skip would leave out
-        raise WorkerError(f"cannot read {printable_key(key)}: {error.strerror}") from error
-
-
-def _encode(samples: Sequence[bytes], size_limit_bytes: int) -> bytes:
-    try:
-        return encode_shard(samples, size_limit_bytes)
+        shard = encode_shard(task.index, encoded, job.form)
     except OverflowError as error:
         raise WorkerError(str(error)) from error
+    result.entry = shard.entry
+    return result, shard
 
 
-def _submit(pool: ProcessPoolExecutor, build: Any, tasks: Iterable[ShardTask]) -> set[Future[ShardResult]]:
+def _check(sample: Sample, data: bytes, resize: Resize | None) -> Checked:
+    if sample.size_bytes > MAX_FILE_BYTES:
+        raise BadImage(f"a file of {sample.size_bytes:,} bytes is more than the {MAX_FILE_BYTES:,} allowed")
+    return check_image(data, resize)
+
+
+def _read_all(samples: Sequence[tuple[int, Sample]], files: Files) -> Iterator[bytes]:
+    """The bytes of the samples in order; from a place that takes its time to answer, several at once."""
+    if files.concurrency == 1:
+        for _, sample in samples:
+            yield _read(files, sample)
+        return
+    with ThreadPoolExecutor(files.concurrency) as pool:
+        ahead: deque[Future[bytes]] = deque()
+        for _, sample in samples:
+            ahead.append(pool.submit(_read, files, sample))
+            if len(ahead) > files.concurrency:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _read(files: Files, sample: Sample) -> bytes:
+    if sample.size_bytes > MAX_FILE_BYTES:
+        return b""  # it will be refused for its size, and need not fill the memory before
+    try:
+        if sample.offset_bytes is not None:
+            return files.read(sample.file, sample.offset_bytes, sample.size_bytes)
+        data = files.read(sample.file)
+        if len(data) != sample.size_bytes:
+            raise OSError(0, f"it had {sample.size_bytes:,} bytes when the conversion began, now {len(data):,}")
+        return data
+    except OSError as error:  # a failing disk must not pass for a bad image, which --on-bad skip would leave out
+        raise WorkerError(f"cannot read {printable(sample.key)}: {error.strerror}") from error
+
+
+def _submit(pool: ProcessPoolExecutor, job: Job, tasks: Iterable[ShardTask]) -> set[Future[ShardResult]]:
     """Submit tasks. Workers are born in here with Ctrl-C blocked, which a terminal sends to every process:
     the parent alone answers it, and ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return {pool.submit(build, task) for task in tasks}
+        return {pool.submit(build_shard, task, job) for task in tasks}
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this worker when its parent is gone, even by kill -9; else it would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.conftest import REPOSITORY, free_port
+from tests.conftest import REPOSITORY
+from tests.s3_server import free_port
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["train.run", "train.evaluate"])

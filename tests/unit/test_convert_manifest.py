@@ -30,6 +30,19 @@ INDEX: dict[str, Any] = {
 }
 
 
+OPTIONS = Options(
+    on_bad="skip",
+    size_limit_bytes=1000,
+    hashes=("sha256",),
+    compression=None,
+    resize=None,
+    quality=90,
+    subsampling="4:2:0",
+    classes=None,
+    per_class=None,
+)
+
+
 def manifest() -> Manifest:
     spread = Spread(min=1, mean=2.5, max=4)
     split = SplitInfo(
@@ -41,8 +54,9 @@ def manifest() -> Manifest:
         height_px=spread,
         image_bytes=spread,
         fingerprint=index_fingerprint(INDEX),
+        listing="ef",
         seed=0,
-        options=Options(on_bad="skip", size_limit_bytes=1000),
+        options=OPTIONS,
         tools={"pillow": "11"},
         mended=(MendedFile(id=1, path="train/a/1", label=0, what="PNG"),),
         refused=(RefusedFile(id=2, path="train/a/2", label=0, reason="empty"),),
@@ -140,3 +154,22 @@ def test_convert_imports_neither_torch_nor_streaming_nor_boto3() -> None:
     code = "import convert.imagenet_to_mds, sys; print(sorted({'torch', 'streaming', 'boto3'} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_what_makes_two_conversions_differ_is_named() -> None:
+    here = manifest().splits["train"].identity
+    assert here.samples == 6  # the refused one is in the listing too
+    assert here.differences(here) == []
+    lenient = here.model_copy(update={"options": OPTIONS.model_copy(update={"on_bad": "fail"})})
+    assert here.differences(lenient) == []
+    options = OPTIONS.model_copy(update={"resize": "max=400"})
+    other = here.model_copy(update={"seed": 3, "options": options, "tools": {"pillow": "12"}, "listing": "x"})
+    assert here.differences(other) == [
+        "the source: other names, classes or sizes",
+        "--seed: 0 there, 3 now",
+        "--resize: None there, max=400 now",
+        "the version of pillow: 11 there, 12 now",
+    ]
+    assert here.differences(here.model_copy(update={"listing": "x", "samples": 7})) == [
+        "the source: 6 files there, 7 now"
+    ]

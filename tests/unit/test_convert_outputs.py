@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.outputs import LocalOutput, OutputError, open_output
+from convert.outputs import LocalOutput, OutputError, final_name, open_output, temporary_name
 from convert.s3 import S3Output
 
 
@@ -36,12 +36,46 @@ def test_the_final_name_appears_only_after_the_bytes_are_synced(
     assert seen == [[".index.json.tmp"], ["index.json"]]
 
 
-def test_our_files_are_shards_index_and_their_temporaries_only(tmp_path: Path) -> None:
-    for name in ("shard.00001.mds", "index.json", ".shard.00002.mds.tmp", "notes.txt", "shard.mds", ".index.json"):
-        (tmp_path / "train").mkdir(exist_ok=True)
-        (tmp_path / "train" / name).touch()
-    assert LocalOutput(tmp_path).our_files("train") == [".shard.00002.mds.tmp", "index.json", "shard.00001.mds"]
-    assert LocalOutput(tmp_path).our_files("val") == []
+def test_sizes_are_of_the_files_of_one_folder_sorted(tmp_path: Path) -> None:
+    output = LocalOutput(tmp_path)
+    for name in ("train/b", "train/a", "train/deeper/c", "d"):
+        output.write(name, name.encode())
+    assert list(output.sizes("train").items()) == [("a", 7), ("b", 7)]
+    assert output.sizes("val") == {}
+
+
+def test_a_file_is_known_again_by_its_receipt(tmp_path: Path) -> None:
+    output = LocalOutput(tmp_path)
+    receipt = output.write("train/a", b"data")
+    assert output.holds("train/a", 4, receipt)
+    (tmp_path / "train/a").write_bytes(b"dada")
+    assert not output.holds("train/a", 4, receipt)
+    (tmp_path / "train/a").write_bytes(b"dat")
+    assert not output.holds("train/a", 4, receipt)
+    assert not output.holds("train/gone", 4, receipt)
+
+
+def test_of_two_who_create_a_file_one_succeeds(tmp_path: Path) -> None:
+    output = LocalOutput(tmp_path)
+    assert [output.create(".convert/lock", text) for text in (b"first", b"second")] == [True, False]
+    assert output.read(".convert/lock") == b"first"
+    age_s = output.age_s(".convert/lock")
+    assert age_s is not None and 0 <= age_s < 60
+    assert output.age_s(".convert/gone") is None
+
+
+def test_deleting_takes_empty_folders_along_and_no_others(tmp_path: Path) -> None:
+    output = LocalOutput(tmp_path)
+    for name in (".convert/train/1", ".convert/train/2", "train/a"):
+        output.write(name, b"")
+    output.delete([".convert/train/1", ".convert/train/gone"])
+    assert (tmp_path / ".convert/train/2").exists()
+    output.delete([".convert/train/2", "train/a"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".convert"]
+
+
+def test_a_temporary_name_leads_back_to_the_final_one() -> None:
+    assert final_name(temporary_name("shard.00000.mds")) == "shard.00000.mds" == final_name("shard.00000.mds")
 
 
 def test_reading_what_is_not_there_gives_none(tmp_path: Path) -> None:

@@ -33,9 +33,14 @@ def test_order_and_labels_are_those_of_torchvision(tmp_path: Path) -> None:
     assert keys(source) == [(str(Path(path).relative_to(tmp_path)), label) for path, label in theirs]
 
 
-def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
+def test_a_sample_says_where_its_bytes_are(tmp_path: Path) -> None:
     source = fill(tmp_path, "train/a/1", "train/a/22")
-    assert [sample.size_bytes for sample in source.listing("train", ["a"]).samples] == [9, 10]
+    samples = source.listing("train", ["a"]).samples
+    assert [(sample.file, sample.offset_bytes, sample.size_bytes) for sample in samples] == [
+        ("train/a/1", None, 9),
+        ("train/a/22", None, 10),
+    ]
+    assert [source.files.read(sample.file) for sample in samples] == [b"train/a/1", b"train/a/22"]
 
 
 def test_train_sets_the_labels_even_where_only_val_is_converted(tmp_path: Path) -> None:

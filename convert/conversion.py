@@ -1,0 +1,379 @@
+"""A conversion, step by step: look, plan, build the shards, publish.
+
+What a dataset is made of, and in which order its parts appear and go, is said here. A split of the output is in one
+of three states: new; begun (`.convert/<split>/plan.json` is there); complete (its index.json is there and the manifest
+has it). Everything that is written is written whole, and the index last, so a conversion can end anywhere, and the
+same command goes on from there.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import __version__ as pillow_version
+from PIL import features
+
+from convert import __version__
+from convert.arguments import Args
+from convert.imagenet_classes import readable_name
+from convert.journal import Journal
+from convert.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
+from convert.outputs import LocalOutput, Output, OutputError, final_name
+from convert.plan import ShardTask, choose_classes, choose_samples, listing_hash, plan_split
+from convert.progress import Progress
+from convert.shards import INDEX_NAME, encode_index, is_our_name
+from convert.sources import Listing, Source
+from convert.sources.base import counted, first_few
+from convert.tally import SplitTally
+from convert.workers import Job, build_shards
+
+logger = logging.getLogger("convert")
+
+BAD_IMAGES_SHOWN = 50
+
+
+class UsageError(ValueError):
+    """The command cannot do what was asked for; nothing has been touched."""
+
+
+class BadImagesError(RuntimeError):
+    """There are images that cannot be converted, and --on-bad says to fail."""
+
+
+@dataclass(slots=True)
+class Split:
+    """One split on its way from the source to the output."""
+
+    listing: Listing
+    identity: Identity
+    tasks: list[ShardTask]
+    tally: SplitTally
+    complete: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.listing.split
+
+
+@dataclass(slots=True)
+class Conversion:
+    """What is to be done: where from and to, the classes, and each split's plan."""
+
+    args: Args
+    source: Source
+    output: Output
+    names: list[str]  # of the classes
+    splits: list[Split]
+    manifest: Manifest | None  # what the output has so far
+    started: float = field(default_factory=time.monotonic)
+
+
+def look(args: Args, source: Source, found: Sequence[str], output: Output) -> Conversion:
+    """List the splits `found` in the source, plan the shards, and compare with what the output holds. Writes nothing.
+
+    Raises:
+        UsageError: the output holds something that this command would not have made.
+    """
+    all_names = source.class_names(found)
+    names = _choose_classes(args, all_names)
+    splits = []
+    for split in found:
+        listing = source.listing(split, all_names)
+        listing = choose_samples(listing, names=all_names, chosen=names, seed=args.seed, per_class=args.per_class)
+        _describe(listing, names)
+        splits.append(_plan(args, listing, names))
+    manifest = _existing_manifest(output, args.out)
+    conversion = Conversion(args, source, output, names, splits, manifest)
+    if not args.overwrite:
+        for each in splits:
+            each.complete = _is_complete(conversion, each)
+    _refuse_other_classes(conversion)
+    return conversion
+
+
+def convert(conversion: Conversion) -> None:
+    """Do it. Whatever ends it, the same command goes on where it was.
+
+    Raises:
+        BadImagesError, OutputError, WorkerError: the message says what is the matter.
+    """
+    args, output = conversion.args, conversion.output
+    aborted = output.abort_uploads()
+    if aborted:
+        logger.info("ended %s that an earlier run had left unfinished", counted(aborted, "upload"))
+    for split in conversion.splits:
+        if not split.complete:
+            _begin(conversion, split)
+    _warn_of_little_space(conversion)
+    tasks = [task for split in conversion.splits for task in _open_tasks(conversion, split)]
+    if tasks:
+        _build(conversion, tasks, Job(conversion.source.files, output, args.on_bad, args.form, args.resizing))
+    _publish(conversion)
+
+
+def _choose_classes(args: Args, names: list[str]) -> list[str]:
+    try:
+        return choose_classes(names, args.classes, seed=args.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _plan(args: Args, listing: Listing, names: Sequence[str]) -> Split:
+    resize = args.resizing
+    sizes = [sample.size_bytes for sample in listing.samples]
+    stored_bytes = [resize.expected_bytes(size) for size in sizes] if resize else sizes
+    identity = Identity(
+        listing=listing_hash(listing, names),
+        samples=len(listing.samples),
+        seed=args.seed,
+        options=Options(
+            on_bad=args.on_bad,
+            size_limit_bytes=args.size_limit,
+            hashes=args.hashes,
+            compression=args.compression,
+            resize=args.resize,
+            quality=args.quality,
+            subsampling=args.subsampling,
+            classes=args.classes,
+            per_class=args.per_class,
+        ),
+        tools=_tools(),
+    )
+    tasks = plan_split(listing, seed=args.seed, form=args.form, stored_bytes=stored_bytes)
+    return Split(listing, identity, tasks, SplitTally(len(names)))
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what decides the bytes: Pillow and libjpeg decode, and encode the images that are changed."""
+    turbo = features.version("libjpeg_turbo")
+    libjpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
+    return {"convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}
+
+
+def _existing_manifest(output: Output, out: str) -> Manifest | None:
+    text = output.read(MANIFEST_NAME)
+    return None if text is None else parse_manifest(text, where=f"{out}/{MANIFEST_NAME}")
+
+
+def _is_complete(conversion: Conversion, split: Split) -> bool:
+    """Whether the output has the split already; False: it has nothing of it, or a part that can be gone on with."""
+    output, out, manifest = conversion.output, conversion.args.out, conversion.manifest
+    begun = Journal(output, split.name).identity()
+    files = _our_files(output, split.name)
+    listed = manifest.splits.get(split.name) if manifest else None
+    there = begun or (listed.identity if listed and INDEX_NAME in files else None)
+    if there:
+        differences = there.differences(split.identity)
+        if begun and differences and not files:
+            return False  # nothing is lost with it
+        if differences:
+            raise UsageError(
+                f"--out {out} has {'a part of ' * bool(begun)}{split.name} that was made otherwise:\n  "
+                + "\n  ".join(differences)
+                + "\nRepeat the command that made it, choose another --out, or replace it with --overwrite"
+            )
+        return begun is None
+    if files or listed:
+        seen = f"{len(files):,} files of a conversion, such as {files[0]}" if files else "an entry in the manifest"
+        raise UsageError(f"--out {out} already has {split.name}: {seen}. Replace it with --overwrite")
+    return False
+
+
+def _our_files(output: Output, split: str) -> list[str]:
+    """The files in a split's folder that a conversion, finished or not, has left there."""
+    return [name for name in output.sizes(split) if is_our_name(final_name(name))]
+
+
+def _refuse_other_classes(conversion: Conversion) -> None:
+    """The splits of one dataset have one list of classes."""
+    kept, names = _kept(conversion), conversion.names
+    if kept is None or [info.wnid for info in kept.classes] == names:
+        return
+    known = {info.wnid for info in kept.classes}
+    gone, new = sorted(known - set(names)), sorted(set(names) - known)
+    raise UsageError(
+        f"--out {conversion.args.out} holds {', '.join(sorted(kept.splits))} with {len(known):,} classes, the source "
+        f"has {len(names):,}: {_some('missing from the source', gone)}{_some('new in the source', new)}"
+        "labels would mean different things in the splits. Use the same classes, or another --out"
+    )
+
+
+def _some(what: str, names: Sequence[str]) -> str:
+    return f"{what}: {first_few(names)}; " if names else ""
+
+
+def _kept(conversion: Conversion) -> Manifest | None:
+    """The output's manifest less the splits that are being made; None where nothing is left of it."""
+    manifest = conversion.manifest
+    if manifest is None:
+        return None
+    made = {split.name for split in conversion.splits if not split.complete}
+    kept = {name: info for name, info in manifest.splits.items() if name not in made}
+    return Manifest.of(manifest.classes, kept) if kept else None
+
+
+def _begin(conversion: Conversion, split: Split) -> None:
+    """Take the split's place in the output: note the plan, after anything of another plan is gone."""
+    output, journal = conversion.output, Journal(conversion.output, split.name)
+    begun = journal.identity()
+    if conversion.args.overwrite or begun is None or begun.differences(split.identity):
+        _clear(conversion, split)
+        journal.begin(split.identity)
+    halves = [name for name in output.sizes(split.name) if final_name(name) != name and is_our_name(final_name(name))]
+    output.delete([f"{split.name}/{name}" for name in halves])
+
+
+def _clear(conversion: Conversion, split: Split) -> None:
+    """Remove what the output has of a split. The index goes first: without it nobody takes the rest for a dataset."""
+    output = conversion.output
+    files = sorted(_our_files(output, split.name), key=lambda name: name != INDEX_NAME)
+    output.delete([f"{split.name}/{name}" for name in files])
+    Journal(output, split.name).end()
+    if conversion.manifest and split.name in conversion.manifest.splits:
+        others = {name: info for name, info in conversion.manifest.splits.items() if name != split.name}
+        conversion.manifest = Manifest.of(conversion.manifest.classes, others) if others else None
+        if conversion.manifest:
+            output.write(MANIFEST_NAME, conversion.manifest.to_json())
+        else:
+            output.delete([MANIFEST_NAME])
+
+
+def _open_tasks(conversion: Conversion, split: Split) -> list[ShardTask]:
+    """The shards that are still to be made or, of a split that has begun, to be looked at."""
+    if not split.complete:
+        return split.tasks
+    there = conversion.output.sizes(split.name)
+    missing = {
+        int(entry["raw_data"]["basename"].split(".")[1])
+        for entry in _index(conversion.output, split.name)
+        if there.get((entry["zip_data"] or entry["raw_data"])["basename"])
+        != (entry["zip_data"] or entry["raw_data"])["bytes"]
+    }
+    if missing:
+        logger.warning(
+            "warning: %s: %s missing; made anew", split.name, counted(len(missing), "shard is", "shards are")
+        )
+    return [task for task in split.tasks if task.index in missing]
+
+
+def _index(output: Output, split: str) -> list[dict[str, Any]]:
+    try:
+        entries: list[dict[str, Any]] = json.loads(output.read(f"{split}/{INDEX_NAME}") or b"")["shards"]
+        return entries
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{split}/{INDEX_NAME} is damaged ({error}); replace the split with --overwrite") from error
+
+
+def _build(conversion: Conversion, tasks: Sequence[ShardTask], job: Job) -> None:
+    """Have the shards built and add the results up."""
+    workers = min(conversion.args.workers, len(tasks))
+    logger.info("%s with %s", counted(len(tasks), "shard"), counted(workers, "worker"))
+    tallies = {split.name: split.tally for split in conversion.splits}
+    results = build_shards(tasks, job, workers=workers)
+    made = 0
+    try:
+        with closing(results), Progress(sum(len(task.samples) for task in tasks)) as progress:
+            for result in results:
+                tallies[result.split].add(result)
+                progress.add(result)
+                made += not (result.refused and job.on_bad == "fail")
+        if job.on_bad == "fail":
+            _refuse_bad_images(conversion)
+    except BaseException:
+        if made:
+            logger.warning("%d of %s are made and stay; the same command goes on", made, counted(len(tasks), "shard"))
+        raise
+
+
+def _refuse_bad_images(conversion: Conversion) -> None:
+    refused = [file for split in conversion.splits for file in split.tally.refused]
+    if not refused:
+        return
+    lines = [_bad_line(file) for file in refused[:BAD_IMAGES_SHOWN]]
+    if len(refused) > BAD_IMAGES_SHOWN:
+        lines.append(f"... and {len(refused) - BAD_IMAGES_SHOWN:,} more")
+    raise BadImagesError(
+        f"{counted(len(refused), 'bad image')} found before the conversion stopped:\n  "
+        + "\n  ".join(lines)
+        + "\nLeave out and list all such files with --on-bad skip, which goes on from here; or repair them and start "
+        "anew with --overwrite"
+    )
+
+
+def _bad_line(file: RefusedFile) -> str:
+    return f"{file.path}: {file.reason}"
+
+
+def _publish(conversion: Conversion) -> None:
+    """Write the manifest and then, last of all, the index files that make the splits readable."""
+    output, fresh = conversion.output, [split for split in conversion.splits if not split.complete]
+    for split in conversion.splits:
+        if split.complete:
+            _check_remade(output, split)
+        elif not split.tally.samples:
+            raise BadImagesError(
+                f"{split.name}: not one image can be used; the first: {_bad_line(split.tally.refused[0])}"
+            )
+    if not fresh:
+        return
+    kept = _kept(conversion)
+    infos = {split.name: split.tally.info(split.identity) for split in fresh}
+    manifest = Manifest.of(_class_infos(conversion), {**(kept.splits if kept else {}), **infos})
+    output.write(MANIFEST_NAME, manifest.to_json())
+    for split in fresh:
+        output.write(f"{split.name}/{INDEX_NAME}", encode_index(split.tally.entries))
+        Journal(output, split.name).end()
+
+
+def _check_remade(output: Output, split: Split) -> None:
+    """Shards that were missing from a complete split must have come out as its index has them."""
+    listed = {entry["raw_data"]["basename"]: entry for entry in _index(output, split.name)}
+    for entry in split.tally.entries:
+        name = entry["raw_data"]["basename"]
+        if entry != listed[name]:
+            raise OutputError(
+                f"{split.name}/{name} was missing and has come out otherwise than {INDEX_NAME} has it: an image has "
+                "changed. Replace the split with --overwrite"
+            )
+    Journal(output, split.name).end()
+
+
+def _class_infos(conversion: Conversion) -> tuple[ClassInfo, ...]:
+    own = conversion.source.readable_names()
+    return tuple(
+        ClassInfo(index=index, wnid=wnid, name=readable_name(wnid) or own.get(wnid) or wnid)
+        for index, wnid in enumerate(conversion.names)
+    )
+
+
+def _describe(listing: Listing, names: Sequence[str]) -> None:
+    size_mb = sum(sample.size_bytes for sample in listing.samples) / 1e6
+    files, classes = counted(len(listing.samples), "file"), counted(len(names), "class", "classes")
+    logger.info("%s: %s, %s, %.1f MB", listing.split, files, classes, size_mb)
+    for what, count in listing.ignored.items():
+        logger.warning("warning: %s: ignored %s", listing.split, counted(count, what))
+    used = {sample.label for sample in listing.samples}
+    empty = [name for index, name in enumerate(names) if index not in used]
+    if empty:
+        logger.warning("warning: %s: %d of the classes have no files, such as %s", listing.split, len(empty), empty[0])
+
+
+def _warn_of_little_space(conversion: Conversion) -> None:
+    output = conversion.output
+    if not isinstance(output, LocalOutput):
+        return
+    fresh: Iterable[Split] = (split for split in conversion.splits if not split.complete)
+    resize = conversion.args.resizing
+    needed = 0
+    for split in fresh:
+        sizes = [sample.size_bytes for sample in split.listing.samples]
+        needed += sum(resize.expected_bytes(size) for size in sizes) if resize else sum(sizes)
+        needed -= sum(output.sizes(split.name).values())
+    free = shutil.disk_usage(output.root).free
+    if free < needed:
+        logger.warning("warning: %s has %.0f MB free, %.0f MB are needed", output.root, free / 1e6, needed / 1e6)

@@ -1,0 +1,67 @@
+"""What a conversion has done so far, kept beside its shards until it is complete, so that it can go on after any end.
+
+`<out>/.convert/<split>/plan.json` says what is being made, and `<number>.json` beside it what came of each shard; it
+is written after the shard. Both are gone once the split is complete.
+"""
+
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from convert.manifest import Identity
+from convert.outputs import Output
+from convert.tally import ShardResult
+
+FOLDER = ".convert"
+PLAN_NAME = "plan.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished shard. `receipt` is the output's, by which it knows its file again."""
+
+    result: ShardResult
+    file: str | None  # None: all of its images were refused
+    file_bytes: int
+    receipt: str
+
+
+_RECORD = TypeAdapter(Record)
+
+
+class Journal:
+    """The records of one split. Instances are pickled into worker processes."""
+
+    def __init__(self, output: Output, split: str) -> None:
+        self.output, self.split = output, split
+        self._folder = f"{FOLDER}/{split}"
+
+    def identity(self) -> Identity | None:
+        """What is being made there; None where nothing is, or nothing that can be gone on with."""
+        text = self.output.read(f"{self._folder}/{PLAN_NAME}")
+        try:
+            return None if text is None else Identity.model_validate_json(text)
+        except ValidationError:
+            return None
+
+    def begin(self, identity: Identity) -> None:
+        self.output.write(f"{self._folder}/{PLAN_NAME}", identity.model_dump_json(indent=1).encode())
+
+    def add(self, record: Record) -> None:
+        self.output.write(self._name(record.result.index), _RECORD.dump_json(record))
+
+    def get(self, index: int) -> Record | None:
+        """The record of a shard; None where there is none, or a damaged one."""
+        text = self.output.read(self._name(index))
+        try:
+            return None if text is None else _RECORD.validate_json(text)
+        except ValidationError:
+            return None
+
+    def end(self) -> None:
+        """Remove it all, the plan first: records without one count for nothing."""
+        names = sorted(self.output.sizes(self._folder), key=lambda name: name != PLAN_NAME)
+        self.output.delete([f"{self._folder}/{name}" for name in names])
+
+    def _name(self, index: int) -> str:
+        return f"{self._folder}/{index:05}.json"

@@ -1,0 +1,139 @@
+"""The layouts ImageNet comes in, one module each; `open_source` tells them apart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.files import Files, LocalFiles, open_files
+from convert.sources.annotated import Annotated, is_annotated
+from convert.sources.base import DEFAULT_SPLITS, Listing, Sample, Source, SourceError, glimpse, reading
+from convert.sources.image_folder import ImageFolder
+from convert.sources.kaggle import Kaggle, is_kaggle
+from convert.sources.mds import is_mds, open_mds
+from convert.sources.parquet import Parquet, is_parquet
+from convert.sources.spool import make_spool
+from convert.sources.tars import Tars, is_tars
+
+__all__ = ["LAYOUTS", "ImageFolder", "Listing", "Sample", "Source", "SourceError", "open_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    looks: str
+    is_here: Callable[[Files], bool]
+    open: Callable[[Files, Path | None], Source]
+    in_buckets: bool = False
+
+
+def _is_folder(files: Files) -> bool:
+    return any(_folders(files, split) for split in DEFAULT_SPLITS)
+
+
+def _folders(files: Files, folder: str = "") -> list[str]:
+    return [name for name in files.names(folder) if name.endswith("/") and not name.startswith(".")]
+
+
+def _root(files: Files) -> Path:
+    assert isinstance(files, LocalFiles)
+    return files.root
+
+
+_LAYOUTS = {
+    "folder": _Layout(
+        "<split>/<class>/<file>",
+        _is_folder,
+        lambda files, spool: ImageFolder(_root(files)),
+    ),
+    "tars": _Layout(
+        "ILSVRC2012_img_train.tar, or train/<class>.tar; ILSVRC2012_img_val.tar with ILSVRC2012_devkit_t12.tar.gz",
+        is_tars,
+        lambda files, spool: Tars(files),
+        in_buckets=True,
+    ),
+    "kaggle": _Layout(
+        "ILSVRC/Data/CLS-LOC/{train,val}, LOC_synset_mapping.txt, LOC_val_solution.csv",
+        is_kaggle,
+        lambda files, spool: Kaggle(_root(files)),
+    ),
+    "annotated": _Layout(
+        "train/<class>/images/<file>, val/images/<file> and val/val_annotations.txt (Tiny-ImageNet)",
+        is_annotated,
+        lambda files, spool: Annotated(_root(files)),
+    ),
+    "parquet": _Layout(
+        "data/train-00000-of-00294.parquet, with the columns image and label (Hugging Face)",
+        is_parquet,
+        lambda files, spool: Parquet(files, make_spool(spool, what="images in parquet files")),
+        in_buckets=True,
+    ),
+    "mds": _Layout(
+        "<split>/index.json and its shards (MDS)",
+        is_mds,
+        open_mds,
+        in_buckets=True,
+    ),
+}
+
+LAYOUTS = tuple(_LAYOUTS)
+
+
+def open_source(source: str, layout: str | None = None, *, spool: Path | None = None) -> Source:
+    """The source a --source argument means.
+
+    Args:
+        source: a local folder, or s3://bucket/prefix for the layouts tars, parquet and mds.
+        layout: one of LAYOUTS; by default it is recognised by what lies there.
+        spool: a local folder for layouts that cannot be read in place (parquet, compressed shards, shards in a
+            bucket): their images are unpacked into it once, and found there again by the next run.
+
+    Raises:
+        SourceError: there is nothing there that can be converted.
+    """
+    files = _open_place(source)
+    with reading(source):
+        name = layout if layout is not None else _recognised(files, source)
+        if name not in _LAYOUTS:
+            raise SourceError(f"--layout {name} is not known; choose one of {', '.join(LAYOUTS)}")
+        chosen = _LAYOUTS[name]
+        if not chosen.in_buckets and not isinstance(files, LocalFiles):
+            raise SourceError(
+                f"--layout {name} needs a local folder, and {source} is a bucket. Copy it to a disk (aws s3 sync), or "
+                f"mount it. {', '.join(n for n in LAYOUTS if _LAYOUTS[n].in_buckets)} can be read from a bucket."
+            )
+        if layout is not None and layout != "folder" and not chosen.is_here(files):  # folder says more by itself
+            raise SourceError(f"--layout {layout} is {chosen.looks}; --source {source} holds {glimpse(files)}")
+        return chosen.open(files, spool)
+
+
+def _open_place(source: str) -> Files:
+    try:
+        files = open_files(source)
+    except ValueError as error:
+        raise SourceError(f"--source {error}") from error
+    if isinstance(files, LocalFiles) and not files.root.is_dir():
+        if not files.root.exists():
+            raise SourceError(f"--source {source} does not exist")
+        raise SourceError(f"--source {source} is not a folder; give the folder that it lies in, {files.root.parent}")
+    return files
+
+
+def _recognised(files: Files, source: str) -> str:
+    """The one layout that is here."""
+    here = [name for name, layout in _LAYOUTS.items() if layout.is_here(files)]
+    if "kaggle" in here or "annotated" in here:  # which are folders as well
+        here = [name for name in here if name != "folder"]
+    if len(here) > 1:
+        raise SourceError(
+            f"--source {source} holds more than one layout: {', '.join(here)}; it holds {glimpse(files)}. "
+            "Choose one with --layout."
+        )
+    if here:
+        return here[0]
+    folders = _folders(files)
+    if any(f"{split}/" in folders for split in DEFAULT_SPLITS) or any(_folders(files, folder) for folder in folders):
+        return "folder"  # with splits of other names, or an incomplete one, which says best what is missing
+    looks = "".join(f"\n  {name:9}  {layout.looks}" for name, layout in _LAYOUTS.items())
+    raise SourceError(
+        f"--source {source} holds {glimpse(files)}, which is none of the layouts that can be converted:{looks}\n"
+        "Give the folder above the splits"
+    )

@@ -1,0 +1,193 @@
+"""ImageNet as image-net.org gives it out: tar files, read in place without unpacking them.
+
+    ILSVRC2012_img_train.tar       a tar of class tars, n01440764.tar with n01440764_10026.JPEG
+    ILSVRC2012_img_val.tar         flat, ILSVRC2012_val_00000001.JPEG
+    ILSVRC2012_devkit_t12.tar.gz   the labels of val
+
+The class tars inside are not compressed, so each image is a run of bytes of the outer file. train may also be a
+folder of class tars, or a tar with a folder for each class.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from convert.files import Files
+from convert.sources.base import (
+    DEFAULT_SPLITS,
+    Listing,
+    Sample,
+    SourceError,
+    counted,
+    each,
+    first_few,
+    glimpse,
+    in_order,
+    indexes_of,
+    labelled_splits,
+    reading,
+)
+from convert.sources.devkit import has_devkit, load_devkit
+from convert.sources.tar_members import Member, keep_last, members
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+TRAIN_FOLDERS = ("ILSVRC2012_img_train", "train")
+
+
+def is_tars(files: Files) -> bool:
+    """Whether this folder holds ImageNet's tars."""
+    return any(files.size(name) is not None for name in (TRAIN, VAL)) or _folder_of_class_tars(files) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTar:
+    """A tar with the images of one class; `offset_bytes` where it lies in the file, None: it is the whole file."""
+
+    wnid: str
+    file: str
+    offset_bytes: int | None = None
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """What lies in train: class tars, or images in class folders (class -> images)."""
+
+    class_tars: tuple[ClassTar, ...]
+    images: dict[str, list[Member]]
+    ignored: Counter[str]
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted({*self.images, *(tar.wnid for tar in self.class_tars)})
+
+
+@dataclass(slots=True)
+class Tars:
+    """The original tars, local or in a bucket."""
+
+    files: Files
+    layout: ClassVar[str] = "tars"
+    _train: list[Train] = field(default_factory=list, repr=False)  # walked once: 1,000 reads of the outer tar
+
+    def splits(self, requested: Sequence[str] | None) -> list[str]:
+        with reading(self.files):
+            there = {"train": self._has_train(), "val": self.files.size(VAL) is not None}
+            found = [split for split in DEFAULT_SPLITS if there[split]]
+            return labelled_splits(requested, found, source=self.files, seen=glimpse(self.files))
+
+    def class_names(self, splits: Sequence[str]) -> list[str]:
+        with reading(self.files):
+            if self._has_train():
+                return self._walk_train().classes
+            return sorted(load_devkit(self.files).wnid_of.values())
+
+    def listing(self, split: str, classes: Sequence[str]) -> Listing:
+        with reading(self.files):
+            return self._list_train(classes) if split == "train" else self._list_val(split, classes)
+
+    def readable_names(self) -> dict[str, str]:
+        with reading(self.files):
+            return load_devkit(self.files).names if has_devkit(self.files) else {}
+
+    def _has_train(self) -> bool:
+        return self.files.size(TRAIN) is not None or _folder_of_class_tars(self.files) is not None
+
+    def _walk_train(self) -> Train:
+        if not self._train:
+            folder = _folder_of_class_tars(self.files)
+            whole = self.files.size(TRAIN) is not None
+            self._train.append(_walk_outer(self.files) if whole or folder is None else _walk_folder(self.files, folder))
+        return self._train[0]
+
+    def _list_train(self, classes: Sequence[str]) -> Listing:
+        train = self._walk_train()
+        index_of = indexes_of(classes, train.classes, where=f"train of {self.files}")
+        ignored = Counter(train.ignored)
+        samples = [_sample("train", wnid, index_of, TRAIN, m) for wnid, found in train.images.items() for m in found]
+        inner = each(self._in_class_tar, train.class_tars, threads=self.files.concurrency, unit="tars", what="train")
+        for tar, (found, left_out) in zip(train.class_tars, inner, strict=True):
+            samples += [_sample("train", tar.wnid, index_of, tar.file, member) for member in found]
+            ignored += left_out
+        if not samples:
+            raise SourceError(f"train of {self.files}: {counted(len(train.class_tars), 'class tar')} without one image")
+        return in_order("train", samples, ignored)
+
+    def _in_class_tar(self, tar: ClassTar) -> tuple[list[Member], Counter[str]]:
+        ignored: Counter[str] = Counter()
+        where = f"{self.files}/{tar.file}" + ("" if tar.offset_bytes is None else f": {tar.wnid}.tar in it")
+        size_bytes = tar.size_bytes if tar.offset_bytes is not None else self.files.size(tar.file) or 0
+        with self.files.open(tar.file, most_of_it=True) as file:
+            found = members(
+                file, where=where, size_bytes=size_bytes, ignored=ignored, start_bytes=tar.offset_bytes or 0
+            )
+            # A class tar has no folders that mean anything: `./x.JPEG` and `n01440764/x.JPEG` are both x.JPEG.
+            return keep_last(found, ignored), ignored
+
+    def _list_val(self, split: str, classes: Sequence[str]) -> Listing:
+        kit = load_devkit(self.files)
+        ignored: Counter[str] = Counter()
+        where = f"{self.files}/{VAL}"
+        with self.files.open(VAL, most_of_it=True) as file:
+            found = keep_last(
+                members(file, where=where, size_bytes=self.files.size(VAL) or 0, ignored=ignored), ignored
+            )
+        images = sorted(found, key=lambda member: member.name)
+        if len(images) != len(kit.truth) or not images:
+            raise SourceError(
+                f"{where} holds {counted(len(images), 'image')}, the ground truth of {kit.where} has "
+                f"{counted(len(kit.truth), 'line')}. They are matched by order, so the counts must agree: "
+                "use the tar and the development kit as image-net.org gives them out."
+            )
+        wnids = [kit.wnid_of[number] for number in kit.truth]
+        index_of = indexes_of(classes, set(wnids), where=where)
+        samples = [_sample(split, wnid, index_of, VAL, member) for wnid, member in zip(wnids, images, strict=True)]
+        return in_order(split, samples, ignored)
+
+
+def _sample(split: str, wnid: str, index_of: dict[str, int], file: str, member: Member) -> Sample:
+    key = f"{split}/{wnid}/{member.name}"
+    return Sample(key, index_of[wnid], member.size_bytes, file=file, offset_bytes=member.offset_bytes)
+
+
+def _walk_outer(files: Files) -> Train:
+    ignored: Counter[str] = Counter()
+    where = f"{files}/{TRAIN}"
+    with files.open(TRAIN) as file:
+        found = keep_last(
+            members(file, where=where, size_bytes=files.size(TRAIN) or 0, ignored=ignored), ignored, by_folder=True
+        )
+    class_tars: dict[str, ClassTar] = {}
+    images: dict[str, list[Member]] = defaultdict(list)
+    stray = []
+    for member in found:
+        stem, _, extension = member.name.rpartition(".")
+        if extension == "tar":
+            class_tars[stem] = ClassTar(stem, TRAIN, member.offset_bytes, member.size_bytes)
+        elif member.folder:
+            images[member.folder].append(member)
+        else:
+            stray.append(member.name)
+    if stray:
+        raise SourceError(
+            f"{where} holds {counted(len(stray), 'file')} that are neither class tars nor in a class folder: "
+            f"{first_few(stray)}. Expected is a tar of tars such as n01440764.tar."
+        )
+    if not found:
+        raise SourceError(f"{where} is an empty tar; fetch it again")
+    return Train(tuple(class_tars[wnid] for wnid in sorted(class_tars)), dict(images), ignored)
+
+
+def _walk_folder(files: Files, folder: str) -> Train:
+    names = files.names(folder)
+    tars = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
+    ignored = Counter({"file that is no class tar": len(names) - len(tars)} if len(names) > len(tars) else {})
+    return Train(tuple(ClassTar(name.removesuffix(".tar"), f"{folder}/{name}") for name in tars), {}, ignored)
+
+
+def _folder_of_class_tars(files: Files) -> str | None:
+    for folder in TRAIN_FOLDERS:
+        if any(name.endswith(".tar") for name in files.names(folder)):
+            return folder
+    return None

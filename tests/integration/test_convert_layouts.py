@@ -1,0 +1,89 @@
+"""The same images give the same shards in every layout; and what MosaicML's converter makes, we can use."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import layouts
+from tests.integration.converter import ROOT, convert, listing, read_samples, run, tree
+from tests.s3_server import S3Server
+
+WRITERS: dict[str, Callable[[Path, Path], Any]] = {
+    "tars": layouts.write_tars,
+    "kaggle": layouts.write_kaggle,
+    "annotated": layouts.write_annotated,
+    "parquet": layouts.write_parquet,
+}
+
+
+@pytest.fixture
+def imagenet(source: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+    """Images under wnids as class names, and the dataset that they give out of class folders."""
+    for folder in sorted(source.glob("*/*")):
+        folder.rename(folder.with_name(folder.name.replace("n", "n000000")))
+    convert(source, tmp_path / "expected")
+    return source, tree(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("layout", list(WRITERS))
+def test_every_layout_gives_identical_shards(
+    imagenet: tuple[Path, dict[str, bytes]], tmp_path: Path, layout: str
+) -> None:
+    folder, expected = imagenet
+    WRITERS[layout](folder, tmp_path / layout)
+    for workers in (1, 2):
+        convert(tmp_path / layout, tmp_path / f"out{workers}", "--workers", workers)
+        made = tree(tmp_path / f"out{workers}")
+        assert sorted(made) == sorted(expected)
+        assert [name for name in expected if made[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("compression", [[], ["--compression", "zstd"]])
+def test_shards_of_shards_are_identical(
+    imagenet: tuple[Path, dict[str, bytes]], tmp_path: Path, compression: list[str]
+) -> None:
+    folder, expected = imagenet
+    convert(folder, tmp_path / "other", "--seed", 9, "--size-limit", "50kb", *compression)
+    convert(tmp_path / "other", tmp_path / "out")
+    made = tree(tmp_path / "out")
+    assert {n: d for n, d in made.items() if n != "manifest.json"} == {
+        n: d for n, d in expected.items() if n != "manifest.json"
+    }  # the manifest's `listing` knows that the files had other names
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("layout", ["tars", "parquet"])
+def test_tars_and_parquet_in_a_bucket_give_identical_shards(
+    imagenet: tuple[Path, dict[str, bytes]], tmp_path: Path, s3_server: S3Server, layout: str
+) -> None:
+    folder, expected = imagenet
+    WRITERS[layout](folder, tmp_path / layout)
+    for path in (tmp_path / layout).rglob("*"):
+        if path.is_file():
+            key = f"{tmp_path.name}/{path.relative_to(tmp_path / layout)}"
+            s3_server.client.put_object(Bucket=s3_server.bucket, Key=key, Body=path.read_bytes())
+    convert(f"s3://{s3_server.bucket}/{tmp_path.name}", tmp_path / "out", env=s3_server.env)  # type: ignore[arg-type]
+    assert tree(tmp_path / "out") == expected
+
+
+def test_what_mosaicmls_converter_makes_is_audited_and_converted(source: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    command = [sys.executable, "-m", "streaming.vision.convert.imagenet", "--in_root", source, "--out_root", theirs]
+    done = subprocess.run([*command, "--extensions", "JPEG", "--progress_bar", "0"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    audit = subprocess.run([sys.executable, "convert/audit.py", theirs], cwd=ROOT, capture_output=True, text=True)
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    convert(theirs, tmp_path / "ours")
+    stored = sorted(read_samples(tmp_path / "ours"))
+    expected = [(n, path.read_bytes(), n // 10) for n, path in enumerate(listing(source))]
+    assert stored == expected
+
+
+def test_a_layout_that_does_not_fit_says_what_is_missing(source: Path, tmp_path: Path) -> None:
+    done = run("--source", source, "--out", tmp_path / "out", "--layout", "kaggle")
+    assert done.returncode == 2
+    assert "LOC_synset_mapping.txt" in done.stderr
