@@ -29,14 +29,23 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from tqdm import tqdm
 
-from convert.audit_findings import Finding, Findings, Kind
-from convert.audit_index import UNFINISHED_FOLDER, SplitIndex, find_splits, leftovers, read_index
-from convert.audit_report import ReportError, check_report_folder, write_report
-from convert.audit_shards import Rules, ShardAudit, ShardToAudit, audit_shard, in_order, joined
-from convert.audit_splits import Audited, SplitRows, check_manifest, check_records, class_counts, duplicates, range_of
+from convert.auditing.findings import Finding, Findings, Kind
+from convert.auditing.index import UNFINISHED_FOLDER, SplitIndex, find_splits, leftovers, read_index
+from convert.auditing.report import ReportError, check_report_folder, write_report
+from convert.auditing.shards import Rules, ShardAudit, ShardToAudit, audit_shard, joined
+from convert.auditing.splits import (
+    Audited,
+    SplitRows,
+    check_manifest,
+    check_records,
+    class_counts,
+    duplicates,
+    range_of,
+)
 from convert.files import Files, LocalFiles, open_files
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
 from convert.outputs import OutputError, open_output
+from convert.pool import in_order
 
 EXIT_OK, EXIT_FINDINGS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 

@@ -1,19 +1,15 @@
 """Build shards in worker processes: each one reads, checks, encodes and writes a shard at a time.
 
-A shard depends on its task and on the options alone, so the number of workers and the order they finish in change
-nothing. A shard that an earlier run has made is not made again, once its file proves to be as that run left it.
+A shard depends on its task and on the options alone, so the number of workers changes nothing. A shard that an earlier
+run has made is not made again, once its file proves to be as that run left it.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from typing import Literal
 
 from convert.files import Files
@@ -22,6 +18,7 @@ from convert.journal import Journal, Record
 from convert.manifest import MendedFile, RefusedFile
 from convert.outputs import Output
 from convert.plan import ShardTask
+from convert.pool import in_order
 from convert.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
 from convert.sources import Sample
 from convert.sources.base import printable
@@ -46,7 +43,7 @@ class Job:
 
 
 def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Generator[ShardResult, None, None]:
-    """Carry out the tasks in `workers` processes and yield results as they come, in no fixed order.
+    """Carry out the tasks in `workers` processes and yield the results in order.
 
     With `on_bad='fail'` no task is started after the first bad image, but those under way are finished, so
     that one run names as many bad images as it has found. Closing the iterator kills the workers.
@@ -55,29 +52,22 @@ def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Gener
         WorkerError: an image's file cannot be read, or a worker was killed.
         OutputError: a shard cannot be written.
     """
-    queue = iter(tasks)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    stopped = False
+
+    def queue() -> Iterator[ShardTask]:
+        for task in tasks:
+            if stopped:
+                return
+            yield task
+
     try:
-        # Two tasks a worker keep everyone busy without pickling the whole plan at once.
-        running = _submit(pool, job, islice(queue, 2 * workers))
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                result = future.result()
-                if result.refused and job.on_bad == "fail":
-                    queue = iter(())
-                yield result
-            running |= _submit(pool, job, islice(queue, len(done)))
-    except BaseException as error:
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise WorkerError(
-                "a worker process was killed, perhaps for want of memory; use fewer --workers or a smaller --size-limit"
-            ) from error
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+        for result in in_order(partial(build_shard, job=job), queue(), workers=workers):
+            stopped = stopped or bool(result.refused and job.on_bad == "fail")
+            yield result
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            "a worker process was killed, perhaps for want of memory; use fewer --workers or a smaller --size-limit"
+        ) from error
 
 
 def build_shard(task: ShardTask, job: Job) -> ShardResult:
@@ -158,25 +148,3 @@ def _read(files: Files, sample: Sample) -> bytes:
         return data
     except OSError as error:  # a failing disk must not pass for a bad image, which --on-bad skip would leave out
         raise WorkerError(f"cannot read {printable(sample.key)}: {error.strerror}") from error
-
-
-def _submit(pool: ProcessPoolExecutor, job: Job, tasks: Iterable[ShardTask]) -> set[Future[ShardResult]]:
-    """Submit tasks. Workers are born in here with Ctrl-C blocked, which a terminal sends to every process:
-    the parent alone answers it, and ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return {pool.submit(build_shard, task, job) for task in tasks}
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_with_parent() -> None:
-    """End this worker when its parent is gone, even by kill -9; else it would wait for tasks for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from convert.audit import main
-from convert.audit_findings import SHOWN_PER_KIND, Finding, Findings, Kind
-from convert.audit_shards import ShardToAudit, is_chosen
+from convert.auditing.findings import SHOWN_PER_KIND, Finding, Findings, Kind
+from convert.auditing.shards import ShardToAudit, is_chosen
 from convert.manifest import Manifest, dataset_fingerprint, index_fingerprint, load_manifest
 from tests.conftest import REPOSITORY
 

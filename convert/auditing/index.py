@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from convert.audit_findings import Finding, Kind, path_in
+from convert.auditing.findings import Finding, Kind, path_in
 from convert.files import Files
 from convert.manifest import MANIFEST_NAME
 from convert.shard_reader import Columns, ShardError, columns_of

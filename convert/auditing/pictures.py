@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from convert.audit_findings import RecordAt, path_in
-from convert.audit_index import ShardEntry
-from convert.audit_splits import SplitRows
+from convert.auditing.findings import RecordAt, path_in
+from convert.auditing.index import ShardEntry
+from convert.auditing.splits import SplitRows
 from convert.files import Files
 from convert.images import FORMATS, MAX_PIXELS
 from convert.shard_reader import ShardError, decode_record, decompress, record_offsets

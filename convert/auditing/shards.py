@@ -4,24 +4,18 @@ A worker holds one shard in memory, and sends back 48 bytes for each record.
 """
 
 import hashlib
-import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from convert.audit_findings import Finding, Kind, RecordAt, path_in
-from convert.audit_index import FileEntry, ShardEntry, hash_hex
+from convert.auditing.findings import Finding, Kind, RecordAt, path_in
+from convert.auditing.index import FileEntry, ShardEntry, hash_hex
 from convert.files import Files
 from convert.images import BadImage, check_image
 from convert.shard_reader import ShardError, decode_record, decompress, record_offsets
-from convert.workers import end_with_parent
 
 # One row a record. A digest of 16 bytes tells 1.28 million images apart: two alike by chance are out of reach.
 ROW = np.dtype(
@@ -38,10 +32,6 @@ ROW = np.dtype(
 )
 Rows = npt.NDArray[np.void]
 MOST_CLASSES = 2**31 - 1
-AHEAD = 4  # tasks for each worker that are submitted before the first of them is done
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,42 +86,6 @@ def is_chosen(split: str, sample_id: int, fraction: float) -> bool:
     """Whether an image is among the fraction to decode: by a hash of what it is called, so the same every time."""
     key = hashlib.blake2b(f"{split}\0{sample_id}".encode(), digest_size=8).digest()
     return int.from_bytes(key, "little") < fraction * 2**64
-
-
-def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int) -> Generator[Result, None, None]:
-    """Carry out `work` in processes and yield what it returns, in the order of the tasks.
-
-    Closing the iterator, or an exception such as Ctrl-C, ends the processes.
-
-    Raises:
-        BrokenProcessPool: a process was killed.
-    """
-    if workers == 1:
-        yield from map(work, tasks)
-        return
-    queue = iter(tasks)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
-    try:
-        running = deque(_submit(pool, work, islice(queue, AHEAD * workers)))
-        while running:
-            result = running.popleft().result()
-            running += _submit(pool, work, islice(queue, 1))
-            yield result
-    except BaseException:
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _submit(pool: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Iterable[Task]) -> list[Future[Result]]:
-    """Submit tasks. Workers are born in here with Ctrl-C blocked: the parent alone answers it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return [pool.submit(work, task) for task in tasks]
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _path(task: ShardToAudit) -> str:

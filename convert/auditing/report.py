@@ -12,13 +12,13 @@ from urllib.parse import quote
 from PIL import Image
 from tqdm import tqdm
 
-from convert.audit_findings import SHOWN_PER_KIND, Finding, RecordAt
-from convert.audit_pictures import PER_CLASS, Wanted, by_shard, choose, contact_sheet, pictures, small, tiles_of
-from convert.audit_shards import in_order
-from convert.audit_splits import Audited, SplitRows, class_counts, range_of
+from convert.auditing.findings import SHOWN_PER_KIND, Finding, RecordAt
+from convert.auditing.pictures import PER_CLASS, Wanted, by_shard, choose, contact_sheet, pictures, small, tiles_of
+from convert.auditing.splits import Audited, SplitRows, class_counts, range_of
 from convert.files import Files, LocalFiles
 from convert.images import MAX_FILE_BYTES
 from convert.manifest import MendedFile
+from convert.pool import in_order
 
 PAGE, PICTURES = "index.html", "pictures"
 MENDED_SHOWN = 100  # of each split
@@ -159,7 +159,7 @@ class _Page:
         return row
 
     def _plots(self) -> Iterator[str]:
-        from convert.audit_plots import plot_bytes, plot_class_counts, plot_sizes  # matplotlib takes a second
+        from convert.auditing.plots import plot_bytes, plot_class_counts, plot_sizes  # matplotlib takes a second
 
         splits = self._audited.splits
         for title, name, data in (

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.audit_findings import Finding, Findings, Kind, RecordAt, path_in
-from convert.audit_index import SplitIndex
-from convert.audit_shards import Rows
+from convert.auditing.findings import Finding, Findings, Kind, RecordAt, path_in
+from convert.auditing.index import SplitIndex
+from convert.auditing.shards import Rows
 from convert.files import Files
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, SplitInfo, index_fingerprint
 from convert.shards import INDEX_NAME

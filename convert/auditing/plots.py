@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot there is no screen to look for
 
-from convert.audit_shards import Rows
-from convert.audit_splits import SplitRows, class_counts, range_of
+from convert.auditing.shards import Rows
+from convert.auditing.splits import SplitRows, class_counts, range_of
 from convert.manifest import Manifest
 
 # Okabe and Ito's colours, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).

@@ -1,0 +1,1 @@
+"""What `convert/audit.py` checks, and the page it writes."""
