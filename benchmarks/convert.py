@@ -35,6 +35,10 @@ IMAGENET_IMAGES, IMAGENET_BYTES = 1_331_167, 147e9  # train and val; the sizes o
 # hyperthread, half a core, so the projection takes half of a core's rate for each.
 INSTANCES = {"c7i.4xlarge": 16, "c7i.12xlarge": 48, "c7i.24xlarge": 96, "p4d.24xlarge": 96, "p5.48xlarge": 192}
 HYPERTHREAD_FRACTION = 0.5
+# ImageNet gives 2,300 shards of the default size; of the few images here so many are left to share among workers only
+# if they are smaller.
+SHARD_BYTES = 4 * 1024**2
+SIZE = ("--size-limit", str(SHARD_BYTES))
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,13 @@ class Contestant:
 def ours(*options: str) -> Callable[[Path, Path], list[str]]:
     def command(source: Path, out: Path) -> list[str]:
         script = str(ROOT / "convert/imagenet_to_mds.py")
-        return [sys.executable, script, "--source", str(source), "--out", str(out), "--splits", "train", *options]
+        return [sys.executable, script, "--source", str(source), "--out", str(out), "--splits", "train", *SIZE, *options]
 
     return command
 
 
 def mosaicml(source: Path, out: Path) -> list[str]:
-    module = ["-m", "streaming.vision.convert.imagenet", "--progress_bar", "0", "--extensions", "jpeg,jpg,JPEG"]
+    module = ["-m", "streaming.vision.convert.imagenet", "--progress_bar", "0", "--size_limit", str(SHARD_BYTES)]
     return [sys.executable, *module, "--in_root", str(source), "--out_root", str(out), "--splits", "train"]
 
 

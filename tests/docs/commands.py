@@ -113,6 +113,13 @@ def convert(place: Place, command: str) -> None:
     assert (out / "train/index.json").exists() and (out / "val/index.json").exists()
 
 
+def audit(place: Place, command: str) -> None:
+    report = place.tmp / "report"
+    names: dict[str, object] = {"SHARDS": place.shards} | ({"REPORT": report} if "REPORT" in command else {})
+    assert "0 findings" in shell(place, replaced(command, names))
+    assert (report / "index.html").exists() is ("REPORT" in command)
+
+
 def convert_to_s3(place: Place, command: str) -> None:
     server, prefix = place.server(), uuid.uuid4().hex
     names: dict[str, object] = {"IMAGES": place.images, "BUCKET": f"{server.bucket}/{prefix}"}
@@ -194,6 +201,8 @@ HOW: dict[str, tuple[Way, bool]] = {
     'make train-local DATA=photos ARGS="model.name=resnet18 max_duration=60ep run_name=small '
     'checkpoint.save_folder=runs/small"': (make_with_dry_run, True),
     "python -m pytest tests/unit/test_convert_images.py": (pytest_passes, False),
+    "python convert/audit.py SHARDS": (audit, False),
+    "python convert/audit.py SHARDS --decode 0.01 --report REPORT": (audit, False),
     "python convert/imagenet_to_mds.py --source IMAGES --out SHARDS": (convert, False),
     "python convert/imagenet_to_mds.py --source IMAGES --out s3://BUCKET/imagenet": (convert_to_s3, False),
     "S3_ENDPOINT_URL=ENDPOINT python convert/imagenet_to_mds.py --source IMAGES --out s3://BUCKET/elsewhere": (
