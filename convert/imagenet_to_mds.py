@@ -13,6 +13,7 @@ can be read. The output depends on the images and the options alone, not on --wo
 written, or on how often the conversion was interrupted: the same command goes on where it was.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -34,6 +35,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from convert.arguments import Args, parse_args
 from convert.conversion import BadImagesError, Conversion, UsageError, convert, look
+from convert.journal import FOLDER
 from convert.lock import LockedError, only_converter
 from convert.manifest import MANIFEST_NAME, ManifestError
 from convert.outputs import LocalOutput, Output, OutputError, open_output
@@ -71,7 +73,7 @@ def run(args: Args) -> None:
         conversion = look(args, source, splits, output)
         convert(conversion)
     if args.spool is None:
-        shutil.rmtree(spool, ignore_errors=True)
+        _remove_spool(spool)
     _summarise(conversion)
 
 
@@ -96,9 +98,16 @@ def _spool(args: Args, output: Output) -> Path:
     if args.spool:
         return Path(args.spool)
     if isinstance(output, LocalOutput):
-        return output.root / ".convert/spool"
+        return output.root / FOLDER / "spool"
     name = hashlib.sha256(os.path.abspath(args.source).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"convert-spool-{os.getuid()}-{name}"
+
+
+def _remove_spool(spool: Path) -> None:
+    shutil.rmtree(spool, ignore_errors=True)
+    if spool.parent.name == FOLDER:
+        with contextlib.suppress(OSError):  # there was none, or something else lies in it
+            spool.parent.rmdir()
 
 
 def _summarise(conversion: Conversion) -> None:

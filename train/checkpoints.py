@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from composer.algorithms import EMA
 from composer.callbacks import CheckpointSaver
 from composer.core import State
 from composer.loggers import Logger
@@ -28,6 +29,7 @@ from train.folders import Folder, FolderError, LocalFolder
 
 log = logging.getLogger(__name__)
 
+DAMAGED = ".damaged"
 NAME = re.compile(r"ep(\d+)-ba(\d+)\.pt")
 
 SAFE_GLOBALS: list[Any] = [
@@ -65,6 +67,11 @@ class DurableCheckpointSaver(CheckpointSaver):
             overwrite=True,
         )
 
+    def save_now(self, state: State, logger: Logger) -> None:
+        """Save a checkpoint whatever the interval; it is safe when this returns. Collective."""
+        use_averaged_weights(state)
+        self._save_checkpoint(state, logger)
+
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
         self.last_checkpoint_batch = state.timestamp.batch
         name = f"ep{int(state.timestamp.epoch)}-ba{int(state.timestamp.batch)}.pt"
@@ -75,6 +82,16 @@ class DurableCheckpointSaver(CheckpointSaver):
             for old in list_checkpoints(self.store)[: -self.keep]:
                 self.store.remove(old)
         dist.barrier()
+
+
+def use_averaged_weights(state: State) -> None:
+    """Have the model hold EMA's weights where there are any: those that are evaluated, and that checkpoints hold.
+
+    Composer 0.32.1 leaves one or the other in the model, by whether the last event was an evaluation or a checkpoint.
+    """
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, EMA) and algorithm.ema_started:
+            algorithm._ensure_ema_weights_active(state)
 
 
 def list_checkpoints(folder: Folder) -> list[str]:
@@ -130,16 +147,25 @@ def only_load_safely() -> None:
 def newest_whole(folder: Folder) -> tuple[str, dict[str, Any]] | None:
     """Return the name and content of the newest checkpoint that is whole, or None when there is none at all.
 
+    Damaged ones that are newer get the ending `.damaged`, so that nobody takes them for the newest again; but never
+    the last ones there are, or the next run would start from the beginning.
+
     Raises:
         CheckpointError: there are checkpoints, but not one is usable.
     """
     names = list_checkpoints(folder)
+    damaged = []
     for name in reversed(names):
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
             try:
-                return name, load(folder.get(name, Path(scratch)))
-            except (CheckpointError, FolderError) as error:
+                content = load(folder.get(name, Path(scratch)))
+            except CheckpointError as error:
                 log.warning("%s; the checkpoint before it is tried", error)
+                damaged.append(name)
+                continue
+        for other in damaged:
+            folder.rename(other, other + DAMAGED)
+        return name, content
     if names:
         raise CheckpointError(f"none of the {len(names)} checkpoints can be used; the newest is {names[-1]}")
     return None

@@ -44,6 +44,12 @@ def _check_run_name(value: str) -> str:
     return value
 
 
+def _check_on_nonfinite(value: str) -> str:
+    if not re.fullmatch(r"stop|skip [1-9]\d{0,5}", value):
+        raise ValueError("must be 'stop' or 'skip N', such as 'skip 3'")
+    return value
+
+
 class Config(Section):
     """One training run. Batch sizes are global: over all GPUs of all nodes."""
 
@@ -58,6 +64,9 @@ class Config(Section):
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = Field(
         description="arithmetic; auto: amp_bf16 on GPU, fp32 on CPU"
     )
+    on_nonfinite: Annotated[str, AfterValidator(_check_on_nonfinite)] = Field(
+        description="when gradients are not finite: stop, or skip N (leave out at most N steps of the run)"
+    )
     deterministic: bool = Field(description="bit-exact kernels on GPU, slower; CPU always is")
     data: DataConfig
     model: ModelConfig
@@ -67,6 +76,19 @@ class Config(Section):
     checkpoint: CheckpointConfig
     loggers: LoggersConfig
     dist_timeout: float = Field(gt=0, description="seconds a rank waits for the others before the run fails")
+
+    @property
+    def nonfinite_skips(self) -> int:
+        """Steps that may be left out because their gradients are not finite."""
+        return int(self.on_nonfinite.partition(" ")[2] or 0)
+
+    @field_validator("dist_timeout")
+    @classmethod
+    def _the_loader_speaks_first(cls, value: float, info: ValidationInfo) -> float:
+        stall = info.data["data"].stall_limit_s if "data" in info.data else 0.0
+        if value <= stall:
+            raise ValueError(f"must be above data.stall_limit_s, which is {stall:g}")
+        return value
 
     @field_validator("scheduler")
     @classmethod

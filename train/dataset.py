@@ -2,15 +2,21 @@
 
 Streaming does the sharding, shuffling, downloading and caching. What it leaves out is added here, each at the one
 method where upstream offers the place: the epoch of a sample, an end of epoch that cannot be early, an evaluation that
-visits each sample once, and failures that are raised rather than logged.
+visits each sample once, and failures that are raised rather than logged. What makes a shard trustworthy is in
+`train.downloads`.
 """
 
+import contextlib
 import json
 import logging
 import math
+import multiprocessing
 import os
+import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +27,7 @@ from streaming.base.dataset import _ShardState
 from streaming.base.hashing import is_hash
 
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_fingerprint, parse_manifest
+from train.downloads import CheckedStream, StoppedError, cache_limit_fault
 from train.folders import open_folder
 from train.job_dir import link_for_this_job, one_at_a_time
 from train.sections import DataConfig
@@ -31,6 +38,7 @@ IGNORED_LABEL = -100
 """Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
 
 IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
+MAX_AUTO_WORKERS = 8  # per rank; more did not help in MosaicML's and FFCV's published settings
 FAST_HASHES = ("xxh64", "xxh3_64", "xxh128", "sha1", "md5", "sha256")
 
 
@@ -58,6 +66,37 @@ class Sample(NamedTuple):
     epoch: int
 
 
+class SharedFailure:
+    """The first failure in any loader process of a rank, in memory that they share.
+
+    A worker may wait, without end, for a shard that another worker could not fetch.
+    """
+
+    def __init__(self) -> None:
+        self._text = multiprocessing.Array("c", 4000, lock=False)  # zeros
+
+    def note(self, error: BaseException) -> None:
+        if not self:
+            self._text.value = f"{type(error).__name__}: {error}".encode(errors="replace")[:3999]
+
+    def __bool__(self) -> bool:
+        return self._text[0] != b"\0"
+
+    def __str__(self) -> str:
+        return self._text.value.decode(errors="replace")
+
+
+class _StopEvent(threading.Event):
+    """Streaming's sign to its threads that one of them failed; set as well when another process's did."""
+
+    def __init__(self, failure: SharedFailure) -> None:
+        super().__init__()
+        self._failure = failure
+
+    def is_set(self) -> bool:
+        return super().is_set() or bool(self._failure)
+
+
 class StreamingImages(StreamingDataset):
     """The training split: shuffled by (seed, epoch), cut into the same global batches on any number of ranks.
 
@@ -77,7 +116,9 @@ class StreamingImages(StreamingDataset):
         self.global_batch_size = global_batch_size
         self._epoch = 0
         self._planned = 0
-        self._failure: BaseException | None = None
+        self._failure = SharedFailure()
+        for stream in self.streams:
+            stream.is_stopping = self._is_stopping
 
     def __len__(self) -> int:
         return self.steps_per_epoch * int(self.batch_size)
@@ -110,8 +151,9 @@ class StreamingImages(StreamingDataset):
 
         Upstream logs an exception of its download thread and then ends the epoch as if all were well.
         """
-        seen = 0
-        self._planned, self._failure = 0, None
+        if not hasattr(self, "_event"):
+            self._event = _StopEvent(self._failure)  # here and not sooner: it belongs to the worker's process
+        seen = self._planned = 0
         for sample in super().__iter__():
             seen += 1
             yield sample
@@ -120,19 +162,39 @@ class StreamingImages(StreamingDataset):
             raise ShortEpochError(
                 f"rank {world.rank}, worker {world.worker_of_rank}: epoch {self._epoch} ended after {seen} of "
                 f"{self._planned} samples: {self._failure or 'no reason was given'}"
-            ) from self._failure
+            )
 
     def on_exception(self, future: "Future[None]") -> None:
-        self._failure = future.exception() or self._failure
-        super().on_exception(future)
+        """Take note when a download thread failed. Upstream waits for such a thread's end without end."""
+        error = future.exception()
+        if error is None:
+            return
+        self._iterator.on_exit()
+        if not isinstance(error, StoppedError):
+            self._failure.note(error)
+            self._event.set()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Fetch a shard; on failure give its slot back, or other workers would wait for it for ever."""
+        """Have a shard here and whole; on failure give its slot back, or others would wait for it without end."""
         try:
             super().prepare_shard(shard_id, blocking)
-        except BaseException:
+        except BaseException as error:
             self._shard_states[shard_id] = _ShardState.REMOTE
+            if self._cache_filelock.is_locked:
+                self._cache_filelock.release()
+            if not isinstance(error, StoppedError):
+                self._failure.note(error)
             raise
+
+    def says_what_it_does(self) -> str:
+        """Return which shards this node's workers are fetching or checking just now, in words."""
+        states = self._shard_states.numpy()
+        names = [self.shards[at].raw_data.basename for at in np.flatnonzero(states == _ShardState.PREPARING)]
+        return f"its node is fetching {', '.join(names)}" if names else "no shard is being fetched"
+
+    def _is_stopping(self) -> bool:
+        started = hasattr(self, "_event") and hasattr(self, "_iterator")
+        return started and (self._event.is_set() or self._iterator.should_exit())
 
 
 class StreamingEvalImages(StreamingImages):
@@ -193,22 +255,61 @@ def open_eval(cfg: DataConfig, split: str, *, device_batch_size: int) -> Streami
 
 def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
     index = read_index(cfg, split)
-    local = link_for_this_job(str(cfg.local))
     try:
+        local = link_for_this_job(str(cfg.local))
+        if cfg.remote is not None:
+            _prepare_cache(cfg, split, index)
+        stream = CheckedStream(
+            remote=cfg.remote,
+            local=local,
+            split=split or None,
+            validate_hash=_hash_to_check(cfg.validate_hash, index),
+            hash_found=cfg.hash_found_shards,
+            empty_cache=cfg.cache_limit_gb is not None,
+            patience_s=cfg.download_patience_s,
+            download_timeout=cfg.download_timeout_s,
+        )
         with one_at_a_time():
             return kind(
-                remote=cfg.remote,
-                local=local,
-                split=split or None,
-                validate_hash=_hash_to_check(cfg.validate_hash, index),
-                download_retry=cfg.download_retry,
-                download_timeout=cfg.download_timeout,
+                streams=[stream],
                 predownload=cfg.predownload,
+                cache_limit=None if cfg.cache_limit_gb is None else int(cfg.cache_limit_gb * 1e9),
                 num_canonical_nodes=cfg.num_canonical_nodes,
                 **kwargs,
             )
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(f"{describe(cfg, split)} cannot be opened: {error}") from error
+
+
+def _prepare_cache(cfg: DataConfig, split: str, index: dict[str, Any]) -> None:
+    """Put the index into the cache; called by every rank, of which one is enough.
+
+    Raises:
+        ValueError: the cache is another dataset's, is the dataset itself, or may not hold enough to read with.
+    """
+    if "://" not in str(cfg.remote) and os.path.realpath(str(cfg.remote)) == os.path.realpath(str(cfg.local)):
+        raise ValueError("data.local is the same folder; to read the shards in place set data.remote=null")
+    workers = MAX_AUTO_WORKERS if cfg.num_workers == "auto" else max(1, cfg.num_workers)
+    if cfg.cache_limit_gb is not None:
+        sizes = [
+            sum(shard[part]["bytes"] for part in ("raw_data", "zip_data") if shard.get(part))
+            for shard in index["shards"]
+        ]
+        fault = cache_limit_fault(int(cfg.cache_limit_gb * 1e9), sizes, readers=workers * dist.get_local_world_size())
+        if fault:
+            raise ValueError(f"data.cache_limit_gb: {cfg.cache_limit_gb:g} is too little: {fault}")
+    folder = Path(str(cfg.local), split)
+    path = folder / "index.json"
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        if json.loads(path.read_text()) == index:
+            return
+        raise ValueError(
+            f"{path}, in the cache, is another dataset's; give data.local another folder, or delete this one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".index.json.{uuid.uuid4().hex[:12]}.part"
+    part.write_text(json.dumps(index))
+    os.replace(part, path)
 
 
 def describe(cfg: DataConfig, split: str) -> str:

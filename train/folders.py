@@ -35,6 +35,9 @@ class Folder(Protocol):
     def get(self, name: str, into: Path) -> Path:
         """Return a local path of a file; `into` is a folder to download to, where that is needed."""
 
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name."""
+
     def remove(self, name: str) -> None:
         """Delete a file; it is no error when there is none."""
 
@@ -76,6 +79,12 @@ class LocalFolder:
 
     def get(self, name: str, into: Path) -> Path:
         return self.path / name
+
+    def rename(self, name: str, new: str) -> None:
+        try:
+            os.replace(self.path / name, self.path / new)
+        except OSError as error:
+            raise FolderError(f"{self.path / name} cannot be renamed to {new}: {error.strerror}") from error
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -137,6 +146,15 @@ class S3Folder:
         except (BotoCoreError, ClientError, Boto3Error) as error:
             raise self._error("read", name, error) from error
         return target
+
+    def rename(self, name: str, new: str) -> None:
+        try:
+            self.client.copy(
+                {"Bucket": self.bucket, "Key": self._key(name)}, self.bucket, self._key(new), Config=TRANSFER
+            )
+        except (BotoCoreError, ClientError, Boto3Error) as error:
+            raise self._error("renamed", name, error) from error
+        self.remove(name)
 
     def remove(self, name: str) -> None:
         try:

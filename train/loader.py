@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +14,10 @@ from torch.utils.data import DataLoader
 
 from train import decode
 from train.augment import View, center_view, random_resized_crop, sample_rng, view_hash
-from train.dataset import IGNORED_LABEL, Sample, StreamingImages
+from train.dataset import IGNORED_LABEL, MAX_AUTO_WORKERS, Sample, StreamingImages
 from train.decode import DecodeError
 from train.sections import DataConfig
-
-MAX_AUTO_WORKERS = 8  # per rank; more did not help in MosaicML's and FFCV's published settings
-
+from train.watchdog import StallWatch
 
 class RawBatch(NamedTuple):
     """What a loader worker sends to its rank.
@@ -65,16 +65,19 @@ class EvalCollate:
 
 
 class TimedLoader(DataLoader[RawBatch]):
-    """A DataLoader that knows how long its rank has waited for it: `waited_seconds`, growing."""
+    """A DataLoader that knows how long its rank has waited for it, `waited_seconds`, and when that is too long."""
 
     waited_seconds = 0.0
+    watch: AbstractContextManager[None] = nullcontext()
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch promises its own iterator class
-        batches = super().__iter__()
+        with self.watch:
+            batches = super().__iter__()
         while True:
             start = time.perf_counter()
             try:
-                batch = next(batches)
+                with self.watch:
+                    batch = next(batches)
             except StopIteration:
                 return
             self.waited_seconds += time.perf_counter() - start
@@ -146,21 +149,25 @@ def _build_loader(
     drop_last: bool,
 ) -> TimedLoader:
     workers = worker_count(cfg)
-    return TimedLoader(
+    watch = StallWatch(cfg.stall_limit_s, workers=workers, rank=dist.get_global_rank(), doing=dataset.says_what_it_does)
+    loader = TimedLoader(
         dataset,
         batch_size=dataset.batch_size,
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=cfg.prefetch_factor if workers else None,
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_start_worker, watch),
         pin_memory=device.type == "cuda",
         drop_last=drop_last,
     )
+    loader.watch = watch
+    return loader
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(watch: StallWatch, worker: int) -> None:
     torch.set_num_threads(1)  # workers are the parallelism; threads in each would fight over the cores
+    watch.report_on_signal(worker)
 
 
 def _image_size(sample: Sample) -> tuple[int, int]:

@@ -19,6 +19,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from train.config import ConfigError, load_config
 
+EXIT_FAILED = 1  # it has ended by itself before its time
 EXIT_REFUSED = 2  # nothing was trained: the configuration, the data or the save folder is not usable
 
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
         cfg = load_config(args.config, args.overrides)
         # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
         from train.run import RefusedError, plan, train
+        from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested
 
         if args.dry_run:
             print(plan(cfg))
@@ -38,6 +40,10 @@ def main(argv: Sequence[str]) -> int:
         return refuse(error)
     except RefusedError as error:
         return refuse(error)
+    except StopRequested as error:
+        return say(error, EXIT_STOPPED)
+    except NonFiniteError as error:
+        return say(error, EXIT_FAILED)
     return 0
 
 
@@ -63,9 +69,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def refuse(error: Exception) -> int:
     """Say why nothing is done, once."""
+    return say(error, EXIT_REFUSED)
+
+
+def say(error: Exception, code: int) -> int:
+    """Say on the first rank alone why this is the end."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(error, file=sys.stderr)
-    return EXIT_REFUSED
+    return code
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.algorithms import EMA
 from composer.core import Callback, Evaluator, Precision
 from composer.devices import Device
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
@@ -24,6 +23,7 @@ from train.checkpoints import (
     newest_whole,
     on_every_node,
     only_load_safely,
+    use_averaged_weights,
 )
 from train.config import Config, ConfigError, device_batch_size, resolved_yaml
 from train.dataset import (
@@ -42,6 +42,7 @@ from train.loader import build_eval_spec, build_train_spec, worker_count
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resume import ResumeError, ResumeGuard, check_contract, contract_of
+from train.stopping import BatchWatch, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,11 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
 
     Raises:
         RefusedError: before anything is trained.
+        StopRequested: a signal has ended it; a checkpoint is saved.
+        NonFiniteError: loss or gradients are not finite any more.
     """
     device = start_process(cfg.dist_timeout)
+    signals = StopSignals()
     choose_kernels(cfg, device)
     facts = gather_facts(cfg)
     folder = open_folder(cfg.checkpoint.save_folder)
@@ -97,12 +101,13 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     guard = ResumeGuard(contract, seed=cfg.seed, steps_per_epoch=train_set.steps_per_epoch)
     record = RunRecord(describe(cfg, facts), folder, guard)
     saver = DurableCheckpointSaver(folder, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep)
+    watch = BatchWatch(signals, saver, skips=cfg.nonfinite_skips)
 
     with on_every_node(folder, found) as load_path:
-        trainer = build_trainer(cfg, device, facts, train_set, val_set, [guard, record, saver], load_path)
+        trainer = build_trainer(cfg, device, facts, train_set, val_set, [watch, guard, record, saver], load_path)
     if not is_finished(trainer):
         trainer.fit()
-    use_averaged_weights(trainer)
+    use_averaged_weights(trainer.state)
     record.note_weights(trainer.state)
     if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
         trainer.eval()
@@ -370,16 +375,6 @@ def is_finished(trainer: Trainer) -> bool:
     state = trainer.state
     assert state.max_duration is not None
     return state.timestamp.get(state.max_duration.unit) >= state.max_duration
-
-
-def use_averaged_weights(trainer: Trainer) -> None:
-    """Have the model hold EMA's weights where there are any: those that were evaluated, and that checkpoints hold.
-
-    Composer 0.32.1 leaves one or the other in the model, by whether the last event was an evaluation or a checkpoint.
-    """
-    for algorithm in trainer.state.algorithms:
-        if isinstance(algorithm, EMA) and algorithm.ema_started:
-            algorithm._ensure_ema_weights_active(trainer.state)
 
 
 def describe(cfg: Config, facts: Facts) -> dict[str, Any]:

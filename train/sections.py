@@ -147,8 +147,17 @@ class DataConfig(Section):
     validate_hash: str | None = Field(
         description="hash each shard is checked by; 'auto': one of the index's own, xxh64 first; null: none"
     )
-    download_retry: int = Field(ge=0, description="further attempts after a failed download")
-    download_timeout: float = Field(gt=0, description="seconds before a download counts as failed")
+    hash_found_shards: bool = Field(
+        description="hash each shard that is found in data.local at its first use in a job; false: only its size"
+    )
+    download_timeout_s: float = Field(gt=0, description="seconds before one attempt to fetch a shard counts as failed")
+    download_patience_s: float = Field(gt=0, description="seconds for which a failing download is tried again")
+    stall_limit_s: float = Field(
+        gt=0, description="seconds without a batch before the run fails; above download_patience_s"
+    )
+    cache_limit_gb: float | None = Field(
+        gt=0, description="most that data.local keeps of a split, in GB of 10^9 bytes; null: all of it"
+    )
 
     @field_validator("remote")
     @classmethod
@@ -212,6 +221,21 @@ class DataConfig(Section):
     ) -> tuple[float, float, float]:
         if min(value) < 0 or max(value) > 255 or (info.field_name == "std" and min(value) == 0):
             raise ValueError("must be three numbers on the 0-255 scale" + ", none 0" * (info.field_name == "std"))
+        return value
+
+    @field_validator("stall_limit_s")
+    @classmethod
+    def _stall_is_longer_than_patience(cls, value: float, info: ValidationInfo) -> float:
+        patience = info.data.get("download_patience_s", 0.0)
+        if value <= patience:
+            raise ValueError(f"must be above data.download_patience_s, which is {patience:g}")
+        return value
+
+    @field_validator("cache_limit_gb")
+    @classmethod
+    def _only_a_cache_is_limited(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("remote", "") is None:
+            raise ValueError("must be null when data.remote is null: data.local holds the only copy of the shards")
         return value
 
     @field_validator("validate_hash")

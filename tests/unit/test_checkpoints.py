@@ -34,6 +34,8 @@ def test_the_newest_whole_checkpoint_is_used(tmp_path: Path, caplog: pytest.LogC
     name, content = found
     assert (name, content["state"]["batch"]) == ("ep2-ba20.pt", 20)
     assert "ep3-ba30.pt is not a whole checkpoint" in caplog.text
+    names = ["ep1-ba10.pt", "ep2-ba20.pt", "ep3-ba30.pt.damaged"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
@@ -44,6 +46,7 @@ def test_only_damaged_checkpoints_are_an_error_rather_than_a_fresh_start(tmp_pat
     (tmp_path / "ep1-ba10.pt").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints can be used; the newest is ep1-ba10\.pt"):
         newest_whole(LocalFolder(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["ep1-ba10.pt"]  # else the next run would start afresh
 
 
 def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path: Path) -> None:

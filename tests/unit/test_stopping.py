@@ -1,0 +1,78 @@
+"""A batch that is left out leaves no trace; a signal is noted, and a second one obeyed at once."""
+
+import os
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from train.stopping import BatchWatch, NonFiniteError, StopSignals
+
+
+def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    timestamp = SimpleNamespace(batch=7, batch_in_epoch=1, epoch=2)
+    schedulers = [SimpleNamespace(get_last_lr=lambda: [0.5])]
+    device = SimpleNamespace(tensor_to_device=lambda tensor: tensor)
+    return SimpleNamespace(
+        model=model, scaler=None, device=device, timestamp=timestamp, schedulers=schedulers, loss=torch.tensor(1.5)
+    )
+
+
+def watch(skips: int, asked: signal.Signals | None = None) -> BatchWatch:
+    return BatchWatch(SimpleNamespace(seen=asked), SimpleNamespace(), skips=skips)  # type: ignore[arg-type]
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, guard: BatchWatch, *, bad: bool) -> None:
+    state = state_of(model, optimizer)
+    optimizer.zero_grad()
+    guard.before_train_batch(state, None)  # type: ignore[arg-type]
+    images = torch.randn(4, 3) * (float("inf") if bad else 1)
+    model(images).sum().backward()
+    guard.after_train_batch(state, None)  # type: ignore[arg-type]
+    optimizer.step()
+
+
+def everything(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    momentum = [value["momentum_buffer"] for value in optimizer.state.values()]
+    return [tensor.clone() for tensor in [*model.parameters(), *model.buffers(), *momentum]]
+
+
+def test_a_step_that_is_left_out_changes_neither_weights_nor_averages_nor_momentum() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    guard = watch(skips=1)
+    step(model, optimizer, guard, bad=False)
+    before = everything(model, optimizer)
+    step(model, optimizer, guard, bad=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(model, optimizer), strict=True))
+    assert guard.skipped == [7] == guard.state_dict()["skipped"]
+    step(model, optimizer, guard, bad=False)
+    assert not all(torch.equal(a, b) for a, b in zip(before, everything(model, optimizer), strict=True))
+    with pytest.raises(NonFiniteError, match=r"batch 7 \(batch 1 of epoch 2\) after 1 skipped ones: .*rate 0\.5"):
+        step(model, optimizer, guard, bad=True)
+
+
+def test_the_skips_of_the_whole_run_count() -> None:
+    guard = watch(skips=1)
+    guard.load_state_dict({"skipped": [3]})
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
+    with pytest.raises(NonFiniteError):
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), guard, bad=True)
+
+
+def test_a_signal_is_noted_and_a_second_sigterm_ends_at_once() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        signals = StopSignals()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.seen == signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.seen == signal.SIGTERM
+        with pytest.raises(SystemExit, match="143"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,336 @@
+/* A batch of JPEGs into uint8 (B, size, size, 3): only the part of each that its crop needs.
+ *
+ * libjpeg-turbo decodes the columns of the crop (jpeg_crop_scanline) from its first row on (jpeg_skip_scanlines) and is
+ * stopped after its last; each row goes through the horizontal filter while it is in the cache, and an output row is
+ * written as soon as its last input row is there. The settings are libjpeg's defaults, as Pillow's are: accurate
+ * integer DCT and smooth chroma upsampling. A border is decoded around the crop and thrown away, so that chroma next to
+ * the cut is interpolated as in a decode of the whole image.
+ */
+#include <limits.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+#include "resample.h"
+
+#ifndef LIBJPEG_TURBO_VERSION
+#error "libjpeg-turbo is needed; this is another libjpeg"
+#endif
+
+#define TEXT(macro) TEXT_(macro)
+#define TEXT_(macro) #macro
+
+enum {
+  MESSAGE_BYTES = 256, /* of each image; JMSG_LENGTH_MAX is 200 */
+  ROWS_PER_CALL = 8,   /* libjpeg hands out at most 4 (a 4x vertical sampling) at a time */
+  BORDER = 2,          /* px; smooth upsampling of 2:1 chroma looks one chroma pixel to each side */
+};
+
+/* What became of an image; train/decode/native/__init__.py knows these numbers. */
+enum status { DECODED = 0, NOT_FOR_US = 1, DAMAGED = 2, OUT_OF_MEMORY = 3 };
+
+/* Beyond this Pillow refuses an image as a decompression bomb (twice Image.MAX_IMAGE_PIXELS). */
+static const uint64_t MAX_PIXELS = 178956970;
+
+struct batch {
+  const uint8_t *const *jpegs; /* (count,) */
+  const size_t *lengths;       /* (count,) bytes */
+  const double *boxes;         /* (count, 4) left, top, right, bottom in px of the source */
+  const uint8_t *flips;        /* (count,) 0 or 1 */
+  int count, size, bounded, dct_scaling;
+  uint8_t *out;     /* (count, size, size, 3) */
+  int32_t *status;  /* (count,) */
+  char *messages;   /* (count, MESSAGE_BYTES) */
+  const struct kernels *kernels;
+  atomic_int next;
+};
+
+struct memory {
+  uint8_t *data;
+  size_t bytes;
+};
+
+struct worker {
+  struct jpeg_decompress_struct jpeg;
+  struct jpeg_error_mgr errors;
+  struct jpeg_source_mgr source;
+  jmp_buf stop;
+  enum status status;
+  char *message;
+  struct filter across, down;
+  struct memory decoded, narrowed; /* rows as libjpeg gives them; rows after the horizontal filter, a ring */
+  struct memory pointers;          /* to the rows of one output row */
+};
+
+/* The pixels of the decoded (perhaps scaled) image that one axis of the box needs. */
+struct axis {
+  int origin;     /* where the filter's pixel 0 lies */
+  int first, end; /* pixels that have weight */
+};
+
+/* ---- errors --------------------------------------------------------------------------------------------------- */
+
+static _Noreturn void give_up(struct worker *worker, enum status status, const char *why) {
+  worker->status = status;
+  snprintf(worker->message, MESSAGE_BYTES, "%s", why);
+  longjmp(worker->stop, 1);
+}
+
+static void on_error(j_common_ptr jpeg) {
+  struct worker *worker = jpeg->client_data;
+  char text[JMSG_LENGTH_MAX];
+  jpeg->err->format_message(jpeg, text);
+  give_up(worker, DAMAGED, text);
+}
+
+/* Pillow ignores libjpeg's warnings (bad Huffman codes, stray bytes), so that many damaged files still decode. */
+static void on_message(j_common_ptr jpeg, int level) {
+  (void)jpeg, (void)level;
+}
+
+/* All the data is in memory from the start; whoever asks for more has come to the end too early. */
+static boolean on_end_of_data(j_decompress_ptr jpeg) {
+  give_up(jpeg->client_data, DAMAGED, "image file is truncated");
+}
+
+static void skip_data(j_decompress_ptr jpeg, long bytes) {
+  if (bytes <= 0) return;
+  if ((size_t)bytes > jpeg->src->bytes_in_buffer) on_end_of_data(jpeg);
+  jpeg->src->next_input_byte += bytes;
+  jpeg->src->bytes_in_buffer -= (size_t)bytes;
+}
+
+static void nothing(j_decompress_ptr jpeg) {
+  (void)jpeg;
+}
+
+static uint8_t *reserve(struct worker *worker, struct memory *memory, size_t bytes) {
+  if (bytes > memory->bytes) {
+    free(memory->data);
+    memory->bytes = 0;
+    bytes = (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
+    memory->data = aligned_alloc(ROW_ALIGNMENT, bytes);
+    if (!memory->data) give_up(worker, OUT_OF_MEMORY, "out of memory");
+    memset(memory->data, 0, bytes); /* kernels read past a row's end, where weights are 0 */
+    memory->bytes = bytes;
+  }
+  return memory->data;
+}
+
+/* ---- one image ------------------------------------------------------------------------------------------------ */
+
+static void open_jpeg(struct worker *worker, const uint8_t *data, size_t length) {
+  struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+  jpeg_create_decompress(jpeg); /* anew for each: tables of an earlier image must not serve one that lacks its own */
+  jpeg->client_data = worker;
+  worker->source = (struct jpeg_source_mgr){
+      .next_input_byte = data,
+      .bytes_in_buffer = length,
+      .init_source = nothing,
+      .fill_input_buffer = on_end_of_data,
+      .skip_input_data = skip_data,
+      .resync_to_restart = jpeg_resync_to_restart,
+      .term_source = nothing,
+  };
+  jpeg->src = &worker->source;
+  jpeg_read_header(jpeg, TRUE);
+  if (jpeg->jpeg_color_space != JCS_YCbCr && jpeg->jpeg_color_space != JCS_RGB &&
+      jpeg->jpeg_color_space != JCS_GRAYSCALE)
+    give_up(worker, NOT_FOR_US, "neither RGB nor greyscale");
+  if ((uint64_t)jpeg->image_width * jpeg->image_height > MAX_PIXELS) give_up(worker, NOT_FOR_US, "too large");
+  jpeg->out_color_space = JCS_EXT_RGBX;
+}
+
+/* The largest of 1, 2, 4, 8 by which the box can shrink in the DCT and still be no smaller than the result. */
+static int dct_divisor(const double *box, int size) {
+  int divisor = 1;
+  while (divisor < 8 && box[2] - box[0] >= 2.0 * divisor * size && box[3] - box[1] >= 2.0 * divisor * size)
+    divisor *= 2;
+  return divisor;
+}
+
+/* Plan the filter of one axis.
+ *
+ * Args: from, to: the box's edges in px of the original; edge: the original's; scaled_edge: the decoded image's. */
+static struct axis plan_axis(struct worker *worker, const struct batch *batch, struct filter *filter, double from,
+                             double to, int edge, int scaled_edge, int divisor) {
+  struct axis axis = {0, 0, 0};
+  int source_size = scaled_edge;
+  if (!(from >= 0 && from < to && to <= edge)) give_up(worker, NOT_FOR_US, "the box is not within the image");
+  if (batch->bounded) {
+    int end = ((int)to + divisor - 1) / divisor;
+    from = (int)from, to = (int)to;
+    axis.origin = (int)from / divisor;
+    source_size = (end < scaled_edge ? end : scaled_edge) - axis.origin;
+  }
+  if (filter_plan(filter, source_size, (float)(from / divisor - axis.origin), (float)(to / divisor - axis.origin),
+                  batch->size))
+    give_up(worker, NOT_FOR_US, "the box cannot be scaled so far");
+  int last = filter->size - 1;
+  axis.first = axis.origin + filter->first[0];
+  axis.end = axis.origin + filter->first[last] + filter->count[last];
+  return axis;
+}
+
+/* Have libjpeg decode the columns of the crop alone; return the first that it will give. */
+static int cut_columns(struct jpeg_decompress_struct *jpeg, const struct axis *axis) {
+  int width = (int)jpeg->output_width;
+  int left = axis->first > BORDER ? axis->first - BORDER : 0;
+  int right = axis->end < width - BORDER ? axis->end + BORDER : width;
+  JDIMENSION offset = (JDIMENSION)left, columns = (JDIMENSION)(right - left);
+  jpeg_crop_scanline(jpeg, &offset, &columns);
+  return (int)offset;
+}
+
+static void write_finished_rows(struct worker *worker, const struct batch *batch, const struct axis *axis, int row,
+                                int ring_rows, size_t stride, int *written, uint8_t *out) {
+  const struct filter *down = &worker->down;
+  const uint8_t **rows = (const uint8_t **)(void *)worker->pointers.data;
+  size_t bytes = 3 * (size_t)batch->size;
+  for (; *written < batch->size; ++*written) {
+    int first = axis->origin + down->first[*written], count = down->count[*written];
+    if (first + count - 1 > row) return;
+    int taps = (count + 3) / 4 * 4;
+    for (int t = 0; t < taps; t++)
+      rows[t] = worker->narrowed.data + stride * (size_t)((first + (t < count ? t : 0)) % ring_rows);
+    const int16_t *weights = down->weights + (size_t)*written * (size_t)down->max_taps * 2;
+    batch->kernels->vertical(rows, weights, taps, bytes, out + bytes * (size_t)*written);
+  }
+}
+
+static void render(struct worker *worker, const struct batch *batch, int index) {
+  struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+  const double *box = batch->boxes + 4 * (size_t)index;
+  int divisor = batch->dct_scaling ? dct_divisor(box, batch->size) : 1;
+  jpeg->scale_num = 8 / (unsigned)divisor, jpeg->scale_denom = 8;
+  jpeg_calc_output_dimensions(jpeg);
+  struct axis x = plan_axis(worker, batch, &worker->across, box[0], box[2], (int)jpeg->image_width,
+                            (int)jpeg->output_width, divisor);
+  struct axis y = plan_axis(worker, batch, &worker->down, box[1], box[3], (int)jpeg->image_height,
+                            (int)jpeg->output_height, divisor);
+  jpeg_start_decompress(jpeg);
+  int offset = cut_columns(jpeg, &x);
+  for (int o = 0; o < batch->size; o++) worker->across.first[o] += x.origin - offset;
+
+  size_t decoded_stride = 4 * (size_t)jpeg->output_width + SOURCE_SLACK(worker->across.max_taps);
+  size_t stride = (3 * (size_t)batch->size + OUTPUT_SLACK + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
+  int ring_rows = worker->down.max_taps;
+  uint8_t *decoded = reserve(worker, &worker->decoded, decoded_stride * ROWS_PER_CALL);
+  uint8_t *narrowed = reserve(worker, &worker->narrowed, stride * (size_t)ring_rows);
+  reserve(worker, &worker->pointers, sizeof(uint8_t *) * (size_t)worker->down.max_taps);
+  JSAMPROW rows[ROWS_PER_CALL];
+  for (int i = 0; i < ROWS_PER_CALL; i++) rows[i] = decoded + decoded_stride * (size_t)i;
+
+  int skipped = y.first > BORDER ? y.first - BORDER : 0, written = 0;
+  if (skipped) jpeg_skip_scanlines(jpeg, (JDIMENSION)skipped);
+  uint8_t *out = batch->out + 3 * (size_t)batch->size * (size_t)batch->size * (size_t)index;
+  while ((int)jpeg->output_scanline < y.end) {
+    int row = (int)jpeg->output_scanline;
+    int read = (int)jpeg_read_scanlines(jpeg, rows, ROWS_PER_CALL);
+    if (read < 1) give_up(worker, DAMAGED, "image file is truncated");
+    for (int i = 0; i < read && row + i < y.end; i++) {
+      if (row + i < y.first) continue;
+      batch->kernels->horizontal(rows[i], &worker->across, batch->flips[index],
+                                 narrowed + stride * (size_t)((row + i) % ring_rows));
+      write_finished_rows(worker, batch, &y, row + i, ring_rows, stride, &written, out);
+    }
+  }
+}
+
+static void decode_one(struct worker *worker, const struct batch *batch, int index) {
+  worker->status = DECODED;
+  worker->message = batch->messages + MESSAGE_BYTES * (size_t)index;
+  worker->message[0] = 0;
+  memset(&worker->jpeg, 0, sizeof worker->jpeg);
+  worker->jpeg.err = jpeg_std_error(&worker->errors);
+  worker->errors.error_exit = on_error;
+  worker->errors.emit_message = on_message;
+  worker->jpeg.client_data = worker;
+  if (!setjmp(worker->stop)) {
+    open_jpeg(worker, batch->jpegs[index], batch->lengths[index]);
+    render(worker, batch, index);
+  }
+  batch->status[index] = worker->status;
+  jpeg_destroy_decompress(&worker->jpeg);
+}
+
+/* ---- the batch ------------------------------------------------------------------------------------------------ */
+
+static void *work(void *argument) {
+  struct batch *batch = argument;
+  struct worker *worker = calloc(1, sizeof *worker);
+  for (int index; (index = atomic_fetch_add(&batch->next, 1)) < batch->count;) {
+    if (worker)
+      decode_one(worker, batch, index);
+    else
+      batch->status[index] = OUT_OF_MEMORY;
+  }
+  if (worker) {
+    filter_free(&worker->across), filter_free(&worker->down);
+    free(worker->decoded.data), free(worker->narrowed.data), free(worker->pointers.data);
+    free(worker);
+  }
+  return NULL;
+}
+
+/* Decode `count` images; returns how many have a status other than DECODED, or -1 for arguments that make no sense.
+ *
+ * Args: see struct batch; threads: 1 works in the calling thread alone; path: of enum path, -1 is returned for one that
+ * this processor lacks. */
+int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
+                 int count, int size, int bounded, int dct_scaling, int threads, int path, uint8_t *out,
+                 int32_t *status, char *messages) {
+  struct batch batch = {jpegs, lengths, boxes, flips, count, size, bounded, dct_scaling, out, status, messages,
+                        kernels_for((enum path)path), 0};
+  enum { MAX_THREADS = 64, MAX_SIZE = 4096 };
+  pthread_t helpers[MAX_THREADS];
+  int started = 0, failed = 0;
+  if (count < 0 || size < 1 || size > MAX_SIZE || !batch.kernels) return -1;
+  while (started < threads - 1 && started < count - 1 && started < MAX_THREADS) {
+    if (pthread_create(&helpers[started], NULL, work, &batch)) break; /* fewer threads do the same work */
+    started++;
+  }
+  work(&batch);
+  while (started > 0) pthread_join(helpers[--started], NULL);
+  for (int i = 0; i < count; i++) failed += status[i] != DECODED;
+  return failed;
+}
+
+/* Read an image's size from its first frame header; 0, or -1 where Pillow had better look. */
+static int frame_size(const uint8_t *data, size_t length, int32_t *size) {
+  size_t at = 2;
+  if (length < 4 || data[0] != 0xFF || data[1] != 0xD8) return -1;
+  while (at + 9 < length && data[at] == 0xFF) {
+    uint8_t marker = data[at + 1];
+    size_t segment = ((size_t)data[at + 2] << 8) + data[at + 3];
+    if (marker >= 0xC0 && marker <= 0xC2) {
+      int height = (data[at + 5] << 8) + data[at + 6], width = (data[at + 7] << 8) + data[at + 8];
+      if (data[at + 4] != 8 || !height || !width || (uint64_t)height * (uint64_t)width > MAX_PIXELS) return -1;
+      size[0] = width, size[1] = height;
+      return 0;
+    }
+    int skippable = (marker >= 0xE0 && marker <= 0xEF) || marker == 0xFE || marker == 0xDB || marker == 0xC4 ||
+                    marker == 0xDD;
+    if (!skippable || segment < 2 || segment > length - at - 2) return -1;
+    at += 2 + segment;
+  }
+  return -1;
+}
+
+/* Fill `sizes` (count, 2) with width and height in px from the headers alone; 0, 0 where Pillow must be asked. */
+void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes) {
+  for (int i = 0; i < count; i++)
+    if (frame_size(jpegs[i], lengths[i], sizes + 2 * (size_t)i)) sizes[2 * i] = sizes[2 * i + 1] = 0;
+}
+
+/* The library this was built with. */
+const char *decoder_library(void) {
+  return "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION);
+}
