@@ -10,7 +10,7 @@ READY_DEV := $(VENV)/.ready-dev
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-fast lint format bench test-data train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast lint format bench test-data train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -41,11 +41,14 @@ demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate
 quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
-test: $(READY_DEV)  ## all the tests, on two processes
+test: $(READY_DEV)  ## the tests, on two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+
+test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY_DEV)  ## the unit tests, which take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive" tests/unit
 
 lint: $(READY_DEV)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

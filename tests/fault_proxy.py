@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 SILENCE_LIMIT_S = 120
+ERROR_CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "404": "NoSuchKey"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Request:
 
 
 Fault = str
-"""One of: `` (none), `500`, `503`, `reset`, `truncate`, `flip`, `silence:<seconds>`."""
+"""One of: `` (none), `500`, `503`, `403`, `404`, `reset`, `truncate`, `flip`, `silence:<seconds>`."""
 
 
 class FaultProxy:
@@ -82,8 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.startswith("silence"):
             self.faults.stopped.wait(min(float(fault.partition(":")[2]), SILENCE_LIMIT_S))
             self._hang_up()
-        elif fault in ("500", "503"):
-            code = {"500": "InternalError", "503": "SlowDown"}[fault]
+        elif fault in ERROR_CODES:
+            code = ERROR_CODES[fault]
             self._send(
                 int(fault), [("Content-Type", "application/xml")], f"<Error><Code>{code}</Code></Error>".encode()
             )

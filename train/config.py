@@ -2,7 +2,7 @@
 
     cfg = load_config('yamls/full.yaml', ['data.remote=s3://bucket/mds', 'seed=1'])
 
-The sections are in `train.sections`, the reading of files in `train.config_file`.
+The sections are in `train.sections` and `train.algorithms`, the reading of files in `train.config_file`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError, 
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from train.algorithms import SAM, Algorithm, ProgressiveResizing
 from train.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.sections import (
-    Algorithm,
     CheckpointConfig,
     DataConfig,
     Duration,
@@ -28,7 +28,6 @@ from train.sections import (
     ModelConfig,
     Optimizer,
     PositiveIntOrAuto,
-    ProgressiveResizing,
     SchedulerConfig,
     Section,
 )
@@ -118,6 +117,13 @@ class Config(Section):
             if isinstance(algorithm, ProgressiveResizing) and crop_size % algorithm.size_increment:
                 raise _fault_at(
                     algorithm.size_increment, f"must divide data.crop_size, which is {crop_size}", i, "size_increment"
+                )
+            if isinstance(algorithm, SAM) and info.data.get("on_nonfinite", "stop") != "stop":
+                raise _fault_at(
+                    "sam",
+                    "goes with on_nonfinite: stop alone; its step is two, of which one cannot be left out",
+                    i,
+                    "name",
                 )
         return value
 

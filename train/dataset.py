@@ -255,6 +255,7 @@ def open_eval(cfg: DataConfig, split: str, *, device_batch_size: int) -> Streami
 
 def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
     index = read_index(cfg, split)
+    _check_index(cfg, split, index)
     try:
         local = link_for_this_job(str(cfg.local))
         if cfg.remote is not None:
@@ -279,6 +280,17 @@ def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
             )
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(f"{describe(cfg, split)} cannot be opened: {error}") from error
+
+
+def _check_index(cfg: DataConfig, split: str, index: dict[str, Any]) -> None:
+    """Compare an index with the manifest, where there is one: all hashes are taken from the index, which has none."""
+    manifest = read_manifest(cfg)
+    if manifest and split in manifest.splits and manifest.splits[split].fingerprint != index_fingerprint(index):
+        where = describe(cfg, os.path.join(split, "index.json"))
+        raise DataError(
+            f"{where} is not the index that {MANIFEST_NAME} describes; copy or convert the dataset again, or remove its "
+            f"{MANIFEST_NAME} if the shards were changed on purpose"
+        )
 
 
 def _prepare_cache(cfg: DataConfig, split: str, index: dict[str, Any]) -> None:

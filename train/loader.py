@@ -19,6 +19,7 @@ from train.decode import DecodeError
 from train.sections import DataConfig
 from train.watchdog import StallWatch
 
+
 class RawBatch(NamedTuple):
     """What a loader worker sends to its rank.
 

@@ -50,6 +50,8 @@ class ResumeGuard(Callback):
         self.ledger = hashlib.sha256(b"").hexdigest()
         self.epoch_ledgers: list[str] = []
         self._seed, self._steps_per_epoch = seed, steps_per_epoch
+        self.samples: list[int] = []  # of each batch a part of its ledger, and rank 0's loss: by them two runs are
+        self.losses: list[float] = []  # compared batch by batch (train/compare.py)
         self._pending: list[torch.Tensor] = []
         self._state: State
 
@@ -68,6 +70,9 @@ class ResumeGuard(Callback):
     def after_train_batch(self, state: State, logger: Logger) -> None:
         share_buffers(state.model)
 
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.losses.append(float(state.total_loss_dict["loss/train/total"]))
+
     def epoch_end(self, state: State, logger: Logger) -> None:
         assert state.previous_timestamp is not None
         seen = int(state.previous_timestamp.batch_in_epoch)
@@ -85,10 +90,16 @@ class ResumeGuard(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Collective: the ledger needs every rank's part."""
         self._settle_ledger()
-        return {"contract": self.contract, "ledger": self.ledger, "epoch_ledgers": list(self.epoch_ledgers)}
+        return {
+            "contract": self.contract,
+            "ledger": self.ledger,
+            "epoch_ledgers": list(self.epoch_ledgers),
+            "trail": {"samples": torch.tensor(self.samples, dtype=torch.int64), "loss": torch.tensor(self.losses)},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ledger, self.epoch_ledgers = state["ledger"], list(state["epoch_ledgers"])
+        self.samples, self.losses = (state["trail"][what].tolist() for what in ("samples", "loss"))
 
     def _settle_ledger(self) -> None:
         if not self._pending:
@@ -98,6 +109,7 @@ class ResumeGuard(Callback):
         dist.all_reduce(sums, reduce_operation="SUM")  # int64 wraps around, as it should
         for entry in sums.tolist():
             self.ledger = hashlib.sha256(f"{self.ledger}{entry}".encode()).hexdigest()
+            self.samples.append(entry)
 
 
 def seed_batch(seed: int, batch: int, rank: int) -> None:

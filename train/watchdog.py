@@ -59,9 +59,10 @@ class StallWatch:
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
         pids = [pid for pid in self._pids if pid]
+        workers = ", ".join(map(str, pids)) or "none"
         message = (
-            f"rank {self.rank} had no batch for {self.limit_s:g} s (data.stall_limit_s); {self.doing()}; its output has "
-            f"the stacks of its main process {os.getpid()} and its loader workers {', '.join(map(str, pids)) or '(none)'}"
+            f"rank {self.rank} had no batch for {self.limit_s:g} s (data.stall_limit_s); {self.doing()}; the stacks of "
+            f"its main process ({os.getpid()}) and of its loader workers ({workers}) are in its output"
         )
         log.error(message)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise its own error at a worker's end

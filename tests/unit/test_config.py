@@ -12,7 +12,10 @@ from pydantic import ValidationError
 
 from train.config import Config, ConfigError, config_from_dict, device_batch_size, load_config, resolved_yaml
 
-ALGORITHMS = "blurpool, channels_last, label_smoothing, progressive_resizing, ema, mixup, cutmix, gradient_clipping"
+ALGORITHMS = (
+    "blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
+    "progressive_resizing, sam, squeeze_excite, stochastic_depth, swa"
+)
 BASE = Path(__file__).parents[2] / "yamls" / "base.yaml"
 
 
@@ -172,7 +175,7 @@ def test_a_fault_in_one_key_does_not_hide_a_check_across_keys(run_in: Path) -> N
 def test_remote_and_local_must_fit_together(run_in: Path) -> None:
     path = write("base: base.yaml\n")
     assert told(path, "data.remote=s3://bucket/mds") == [
-        "base.yaml:18: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache"
+        "base.yaml:19: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache"
     ]
     assert told(path, "data.remote=gone", "data.local=cache") == [
         "override 'data.remote=gone': data.remote: 'gone' is not a folder; "

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
+from PIL import __version__ as pillow_version
 
 from train.augment import View
 
@@ -17,6 +18,31 @@ class DecodeError(ValueError):
     def __init__(self, reason: str, index: int = 0) -> None:
         super().__init__(reason)
         self.index = index
+
+
+class PillowDecoder:
+    """The functions below as a `train.decode.Decoder`."""
+
+    name = "pillow"
+    version = f"pillow ({pillow_version}, libjpeg-turbo {features.version('libjpeg_turbo')})"
+
+    def image_sizes(self, jpegs: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Return (width, height) in px of each, from the headers alone.
+
+        Raises:
+            DecodeError: with Pillow's reason and the image's place in the batch.
+        """
+        sizes = []
+        for index, jpeg in enumerate(jpegs):
+            try:
+                sizes.append(image_size(jpeg))
+            except DecodeError as error:
+                raise DecodeError(str(error), index) from error
+        return sizes
+
+    def decode_batch(self, jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool) -> torch.Tensor:
+        """See the function of this name."""
+        return decode_batch(jpegs, views, size, bounded=bounded)
 
 
 def image_size(jpeg: bytes) -> tuple[int, int]:

@@ -30,6 +30,7 @@
 enum {
   MESSAGE_BYTES = 256, /* of each image; JMSG_LENGTH_MAX is 200 */
   ROWS_PER_CALL = 8,   /* libjpeg hands out at most 4 (a 4x vertical sampling) at a time */
+  MISALIGNMENT = 4,    /* bytes; libjpeg-turbo writes aligned rows past the cache, and here they are read at once */
   BORDER = 2,          /* px; smooth upsampling of 2:1 chroma looks one chroma pixel to each side */
 };
 
@@ -160,7 +161,7 @@ static int dct_divisor(const double *box, int size) {
  *
  * Args: from, to: the box's edges in px of the original; edge: the original's; scaled_edge: the decoded image's. */
 static struct axis plan_axis(struct worker *worker, const struct batch *batch, struct filter *filter, double from,
-                             double to, int edge, int scaled_edge, int divisor) {
+                             double to, int edge, int scaled_edge, int divisor, int mirrored) {
   struct axis axis = {0, 0, 0};
   int source_size = scaled_edge;
   if (!(from >= 0 && from < to && to <= edge)) give_up(worker, NOT_FOR_US, "the box is not within the image");
@@ -171,11 +172,11 @@ static struct axis plan_axis(struct worker *worker, const struct batch *batch, s
     source_size = (end < scaled_edge ? end : scaled_edge) - axis.origin;
   }
   if (filter_plan(filter, source_size, (float)(from / divisor - axis.origin), (float)(to / divisor - axis.origin),
-                  batch->size))
+                  batch->size, mirrored))
     give_up(worker, NOT_FOR_US, "the box cannot be scaled so far");
-  int last = filter->size - 1;
-  axis.first = axis.origin + filter->first[0];
-  axis.end = axis.origin + filter->first[last] + filter->count[last];
+  int lowest = mirrored ? filter->size - 1 : 0, highest = filter->size - 1 - lowest;
+  axis.first = axis.origin + filter->first[lowest];
+  axis.end = axis.origin + filter->first[highest] + filter->count[highest];
   return axis;
 }
 
@@ -197,11 +198,9 @@ static void write_finished_rows(struct worker *worker, const struct batch *batch
   for (; *written < batch->size; ++*written) {
     int first = axis->origin + down->first[*written], count = down->count[*written];
     if (first + count - 1 > row) return;
-    int taps = (count + 3) / 4 * 4;
-    for (int t = 0; t < taps; t++)
+    for (int t = 0; t < 4 * down->groups; t++)
       rows[t] = worker->narrowed.data + stride * (size_t)((first + (t < count ? t : 0)) % ring_rows);
-    const int16_t *weights = down->weights + (size_t)*written * (size_t)down->max_taps * 2;
-    batch->kernels->vertical(rows, weights, taps, bytes, out + bytes * (size_t)*written);
+    batch->kernels->vertical(rows, down, *written, bytes, out + bytes * (size_t)*written);
   }
 }
 
@@ -212,21 +211,22 @@ static void render(struct worker *worker, const struct batch *batch, int index) 
   jpeg->scale_num = 8 / (unsigned)divisor, jpeg->scale_denom = 8;
   jpeg_calc_output_dimensions(jpeg);
   struct axis x = plan_axis(worker, batch, &worker->across, box[0], box[2], (int)jpeg->image_width,
-                            (int)jpeg->output_width, divisor);
+                            (int)jpeg->output_width, divisor, batch->flips[index]);
   struct axis y = plan_axis(worker, batch, &worker->down, box[1], box[3], (int)jpeg->image_height,
-                            (int)jpeg->output_height, divisor);
+                            (int)jpeg->output_height, divisor, 0);
   jpeg_start_decompress(jpeg);
   int offset = cut_columns(jpeg, &x);
-  for (int o = 0; o < batch->size; o++) worker->across.first[o] += x.origin - offset;
+  filter_shift(&worker->across, x.origin - offset);
 
-  size_t decoded_stride = 4 * (size_t)jpeg->output_width + SOURCE_SLACK(worker->across.max_taps);
+  size_t decoded_stride = 4 * (size_t)jpeg->output_width + SOURCE_SLACK(worker->across.groups) + MISALIGNMENT;
+  decoded_stride = (decoded_stride + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
   size_t stride = (3 * (size_t)batch->size + OUTPUT_SLACK + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
-  int ring_rows = worker->down.max_taps;
+  int ring_rows = 4 * worker->down.groups;
   uint8_t *decoded = reserve(worker, &worker->decoded, decoded_stride * ROWS_PER_CALL);
   uint8_t *narrowed = reserve(worker, &worker->narrowed, stride * (size_t)ring_rows);
-  reserve(worker, &worker->pointers, sizeof(uint8_t *) * (size_t)worker->down.max_taps);
+  reserve(worker, &worker->pointers, sizeof(uint8_t *) * (size_t)ring_rows);
   JSAMPROW rows[ROWS_PER_CALL];
-  for (int i = 0; i < ROWS_PER_CALL; i++) rows[i] = decoded + decoded_stride * (size_t)i;
+  for (int i = 0; i < ROWS_PER_CALL; i++) rows[i] = decoded + decoded_stride * (size_t)i + MISALIGNMENT;
 
   int skipped = y.first > BORDER ? y.first - BORDER : 0, written = 0;
   if (skipped) jpeg_skip_scanlines(jpeg, (JDIMENSION)skipped);
@@ -237,7 +237,7 @@ static void render(struct worker *worker, const struct batch *batch, int index) 
     if (read < 1) give_up(worker, DAMAGED, "image file is truncated");
     for (int i = 0; i < read && row + i < y.end; i++) {
       if (row + i < y.first) continue;
-      batch->kernels->horizontal(rows[i], &worker->across, batch->flips[index],
+      batch->kernels->horizontal(rows[i], &worker->across,
                                  narrowed + stride * (size_t)((row + i) % ring_rows));
       write_finished_rows(worker, batch, &y, row + i, ring_rows, stride, &written, out);
     }

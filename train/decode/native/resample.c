@@ -23,8 +23,8 @@ static double triangle(double x) {
   return x < 1.0 ? 1.0 - x : 0.0;
 }
 
-static int reserve(struct filter *filter, int size, int max_taps) {
-  size_t pixels = (size_t)size, weights = (size_t)size * (size_t)max_taps * 2;
+static int reserve_pixels(struct filter *filter, int size) {
+  size_t pixels = ((size_t)size + 3) / 4 * 4;
   if (pixels > filter->pixel_capacity) {
     filter_free(filter);
     filter->first = malloc(pixels * sizeof *filter->first);
@@ -32,47 +32,66 @@ static int reserve(struct filter *filter, int size, int max_taps) {
     if (!filter->first || !filter->count) return -1;
     filter->pixel_capacity = pixels;
   }
-  if (weights > filter->weight_capacity) {
+  filter->size = size;
+  return 0;
+}
+
+static int reserve_weights(struct filter *filter, int groups) {
+  size_t count = ((size_t)filter->size + 3) / 4 * 4 * (size_t)groups * 8;
+  if (count > filter->weight_capacity) {
     free(filter->weights);
     filter->weight_capacity = 0;
-    filter->weights = malloc(weights * sizeof *filter->weights);
+    filter->weights = malloc(count * sizeof *filter->weights);
     if (!filter->weights) return -1;
-    filter->weight_capacity = weights;
+    filter->weight_capacity = count;
+  }
+  filter->groups = groups;
+  memset(filter->weights, 0, count * sizeof *filter->weights);
+  return 0;
+}
+
+/* Where the weights of pixel o start; those of its next four taps lie GROUP_STRIDE further on. */
+enum { GROUP_STRIDE = 4 * 8 };
+
+static int16_t *weights_of(const struct filter *filter, int o) {
+  return filter->weights + ((size_t)(o / 4) * (size_t)filter->groups * 4 + (size_t)(o % 4)) * 8;
+}
+
+int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int mirrored) {
+  double scale = (double)(to - from) / size;
+  double support = scale < 1.0 ? 1.0 : scale; /* upscaling interpolates between neighbours */
+  double shares[MAX_TAPS], inverse = 1.0 / support;
+  int most = 0;
+  if (source_size < 1 || size < 1 || !(to > from) || support > MAX_TAPS / 2 - 4) return -1;
+  if (reserve_pixels(filter, size)) return -1;
+  for (int o = 0; o < size; o++) {
+    double center = from + (o + 0.5) * scale;
+    int first = (int)(center - support + 0.5), end = (int)(center + support + 0.5);
+    if (first < 0) first = 0;
+    if (end > source_size) end = source_size;
+    int count = end - first, at = mirrored ? size - 1 - o : o;
+    if (count < 1 || count > MAX_TAPS) return -1;
+    filter->first[at] = first, filter->count[at] = count;
+    if (count > most) most = count;
+  }
+  for (int at = size; at % 4; at++) filter->first[at] = filter->first[size - 1], filter->count[at] = 0;
+  if (reserve_weights(filter, (most + 3) / 4)) return -1;
+  for (int o = 0; o < size; o++) {
+    int at = mirrored ? size - 1 - o : o, first = filter->first[at], count = filter->count[at];
+    double center = from + (o + 0.5) * scale, sum = 0.0;
+    for (int t = 0; t < count; t++) sum += shares[t] = triangle((t + first - center + 0.5) * inverse);
+    int16_t *weights = weights_of(filter, at);
+    for (int t = 0; t < count; t++) {
+      int weight = (int)(0.5 + (sum != 0.0 ? shares[t] / sum : shares[t]) * (1 << WEIGHT_BITS));
+      weights[t / 4 * GROUP_STRIDE + t % 4] = (int16_t)(weight >> LOW_BITS);
+      weights[t / 4 * GROUP_STRIDE + t % 4 + 4] = (int16_t)(weight & LOW_MASK);
+    }
   }
   return 0;
 }
 
-int filter_plan(struct filter *filter, int source_size, float from, float to, int size) {
-  double scale = (double)(to - from) / size;
-  double stretch = scale < 1.0 ? 1.0 : scale; /* upscaling interpolates between neighbours */
-  double support = stretch;
-  if (source_size < 1 || size < 1 || !(to > from) || support > MAX_TAPS / 2 - 4) return -1;
-  int max_taps = ((int)support + 2) * 2 + 1;
-  max_taps = (max_taps + 3) / 4 * 4;
-  double shares[MAX_TAPS];
-  if (max_taps > MAX_TAPS || reserve(filter, size, max_taps)) return -1;
-  filter->size = size;
-  filter->max_taps = max_taps;
-  memset(filter->weights, 0, (size_t)size * (size_t)max_taps * 2 * sizeof *filter->weights);
-  for (int o = 0; o < size; o++) {
-    double center = from + (o + 0.5) * scale, inverse = 1.0 / stretch, sum = 0.0;
-    int first = (int)(center - support + 0.5), end = (int)(center + support + 0.5);
-    if (first < 0) first = 0;
-    if (end > source_size) end = source_size;
-    int count = end - first;
-    if (count < 1 || count > max_taps) return -1;
-    for (int t = 0; t < count; t++) sum += shares[t] = triangle((t + first - center + 0.5) * inverse);
-    int16_t *weights = filter->weights + (size_t)o * (size_t)max_taps * 2;
-    for (int t = 0; t < count; t++) {
-      double share = sum != 0.0 ? shares[t] / sum : shares[t];
-      int weight = (int)(0.5 + share * (1 << WEIGHT_BITS));
-      weights[t / 4 * 8 + t % 4] = (int16_t)(weight >> LOW_BITS);
-      weights[t / 4 * 8 + t % 4 + 4] = (int16_t)(weight & LOW_MASK);
-    }
-    filter->first[o] = first;
-    filter->count[o] = count;
-  }
-  return 0;
+void filter_shift(struct filter *filter, int by) {
+  for (int o = 0; o < filter->size || o % 4; o++) filter->first[o] += by;
 }
 
 void filter_free(struct filter *filter) {
@@ -83,17 +102,16 @@ void filter_free(struct filter *filter) {
 /* ---- portable kernels ----------------------------------------------------------------------------------------- */
 
 static uint32_t weight_of(const int16_t *weights, int tap) {
-  const int16_t *group = weights + tap / 4 * 8 + tap % 4;
+  const int16_t *group = weights + tap / 4 * GROUP_STRIDE + tap % 4;
   return ((uint32_t)group[0] << LOW_BITS) + (uint32_t)group[4];
 }
 
-static void horizontal_portable(const uint8_t *source, const struct filter *filter, int mirrored, uint8_t *out) {
+static void horizontal_portable(const uint8_t *source, const struct filter *filter, uint8_t *out) {
   for (int o = 0; o < filter->size; o++) {
-    int x = mirrored ? filter->size - 1 - o : o;
-    const uint8_t *pixel = source + 4 * (ptrdiff_t)filter->first[x];
-    const int16_t *weights = filter->weights + (size_t)x * (size_t)filter->max_taps * 2;
+    const uint8_t *pixel = source + 4 * (ptrdiff_t)filter->first[o];
+    const int16_t *weights = weights_of(filter, o);
     uint32_t r = HALF, g = HALF, b = HALF;
-    for (int t = 0; t < filter->count[x]; t++, pixel += 4) {
+    for (int t = 0; t < filter->count[o]; t++, pixel += 4) {
       uint32_t weight = weight_of(weights, t);
       r += pixel[0] * weight, g += pixel[1] * weight, b += pixel[2] * weight;
     }
@@ -103,18 +121,17 @@ static void horizontal_portable(const uint8_t *source, const struct filter *filt
   }
 }
 
-static void vertical_portable(const uint8_t *const *rows, const int16_t *weights, int taps, size_t bytes,
+static void vertical_portable(const uint8_t *const *rows, const struct filter *filter, int o, size_t bytes,
                               uint8_t *out) {
   enum { STEP = 256 };
   uint32_t sums[STEP];
   for (size_t at = 0; at < bytes; at += STEP) {
     size_t step = bytes - at < STEP ? bytes - at : STEP;
     for (size_t i = 0; i < step; i++) sums[i] = HALF;
-    for (int t = 0; t < taps; t++) {
+    for (int t = 0; t < filter->count[o]; t++) {
       const uint8_t *row = rows[t] + at;
-      uint32_t weight = weight_of(weights, t);
-      if (weight)
-        for (size_t i = 0; i < step; i++) sums[i] += row[i] * weight;
+      uint32_t weight = weight_of(weights_of(filter, o), t);
+      for (size_t i = 0; i < step; i++) sums[i] += row[i] * weight;
     }
     for (size_t i = 0; i < step; i++) out[at + i] = (uint8_t)(sums[i] >> WEIGHT_BITS);
   }
@@ -132,34 +149,46 @@ static int32_t two_weights(const int16_t *weights) {
   return pair;
 }
 
-/* Two taps of one pixel in each 128-bit lane: (r0 r1 g0 g1 b0 b1 x0 x1) as 16-bit numbers. */
+/* Two taps of the pixel in each 128-bit lane: (r0 r1 g0 g1 b0 b1 x0 x1) as 16-bit numbers. */
 #define PAIR_OF_TAPS(at) at, -1, at + 4, -1, at + 1, -1, at + 5, -1, at + 2, -1, at + 6, -1, at + 3, -1, at + 7, -1
+/* Drop the fourth byte of four pixels. */
+#define RGB_OF_RGBX 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1
 
-__attribute__((target("avx2"))) static void store_pixel(uint8_t *out, __m128i sums) {
-  const __m128i lowest_bytes = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-  __m128i rounded = _mm_srli_epi32(_mm_add_epi32(sums, _mm_set1_epi32(HALF)), WEIGHT_BITS);
-  int32_t pixel = _mm_cvtsi128_si32(_mm_shuffle_epi8(rounded, lowest_bytes));
-  memcpy(out, &pixel, sizeof pixel); /* the fourth byte is overwritten by the next pixel, or falls into the slack */
+static const __m128i *at_pixel(const uint8_t *source, int pixel) {
+  return (const __m128i *)(source + 4 * (ptrdiff_t)pixel);
+}
+
+/* The weighted sums of two output pixels, one in each lane. */
+__attribute__((target("avx2"))) static __m256i horizontal_2(const uint8_t *source, const int *first,
+                                                            const int16_t *weights, int groups) {
+  const __m256i taps_01 = _mm256_setr_epi8(PAIR_OF_TAPS(0), PAIR_OF_TAPS(0));
+  const __m256i taps_23 = _mm256_setr_epi8(PAIR_OF_TAPS(8), PAIR_OF_TAPS(8));
+  __m256i high = _mm256_setzero_si256(), low = high;
+  for (int g = 0; g < groups; g++, source += 16, weights += GROUP_STRIDE) {
+    __m256i taps = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(at_pixel(source, first[0]))),
+                                           _mm_loadu_si128(at_pixel(source, first[1])), 1);
+    __m256i factors = _mm256_loadu_si256((const __m256i *)weights);
+    __m256i a = _mm256_shuffle_epi8(taps, taps_01), b = _mm256_shuffle_epi8(taps, taps_23);
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0x00)));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0x55)));
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0xAA)));
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0xFF)));
+  }
+  __m256i sums = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
+  return _mm256_srli_epi32(_mm256_add_epi32(sums, _mm256_set1_epi32(HALF)), WEIGHT_BITS);
 }
 
 __attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *source, const struct filter *filter,
-                                                            int mirrored, uint8_t *out) {
-  const __m256i spread = _mm256_setr_epi8(PAIR_OF_TAPS(0), PAIR_OF_TAPS(8));
-  const __m256i upper = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), lower = _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3);
-  for (int o = 0; o < filter->size; o++) {
-    int x = mirrored ? filter->size - 1 - o : o;
-    const uint8_t *pixel = source + 4 * (ptrdiff_t)filter->first[x];
-    const int16_t *weights = filter->weights + (size_t)x * (size_t)filter->max_taps * 2;
-    __m256i high = _mm256_setzero_si256(), low = high;
-    for (int t = 0; t < filter->count[x]; t += 4, pixel += 16, weights += 8) {
-      __m256i taps = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)pixel));
-      __m256i factors = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)weights));
-      taps = _mm256_shuffle_epi8(taps, spread);
-      high = _mm256_add_epi32(high, _mm256_madd_epi16(taps, _mm256_permutevar8x32_epi32(factors, upper)));
-      low = _mm256_add_epi32(low, _mm256_madd_epi16(taps, _mm256_permutevar8x32_epi32(factors, lower)));
-    }
-    __m256i sums = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
-    store_pixel(out + 3 * o, _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)));
+                                                            uint8_t *out) {
+  const __m128i compact = _mm_setr_epi8(RGB_OF_RGBX);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int o = 0; o < filter->size; o += 4) {
+    const int16_t *weights = weights_of(filter, o);
+    __m256i a = horizontal_2(source, filter->first + o, weights, filter->groups);
+    __m256i b = horizontal_2(source, filter->first + o + 2, weights + 16, filter->groups);
+    __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_setzero_si256());
+    __m128i pixels = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order)); /* 0 2 . . 1 3 -> 0 1 2 3 */
+    _mm_storeu_si128((__m128i *)(out + 3 * (ptrdiff_t)o), _mm_shuffle_epi8(pixels, compact));
   }
 }
 
@@ -167,11 +196,11 @@ __attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *sourc
 #define SETTLE(P, high, low) P##_srli_epi32(P##_add_epi32(P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), half), WEIGHT_BITS)
 
 __attribute__((target("avx2"))) static __m256i vertical_32(const uint8_t *const *rows, const int16_t *weights,
-                                                           int taps, size_t at) {
+                                                           int groups, size_t at) {
   const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(HALF);
   __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
-  for (int t = 0; t < taps; t += 2) {
-    const int16_t *pair = weights + t / 4 * 8 + t % 4;
+  for (int t = 0; t < 4 * groups; t += 2) {
+    const int16_t *pair = weights + t / 4 * GROUP_STRIDE + t % 4;
     __m256i upper = _mm256_set1_epi32(two_weights(pair)), lower = _mm256_set1_epi32(two_weights(pair + 4));
     __m256i a = _mm256_loadu_si256((const __m256i *)(rows[t] + at));
     __m256i b = _mm256_loadu_si256((const __m256i *)(rows[t + 1] + at));
@@ -189,61 +218,59 @@ __attribute__((target("avx2"))) static __m256i vertical_32(const uint8_t *const 
       _mm256_packus_epi32(SETTLE(_mm256, high[2], low[2]), SETTLE(_mm256, high[3], low[3])));
 }
 
-__attribute__((target("avx2"))) static void vertical_avx2(const uint8_t *const *rows, const int16_t *weights, int taps,
-                                                          size_t bytes, uint8_t *out) {
+__attribute__((target("avx2"))) static void vertical_avx2(const uint8_t *const *rows,
+                                                          const struct filter *filter, int o, size_t bytes,
+                                                          uint8_t *out) {
+  const int16_t *weights = weights_of(filter, o);
   size_t at = 0;
   for (; at + 32 <= bytes; at += 32)
-    _mm256_storeu_si256((__m256i *)(out + at), vertical_32(rows, weights, taps, at));
+    _mm256_storeu_si256((__m256i *)(out + at), vertical_32(rows, weights, filter->groups, at));
   if (at < bytes) {
     uint8_t rest[32];
-    _mm256_storeu_si256((__m256i *)rest, vertical_32(rows, weights, taps, at));
+    _mm256_storeu_si256((__m256i *)rest, vertical_32(rows, weights, filter->groups, at));
     memcpy(out + at, rest, bytes - at);
   }
 }
 
 #define TARGET_AVX512 __attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl")))
 
-/* Two output pixels at a time, one in each half of a register. */
-TARGET_AVX512 static void horizontal_avx512(const uint8_t *source, const struct filter *filter, int mirrored,
-                                            uint8_t *out) {
-  const __m512i spread = _mm512_broadcast_i64x4(_mm256_setr_epi8(PAIR_OF_TAPS(0), PAIR_OF_TAPS(8)));
-  const __m512i upper = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 8, 8, 8, 8, 9, 9, 9, 9);
-  const __m512i lower = _mm512_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3, 10, 10, 10, 10, 11, 11, 11, 11);
-  const size_t stride = (size_t)filter->max_taps * 2;
-  for (int o = 0; o < filter->size; o += 2) {
-    int last = o + 1 < filter->size ? o + 1 : o; /* of an odd size the last pixel is worked out twice */
-    int x = mirrored ? filter->size - 1 - o : o, y = mirrored ? filter->size - 1 - last : last;
-    const uint8_t *pixel_x = source + 4 * (ptrdiff_t)filter->first[x];
-    const uint8_t *pixel_y = source + 4 * (ptrdiff_t)filter->first[y];
-    const int16_t *weights_x = filter->weights + (size_t)x * stride, *weights_y = filter->weights + (size_t)y * stride;
-    int count = filter->count[x] < filter->count[y] ? filter->count[y] : filter->count[x];
+/* As in AVX2, with four pixels to a register. */
+TARGET_AVX512 static void horizontal_avx512(const uint8_t *source, const struct filter *filter, uint8_t *out) {
+  const __m128i compact = _mm_setr_epi8(RGB_OF_RGBX);
+  const __m512i taps_01 = _mm512_broadcast_i32x4(_mm_setr_epi8(PAIR_OF_TAPS(0)));
+  const __m512i taps_23 = _mm512_broadcast_i32x4(_mm_setr_epi8(PAIR_OF_TAPS(8)));
+  const __m512i half = _mm512_set1_epi32(HALF);
+  for (int o = 0; o < filter->size; o += 4) {
+    const int *first = filter->first + o;
+    const int16_t *weights = weights_of(filter, o);
+    const uint8_t *at = source;
     __m512i high = _mm512_setzero_si512(), low = high;
-    for (int t = 0; t < count; t += 4, pixel_x += 16, pixel_y += 16, weights_x += 8, weights_y += 8) {
-      __m512i taps = _mm512_inserti64x4(
-          _mm512_castsi256_si512(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)pixel_x))),
-          _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)pixel_y)), 1);
-      __m512i factors = _mm512_inserti64x4(
-          _mm512_castsi256_si512(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)weights_x))),
-          _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)weights_y)), 1);
-      taps = _mm512_shuffle_epi8(taps, spread);
-      high = _mm512_add_epi32(high, _mm512_madd_epi16(taps, _mm512_permutexvar_epi32(upper, factors)));
-      low = _mm512_add_epi32(low, _mm512_madd_epi16(taps, _mm512_permutexvar_epi32(lower, factors)));
+    for (int g = 0; g < filter->groups; g++, at += 16, weights += GROUP_STRIDE) {
+      __m512i taps = _mm512_castsi128_si512(_mm_loadu_si128(at_pixel(at, first[0])));
+      taps = _mm512_inserti32x4(taps, _mm_loadu_si128(at_pixel(at, first[1])), 1);
+      taps = _mm512_inserti32x4(taps, _mm_loadu_si128(at_pixel(at, first[2])), 2);
+      taps = _mm512_inserti32x4(taps, _mm_loadu_si128(at_pixel(at, first[3])), 3);
+      __m512i factors = _mm512_loadu_si512(weights);
+      __m512i a = _mm512_shuffle_epi8(taps, taps_01), b = _mm512_shuffle_epi8(taps, taps_23);
+      high = _mm512_add_epi32(high, _mm512_madd_epi16(a, _mm512_shuffle_epi32(factors, 0x00)));
+      high = _mm512_add_epi32(high, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0x55)));
+      low = _mm512_add_epi32(low, _mm512_madd_epi16(a, _mm512_shuffle_epi32(factors, 0xAA)));
+      low = _mm512_add_epi32(low, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0xFF)));
     }
-    __m512i sums = _mm512_add_epi32(_mm512_slli_epi32(high, LOW_BITS), low);
-    __m256i first = _mm512_castsi512_si256(sums), second = _mm512_extracti64x4_epi64(sums, 1);
-    store_pixel(out + 3 * o, _mm_add_epi32(_mm256_castsi256_si128(first), _mm256_extracti128_si256(first, 1)));
-    store_pixel(out + 3 * last, _mm_add_epi32(_mm256_castsi256_si128(second), _mm256_extracti128_si256(second, 1)));
+    __m512i sums = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(high, LOW_BITS), low), half);
+    __m128i pixels = _mm512_cvtepi32_epi8(_mm512_srli_epi32(sums, WEIGHT_BITS));
+    _mm_storeu_si128((__m128i *)(out + 3 * (ptrdiff_t)o), _mm_shuffle_epi8(pixels, compact));
   }
 }
 
-TARGET_AVX512 static void vertical_avx512(const uint8_t *const *rows, const int16_t *weights, int taps, size_t bytes,
-                                          uint8_t *out) {
+TARGET_AVX512 static void vertical_avx512(const uint8_t *const *rows, const struct filter *filter, int o,
+                                          size_t bytes, uint8_t *out) {
   const __m512i zero = _mm512_setzero_si512(), half = _mm512_set1_epi32(HALF);
   for (size_t at = 0; at < bytes; at += 64) {
     __mmask64 there = bytes - at >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (bytes - at)) - 1;
     __m512i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
-    for (int t = 0; t < taps; t += 2) {
-      const int16_t *pair = weights + t / 4 * 8 + t % 4;
+    for (int t = 0; t < 4 * filter->groups; t += 2) {
+      const int16_t *pair = weights_of(filter, o) + t / 4 * GROUP_STRIDE + t % 4;
       __m512i upper = _mm512_set1_epi32(two_weights(pair)), lower = _mm512_set1_epi32(two_weights(pair + 4));
       __m512i a = _mm512_maskz_loadu_epi8(there, rows[t] + at), b = _mm512_maskz_loadu_epi8(there, rows[t + 1] + at);
       __m512i first = _mm512_unpacklo_epi8(a, b), second = _mm512_unpackhi_epi8(a, b);

@@ -1,0 +1,94 @@
+"""Each algorithm, and the recipes' sets of them: killed by SIGKILL and resumed, a run ends with the same weights."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.problem import command, record_of, what_must_match
+from tests.processes import run, start
+
+RESIZING = "{name: progressive_resizing, delay_fraction: 0.2, finetune_fraction: 0.2, size_increment: 8"
+EMA = "{name: ema, half_life: 4ba, update_interval: 2ba}"
+SAM = "{name: sam, interval: 2}"
+DEPTH = "{name: stochastic_depth, drop_rate: 0.5, stochastic_method: "
+MILD = "{name: blurpool}, {name: channels_last}, {name: label_smoothing}, " + RESIZING + "}, " + EMA
+
+ALGORITHMS = {
+    "blurpool": "{name: blurpool}",
+    "channels_last": "{name: channels_last}",
+    "label_smoothing": "{name: label_smoothing}",
+    "resize": RESIZING + "}",
+    "crop": RESIZING + ", mode: crop}",
+    "ema": EMA,
+    "mixup": "{name: mixup}",
+    "mixup_of_losses": "{name: mixup, interpolate_loss: true}",
+    "cutmix": "{name: cutmix}",
+    "cutout": "{name: cutout}",
+    "colout": "{name: colout}",
+    "depth_block": DEPTH + "block}",
+    "depth_sample": DEPTH + "sample}",
+    "sam": SAM,
+    "swa": "{name: swa, swa_start: 0.3dur, swa_end: 0.9dur, update_interval: 2ba}",
+    "squeeze_excite": "{name: squeeze_excite, min_channels: 64}",
+    "clipping_by_norm": "{name: gradient_clipping, clipping_type: norm, clipping_threshold: 0.1}",
+    "clipping_adaptive": "{name: gradient_clipping, clipping_type: adaptive, clipping_threshold: 0.01}",
+    "mild": MILD,
+    "medium": MILD + ", {name: mixup}, " + SAM,
+    "hot": MILD + ", {name: mixup}, {name: colout}, " + DEPTH + "sample}, " + SAM,
+}
+IN_EVERY_RUN = {("sam", 2, 0), ("swa", 2, 0), ("cutmix", 1, 2), ("medium", 1, 0)}
+"""The few that `make test` takes; `make test-exhaustive` takes all."""
+
+CASES = [
+    pytest.param(
+        name,
+        ranks,
+        workers,
+        id=f"{name}-{ranks}-{workers}",
+        marks=() if (name, ranks, workers) in IN_EVERY_RUN else (pytest.mark.exhaustive,),
+    )
+    for name in ALGORITHMS
+    for ranks in (1, 2)
+    for workers in (0, 2)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ranks", "workers"), CASES)
+def test_killed_at_a_random_batch_it_ends_with_identical_weights(
+    shards: Path, tmp_path: Path, name: str, ranks: int, workers: int
+) -> None:
+    seed = random.randrange(2**32)
+    print("seed of the moment:", seed)
+    killed_after = random.Random(seed).randrange(1, 12)
+    model = "resnet50" if "depth" in ALGORITHMS[name] else "resnet18"
+    more = [f"algorithms=[{ALGORITHMS[name]}]", f"model.name={model}", f"data.num_workers={workers}"]
+    more += ["checkpoint.save_interval=1ba", "checkpoint.keep=2", "eval_interval=5ba"]
+    records: list[dict[str, Any]] = []
+    for folder in (tmp_path / "undisturbed", tmp_path / "interrupted"):
+        argv = command(shards, folder, *more)
+        if folder.name == "interrupted":
+            started = start(argv, tmp_path / "killed", ranks=ranks)
+            started.kill_when(lambda folder=folder: batches_saved(folder) >= killed_after)  # type: ignore[misc]
+            assert batches_saved(folder) < 12, "killed too late to tell anything"
+        code, output = run(argv, tmp_path / f"{folder.name}.log", ranks=ranks)
+        assert code == 0, output
+        records.append(what_must_match(record_of(folder)))
+    assert "resume: from" in output
+    assert records[0] == records[1]
+    assert same_checkpoint(tmp_path / "undisturbed", tmp_path / "interrupted") == []
+
+
+def batches_saved(folder: Path) -> int:
+    return max((int(path.stem.partition("-ba")[2]) for path in folder.glob("ep*-ba*.pt")), default=0)
+
+
+def same_checkpoint(one: Path, other: Path) -> list[str]:
+    """What differs between the last checkpoints of two runs; times of day and the names of the runs may."""
+    from train.checkpoints import load
+    from train.compare import differences
+
+    last = max((path.name for path in one.glob("ep*-ba*.pt")), key=lambda name: int(name[:-3].partition("-ba")[2]))
+    return differences(load(one / last), load(other / last))

@@ -1,0 +1,82 @@
+"""Two runs are the same to the last bit, or it is said where they part."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train.compare import differences, main
+
+
+def content(
+    batches: int, *, weight: float = 1.0, samples: list[int] | None = None, loss: float = 0.5
+) -> dict[str, Any]:
+    trail = {
+        "samples": torch.tensor(samples or [*range(batches)], dtype=torch.int64),
+        "loss": torch.tensor([*[0.5] * (batches - 1), loss]),
+    }
+    model = {"conv": torch.full((2, 3), weight), "bn": torch.tensor(float("nan"))}
+    return {"rng": [batches], "state": {"model": model, "callbacks": {"ResumeGuard": {"trail": trail}}}}
+
+
+def save(folder: Path, batches: int, **what: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    torch.save(content(batches, **what), folder / f"ep1-ba{batches}.pt")
+
+
+def compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    code = main([str(tmp_path / "a"), str(tmp_path / "b")])
+    captured = capsys.readouterr()
+    return code, (captured.out + captured.err).splitlines()
+
+
+def test_equal_runs_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        save(tmp_path / name, 3)
+    code, lines = compared(tmp_path, capsys)
+    assert code == 0
+    assert lines == [
+        "ep1-ba3.pt of both: 3 batches",
+        "the same, up to ep1-ba3.pt: every sample, crop, loss, tensor and number",
+    ]
+
+
+def test_the_first_batch_and_tensor_that_differ_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        save(tmp_path / name, 1)
+    save(tmp_path / "a", 3)
+    save(tmp_path / "b", 3, weight=1.5, samples=[0, 7, 2], loss=0.25)
+    code, lines = compared(tmp_path, capsys)
+    assert code == 1
+    assert lines[1:3] == [
+        "batch 1 is the first with other samples or crops",
+        "batch 2 is the first with other loss, 0.5 and 0.25",
+    ]
+    assert lines[3] == "  state/model/conv: 6 of 6 values, by up to 0.5"
+    assert lines[-2].startswith("they part at ep1-ba3.pt") and lines[-1] == "not the same"
+
+
+def test_runs_without_a_common_checkpoint_cannot_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a", 2)
+    save(tmp_path / "b", 3)
+    code, lines = compared(tmp_path, capsys)
+    assert code == 2 and "a has ep1-ba2.pt" in lines[0] and "b has ep1-ba3.pt" in lines[0]
+    (tmp_path / "c").mkdir()
+    assert main([str(tmp_path / "a"), str(tmp_path / "c")]) == 2
+    assert "holds no checkpoints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"a": torch.tensor([0.0])}, {"a": torch.tensor([-0.0])}, ["a: 0 of 1 values, by up to 0"]),
+        ({"a": torch.zeros(2)}, {"a": torch.zeros(3)}, ["a: torch.float32 (2,) and torch.float32 (3,)"]),
+        ({"a": 1}, {"b": 1}, ["a: in one run only", "b: in one run only"]),
+        ({"a": [1, float("nan")]}, {"a": [1, float("nan")]}, []),
+        ({"a": {"batch_wct": 1, "repr": "x", "c": 2}}, {"a": {"batch_wct": 3, "repr": "y", "c": 2}}, []),
+        ({"a": (1, 2)}, {"a": (1, 3)}, ["a/1: 2 and 3"]),
+    ],
+)
+def test_differences_are_named_by_their_path(one: Any, other: Any, expected: list[str]) -> None:
+    assert differences(one, other) == expected

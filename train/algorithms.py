@@ -1,0 +1,231 @@
+"""The algorithms that a recipe may name: Composer's, each with its arguments, their defaults, ranges and source.
+
+Defaults are Composer's own. Nothing here imports torch or composer until an algorithm is built.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from train.sections import Duration, Section, time_string
+
+if TYPE_CHECKING:
+    from composer.core import Algorithm as ComposerAlgorithm
+
+
+class AlgorithmConfig(Section):
+    """One of Composer's algorithms. The fields but `name` are the arguments of `composer.algorithms.<class>`."""
+
+    composer_class: ClassVar[str]
+
+    def build(self) -> ComposerAlgorithm:
+        """Return the Composer algorithm."""
+        import composer.algorithms  # here, not above: it imports torch and takes seconds
+
+        from train import resumable
+
+        kind = getattr(resumable, self.composer_class, None) or getattr(composer.algorithms, self.composer_class)
+        algorithm: ComposerAlgorithm = kind(**self.model_dump(exclude={"name"}))
+        return algorithm
+
+
+class BlurPool(AlgorithmConfig):
+    """Anti-aliased strided convolutions and pools (Zhang 2019, arXiv:1904.11486)."""
+
+    composer_class = "BlurPool"
+    name: Literal["blurpool"]
+    replace_convs: bool = Field(True, description="blur strided convolutions")
+    replace_maxpools: bool = Field(True, description="blur max pools")
+    blur_first: bool = Field(True, description="blur before the convolution")
+    min_channels: int = Field(16, ge=1, description="convolutions with fewer input channels stay as they are")
+
+    @field_validator("replace_maxpools")
+    @classmethod
+    def _something_is_replaced(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and not info.data.get("replace_convs", True):
+            raise ValueError("must be true when replace_convs is false; else remove blurpool")
+        return value
+
+
+class ChannelsLast(AlgorithmConfig):
+    """Weights and activations as NHWC in memory, which GPUs convolve faster."""
+
+    composer_class = "ChannelsLast"
+    name: Literal["channels_last"]
+
+
+class LabelSmoothing(AlgorithmConfig):
+    """Targets (1 - smoothing) * y + smoothing / classes (Szegedy et al. 2016, arXiv:1512.00567)."""
+
+    composer_class = "LabelSmoothing"
+    name: Literal["label_smoothing"]
+    smoothing: float = Field(0.1, gt=0, lt=1, description="above 0, below 1")
+
+
+class ProgressiveResizing(AlgorithmConfig):
+    """Train on small images first and grow them to crop_size."""
+
+    composer_class = "ProgressiveResizing"
+    name: Literal["progressive_resizing"]
+    mode: Literal["resize", "crop"] = Field("resize", description="how images are made smaller: resize or crop")
+    initial_scale: float = Field(0.5, gt=0, le=1, description="first size as a fraction of crop_size")
+    delay_fraction: float = Field(0.5, ge=0, lt=1, description="fraction of the run at the first size")
+    finetune_fraction: float = Field(0.2, ge=0, lt=1, description="fraction of the run, at its end, at full size")
+    size_increment: int = Field(4, ge=1, description="sizes are multiples of this many px")
+
+    @field_validator("finetune_fraction")
+    @classmethod
+    def _there_is_time_to_grow(cls, value: float, info: ValidationInfo) -> float:
+        delay = info.data.get("delay_fraction", 0)
+        if value + delay >= 1:
+            raise ValueError(f"must be below {1 - delay:g}, what delay_fraction {delay:g} leaves of the run")
+        return value
+
+
+class EMA(AlgorithmConfig):
+    """Moving average of the weights, used for evaluation and in checkpoints."""
+
+    composer_class = "EMA"
+    name: Literal["ema"]
+    half_life: Duration | None = Field(None, description="time after which old weights count half, e.g. 100ba")
+    smoothing: float | None = Field(
+        None, gt=0, lt=1, validate_default=True, description="share the average keeps at each update"
+    )
+    update_interval: Duration | None = Field(
+        None, validate_default=True, description="time between updates, e.g. 20ba; null: every 1 of half_life's unit"
+    )
+    ema_start: Annotated[str, time_string("ep", "ba", "dur", zero=True)] = Field(
+        "0.0dur", description="when averaging starts"
+    )
+
+    @field_validator("smoothing")
+    @classmethod
+    def _one_of_two(cls, value: float | None, info: ValidationInfo) -> float | None:
+        half_life = info.data.get("half_life", "")  # '': at fault itself
+        if value is None and half_life is None:
+            raise ValueError("must be a number when half_life is null; give one of the two")
+        if value is not None and half_life:
+            raise ValueError(f"must be null when half_life is given ({half_life}); give one of the two")
+        return value
+
+    @field_validator("update_interval")
+    @classmethod
+    def _units_match(cls, value: str | None, info: ValidationInfo) -> str | None:
+        half_life = info.data.get("half_life")
+        if value is None and info.data.get("smoothing") is not None:
+            raise ValueError("must be given with smoothing, e.g. 1ba")
+        if value is not None and half_life is not None and value[-2:] != half_life[-2:]:
+            raise ValueError(f"must be in the unit of half_life, which is {half_life}")
+        return value
+
+
+class MixUp(AlgorithmConfig):
+    """Each image and target mixed with another of the batch (Zhang et al. 2018, arXiv:1710.09412)."""
+
+    composer_class = "MixUp"
+    name: Literal["mixup"]
+    alpha: float = Field(0.2, gt=0, description="parameter of the Beta(alpha, alpha) the share is drawn from")
+    interpolate_loss: bool = Field(False, description="mix the losses, not the targets")
+
+
+class CutMix(AlgorithmConfig):
+    """A box of each image replaced by another image's (Yun et al. 2019, arXiv:1905.04899)."""
+
+    composer_class = "CutMix"
+    name: Literal["cutmix"]
+    alpha: float = Field(1.0, gt=0, description="parameter of the Beta(alpha, alpha) the box area is drawn from")
+    interpolate_loss: bool = Field(False, description="mix the losses, not the targets")
+    uniform_sampling: bool = Field(False, description="every pixel equally likely to be cut")
+
+
+class GradientClipping(AlgorithmConfig):
+    """Gradients clipped by norm, by value or by their ratio to the weights (arXiv:2102.06171)."""
+
+    composer_class = "GradientClipping"
+    name: Literal["gradient_clipping"]
+    clipping_type: Literal["norm", "value", "adaptive"] = Field(description="norm, value or adaptive")
+    clipping_threshold: float = Field(gt=0, description="largest norm, value or gradient/weight ratio left as it is")
+
+
+class CutOut(AlgorithmConfig):
+    """Squares of each image blacked out, the same in the whole batch (DeVries & Taylor 2017, arXiv:1708.04552)."""
+
+    composer_class = "CutOut"
+    name: Literal["cutout"]
+    num_holes: int = Field(1, ge=1, description="squares an image")
+    length: float = Field(0.5, gt=0, lt=1, description="side of a square as a fraction of the image's shorter side")
+    uniform_sampling: bool = Field(False, description="every pixel equally likely to be cut")
+
+
+class ColOut(AlgorithmConfig):
+    """Rows and columns dropped at random, the same in the whole batch (MosaicML)."""
+
+    composer_class = "ColOut"
+    name: Literal["colout"]
+    p_row: float = Field(0.15, ge=0, lt=1, description="fraction of rows dropped")
+    p_col: float = Field(0.15, ge=0, lt=1, description="fraction of columns dropped")
+
+
+class StochasticDepth(AlgorithmConfig):
+    """Residual blocks left out at random (Huang et al. 2016, arXiv:1603.09382); ResNet-50 and deeper."""
+
+    composer_class = "StochasticDepth"
+    name: Literal["stochastic_depth"]
+    target_layer_name: Literal["ResNetBottleneck"] = Field("ResNetBottleneck", description="ResNetBottleneck")
+    stochastic_method: Literal["block", "sample"] = Field("block", description="leave out a block, or samples in it")
+    drop_rate: float = Field(0.2, gt=0, le=1, description="probability of leaving out; the last block's if linear")
+    drop_distribution: Literal["linear", "uniform"] = Field("linear", description="over the depth: linear or uniform")
+
+
+class SqueezeExcite(AlgorithmConfig):
+    """Channels weighted by what the whole image shows (Hu et al. 2018, arXiv:1709.01507)."""
+
+    composer_class = "SqueezeExcite"
+    name: Literal["squeeze_excite"]
+    latent_channels: float = Field(
+        64, gt=0, description="width of the inner layer; below 1: a fraction of the channels"
+    )
+    min_channels: int = Field(128, ge=1, description="convolutions with fewer channels, in or out, go without")
+
+
+class SAM(AlgorithmConfig):
+    """Steps that look for flat minima (Foret et al. 2020, arXiv:2010.01412); one that does costs two."""
+
+    composer_class = "SAM"
+    name: Literal["sam"]
+    rho: float = Field(0.05, gt=0, description="radius of the neighbourhood")
+    epsilon: float = Field(1.0e-12, gt=0, description="added to the gradient's norm")
+    interval: int = Field(1, ge=1, description="every how many steps; those between are plain ones")
+
+
+class SWA(AlgorithmConfig):
+    """The mean of the weights late in the run, put in their place (Izmailov et al. 2018, arXiv:1803.05407)."""
+
+    composer_class = "SWA"
+    name: Literal["swa"]
+    swa_start: Annotated[str, time_string("ep", "dur")] = Field("0.7dur", description="when averaging starts")
+    swa_end: Annotated[str, time_string("ep", "dur")] = Field(
+        "0.97dur", description="when the mean replaces the weights; leave an epoch after it for BatchNorm"
+    )
+    update_interval: Duration = Field("1ep", description="time between the weights that are averaged")
+
+
+Algorithm = Annotated[
+    BlurPool
+    | ChannelsLast
+    | ColOut
+    | CutMix
+    | CutOut
+    | EMA
+    | GradientClipping
+    | LabelSmoothing
+    | MixUp
+    | ProgressiveResizing
+    | SAM
+    | SqueezeExcite
+    | StochasticDepth
+    | SWA,
+    Field(discriminator="name"),
+]

@@ -1,0 +1,194 @@
+"""Tell whether two runs are the same and, if not, where they part.
+
+    python train/compare.py RUN_A RUN_B
+
+RUN_A and RUN_B are save folders, local or s3://. Exit status: 0 the same, 1 not the same, 2 nothing to compare.
+Compared are the samples and crops of every batch (the ledger), the loss of every batch, and each tensor and number of
+the newest checkpoint that both runs have: weights, averages, optimizer, schedules, algorithms. Times do not count.
+"""
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
+
+import torch
+
+from train.checkpoints import CheckpointError, list_checkpoints, load
+from train.folders import Folder, FolderError, open_folder
+
+EXIT_SAME, EXIT_OTHER, EXIT_CANNOT_TELL = 0, 1, 2
+SHOWN = 20
+
+# Wall-clock times, speeds, names of runs and folders, and what only says how a run was started.
+NOT_COMPARED = (
+    "rng",  # of the process; every batch reseeds from (seed, batch, rank)
+    "state/timestamp/Timestamp/total_wct",
+    "state/timestamp/Timestamp/epoch_wct",
+    "state/timestamp/Timestamp/batch_wct",
+    "state/timestamp/Timestamp/iteration_wct",
+    "state/run_name",
+    "state/integrations",
+    "state/metadata",
+    "state/callbacks/DurableCheckpointSaver",
+    "state/callbacks/RunRecord/config",
+    "state/callbacks/ResumeGuard/contract",
+)
+NOT_COMPARED_NAMES = (
+    "repr",
+    "images_per_sec",
+    "data_wait_fraction",
+    "total_wct",
+    "epoch_wct",
+    "batch_wct",
+    "iteration_wct",
+)
+
+
+class CompareError(ValueError):
+    """There is nothing to compare; the message says what was seen."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="train/compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_a", metavar="RUN_A", help="a run's save folder")
+    parser.add_argument("run_b", metavar="RUN_B", help="another's")
+    args = parser.parse_args(argv)
+    try:
+        found = compare(args.run_a, args.run_b)
+    except (CompareError, CheckpointError, FolderError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return EXIT_CANNOT_TELL
+    print("\n".join(found))
+    return EXIT_SAME if found[-1].startswith("the same") else EXIT_OTHER
+
+
+def compare(run_a: str, run_b: str) -> list[str]:
+    """What there is to say of two runs, a line each; the last one is the verdict."""
+    folders = [open_folder(run_a), open_folder(run_b)]
+    common = _common_checkpoints(folders, (run_a, run_b))
+    newest = common[-1]
+    one, other = (_load(folder, newest) for folder in folders)
+    lines = [f"{newest} of both: {_batches(one)} batches"]
+    parted = [_first_other_batch(what, _trail(one, what), _trail(other, what)) for what in ("samples", "loss")]
+    lines += [line for line in parted if line]
+    different = differences(one, other)
+    lines += [f"  {name}" for name in different[:SHOWN]]
+    if len(different) > SHOWN:
+        lines.append(f"  ... and {len(different) - SHOWN:,} more")
+    if not different and not any(parted):
+        return [*lines, f"the same, up to {newest}: every sample, crop, loss, tensor and number"]
+    earlier = _first_other_checkpoint(folders, common)
+    lines.append(f"they part at {earlier}; the first to differ there is named first above" if earlier else "")
+    return [*filter(None, lines), "not the same"]
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """The paths at which two checkpoints differ, in the order in which a checkpoint holds them."""
+    return list(_differences(one, other, ""))
+
+
+def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
+    if path in NOT_COMPARED or path.rpartition("/")[2] in NOT_COMPARED_NAMES:
+        return
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            below = f"{path}/{key}" if path else str(key)
+            if key not in one or key not in other:
+                yield f"{below}: in one run only"
+            else:
+                yield from _differences(one[key], other[key], below)
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            yield from _differences(a, b, f"{path}/{index}")
+    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.dtype != other.dtype or one.shape != other.shape:
+            yield f"{path}: {one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)}"
+        elif not _equal(one, other):
+            apart = (one.double() - other.double()).abs()
+            yield f"{path}: {int((apart != 0).sum()):,} of {one.numel():,} values, by up to {float(apart.max()):g}"
+    elif not _same_value(one, other):
+        yield f"{path}: {_short(one)} and {_short(other)}"
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit for bit: NaN equals itself, and 0 is not -0."""
+    return torch.equal(
+        *(t.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8) for t in (one, other))
+    )
+
+
+def _same_value(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
+        return True
+    try:
+        return bool(one == other)
+    except (ValueError, RuntimeError):  # arrays and the like
+        return repr(one) == repr(other)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _common_checkpoints(folders: Sequence[Folder], names: Sequence[str]) -> list[str]:
+    found = [list_checkpoints(folder) for folder in folders]
+    for name, checkpoints in zip(names, found, strict=True):
+        if not checkpoints:
+            raise CompareError(f"{name} holds no checkpoints; give a run's checkpoint.save_folder")
+    common = [name for name in found[0] if name in found[1]]
+    if not common:
+        raise CompareError(
+            f"no checkpoint is of the same batch: {names[0]} has {', '.join(found[0][-3:])}, {names[1]} has "
+            f"{', '.join(found[1][-3:])}. Train both to the same length, or keep more of them (checkpoint.keep)"
+        )
+    return common
+
+
+def _load(folder: Folder, name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
+        return load(folder.get(name, Path(scratch)))
+
+
+def _first_other_checkpoint(folders: Sequence[Folder], common: Sequence[str]) -> str:
+    for name in common:
+        if differences(*(_load(folder, name) for folder in folders)):
+            return name
+    return ""
+
+
+def _batches(content: dict[str, Any]) -> int:
+    return len(_trail(content, "loss"))
+
+
+def _trail(content: dict[str, Any], what: str) -> list[Any]:
+    """What a run has noted of each of its batches."""
+    trail: list[Any] = content["state"]["callbacks"]["ResumeGuard"]["trail"][what].tolist()
+    return trail
+
+
+def _first_other_batch(what: str, one: Sequence[Any], other: Sequence[Any]) -> str:
+    """A line on the first batch in which two runs differ; '' where there is none."""
+    for batch, (a, b) in enumerate(zip(one, other, strict=False)):
+        if not _same_value(a, b):
+            said = "samples or crops" if what == "samples" else f"loss, {a:g} and {b:g}"
+            return f"batch {batch} is the first with other {said}"
+    return ""
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # nothing here needs one
+    raise SystemExit(main(sys.argv[1:]))
