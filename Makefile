@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process import
 .PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast lint format bench test-data train-local lock clean
 
 help:  ## list the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
 
 setup: $(READY)  ## make the virtual environment (.venv) with what a run needs
 

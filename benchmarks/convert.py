@@ -52,7 +52,18 @@ class Contestant:
 def ours(*options: str) -> Callable[[Path, Path], list[str]]:
     def command(source: Path, out: Path) -> list[str]:
         script = str(ROOT / "convert/imagenet_to_mds.py")
-        return [sys.executable, script, "--source", str(source), "--out", str(out), "--splits", "train", *SIZE, *options]
+        return [
+            sys.executable,
+            script,
+            "--source",
+            str(source),
+            "--out",
+            str(out),
+            "--splits",
+            "train",
+            *SIZE,
+            *options,
+        ]
 
     return command
 

@@ -27,7 +27,7 @@ from streaming.base.dataset import _ShardState
 from streaming.base.hashing import is_hash
 
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_fingerprint, parse_manifest
-from train.downloads import CheckedStream, StoppedError, cache_limit_fault
+from train.downloads import CheckedStream, StoppedError, least_cache_bytes
 from train.folders import open_folder
 from train.job_dir import link_for_this_job, one_at_a_time
 from train.sections import DataConfig
@@ -260,6 +260,7 @@ def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
         local = link_for_this_job(str(cfg.local))
         if cfg.remote is not None:
             _prepare_cache(cfg, split, index)
+            _check_cache_limit(cfg, index, shuffled=bool(kwargs["shuffle"]))
         stream = CheckedStream(
             remote=cfg.remote,
             local=local,
@@ -288,7 +289,7 @@ def _check_index(cfg: DataConfig, split: str, index: dict[str, Any]) -> None:
     if manifest and split in manifest.splits and manifest.splits[split].fingerprint != index_fingerprint(index):
         where = describe(cfg, os.path.join(split, "index.json"))
         raise DataError(
-            f"{where} is not the index that {MANIFEST_NAME} describes; copy or convert the dataset again, or remove its "
+            f"{where} is not the index that {MANIFEST_NAME} describes; copy or convert the dataset again, or remove "
             f"{MANIFEST_NAME} if the shards were changed on purpose"
         )
 
@@ -297,19 +298,10 @@ def _prepare_cache(cfg: DataConfig, split: str, index: dict[str, Any]) -> None:
     """Put the index into the cache; called by every rank, of which one is enough.
 
     Raises:
-        ValueError: the cache is another dataset's, is the dataset itself, or may not hold enough to read with.
+        ValueError: the cache is another dataset's, or is the dataset itself.
     """
     if "://" not in str(cfg.remote) and os.path.realpath(str(cfg.remote)) == os.path.realpath(str(cfg.local)):
         raise ValueError("data.local is the same folder; to read the shards in place set data.remote=null")
-    workers = MAX_AUTO_WORKERS if cfg.num_workers == "auto" else max(1, cfg.num_workers)
-    if cfg.cache_limit_gb is not None:
-        sizes = [
-            sum(shard[part]["bytes"] for part in ("raw_data", "zip_data") if shard.get(part))
-            for shard in index["shards"]
-        ]
-        fault = cache_limit_fault(int(cfg.cache_limit_gb * 1e9), sizes, readers=workers * dist.get_local_world_size())
-        if fault:
-            raise ValueError(f"data.cache_limit_gb: {cfg.cache_limit_gb:g} is too little: {fault}")
     folder = Path(str(cfg.local), split)
     path = folder / "index.json"
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
@@ -322,6 +314,30 @@ def _prepare_cache(cfg: DataConfig, split: str, index: dict[str, Any]) -> None:
     part = folder / f".index.json.{uuid.uuid4().hex[:12]}.part"
     part.write_text(json.dumps(index))
     os.replace(part, path)
+
+
+def _check_cache_limit(cfg: DataConfig, index: dict[str, Any], *, shuffled: bool) -> None:
+    """Raise ValueError where a cache of this size would fetch each shard again and again."""
+    if cfg.cache_limit_gb is None:
+        return
+    nodes = max(1, dist.get_world_size() // dist.get_local_world_size())
+    workers = MAX_AUTO_WORKERS if cfg.num_workers == "auto" else max(1, cfg.num_workers)
+    sizes = [
+        sum(shard[part]["bytes"] for part in ("raw_data", "zip_data") if shard.get(part)) for shard in index["shards"]
+    ]
+    needed = least_cache_bytes(
+        sizes,
+        samples=count_samples(index),
+        block_samples=cfg.shuffle_block_size if shuffled else 1,
+        canonical_nodes=math.ceil(cfg.num_canonical_nodes / nodes) if shuffled else 1,
+        readers=workers * dist.get_local_world_size(),
+    )
+    if cfg.cache_limit_gb * 1e9 < needed:
+        raise ValueError(
+            f"data.cache_limit_gb: {cfg.cache_limit_gb:g} is less than the {needed / 1e9:.3g} that are read from by "
+            f"turns; raise it (the split has {sum(sizes) / 1e9:.3g} in all), or lower data.shuffle_block_size, "
+            "data.num_canonical_nodes or data.num_workers"
+        )
 
 
 def describe(cfg: DataConfig, split: str) -> str:

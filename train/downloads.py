@@ -8,6 +8,7 @@ file that is found is compared before its first use in a job. Two jobs can there
 import errno
 import hashlib
 import logging
+import math
 import os
 import random
 import shutil
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import ClientError, FlexibleChecksumError, NoCredentialsError
 from streaming import Stream
 from streaming.base.compression import decompress
 from streaming.base.format import FileInfo, Reader
@@ -137,8 +138,11 @@ class CheckedStream(Stream):
         source = os.path.join(self.remote, self.split, info.basename)
         for _ in range(DAMAGED_TRIES):
             with self._part_of(final, info.bytes) as part:
-                self._fetch_patiently(source, part)
-                fault = fault_of(part, info, self.validate_hash)
+                try:
+                    self._fetch_patiently(source, part)
+                    fault = fault_of(part, info, self.validate_hash)
+                except FlexibleChecksumError as error:  # S3's own, where the object was stored with one
+                    fault = f"as S3 says, {_one_line(error)}"
                 if fault is None:
                     os.replace(part, final)
                     return
@@ -174,7 +178,8 @@ class CheckedStream(Stream):
 
         Raises:
             DownloadError: it never came, or the failure is one that no patience mends.
-            OSError: the cache cannot be written.
+            FlexibleChecksumError: it came, and is not what was stored.
+            OSError: the cache's disk is full.
         """
         began, tries, told = time.monotonic(), 0, False
         while True:
@@ -183,7 +188,7 @@ class CheckedStream(Stream):
                 self._fetch_once(source, part, max(1.0, min(self.download_timeout, left)))
                 break
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in DISK_FULL:
+                if isinstance(error, FlexibleChecksumError) or getattr(error, "errno", None) in DISK_FULL:
                     raise
                 if never_heals(error):
                     raise DownloadError(f"{source} cannot be fetched: {_one_line(error)}") from error
@@ -281,12 +286,21 @@ def never_heals(error: Exception) -> bool:
     return isinstance(error, NoCredentialsError) or (isinstance(error, OSError) and error.errno in NEVER_HEALS)
 
 
-def cache_limit_fault(limit_bytes: int, shard_bytes: Sequence[int], *, readers: int) -> str | None:
-    """Return why a cache is too small to read with, or None; each reader has a shard open and fetches the next."""
-    needed = max(4, 2 * readers) * max(shard_bytes)  # 4 is Streaming's own least
-    if limit_bytes >= needed:
-        return None
-    return f"{readers} readers with shards of up to {max(shard_bytes):,} bytes need at least {needed / 1e9:.3g}"
+def least_cache_bytes(
+    shard_bytes: Sequence[int], *, samples: int, block_samples: int, canonical_nodes: int, readers: int
+) -> int:
+    """Return the bytes of the shards that a node reads from by turns, below which each would be fetched many times.
+
+    Samples are shuffled within a block (streaming's py1e spreads them over up to 1.25 blocks), in each of the canonical
+    nodes that this machine reads; and each reader fetches a shard ahead.
+
+    Args:
+        block_samples: data.shuffle_block_size, or 1 where nothing is shuffled.
+        canonical_nodes: those of this machine.
+        readers: loader processes of this machine.
+    """
+    a_block = math.ceil(1.25 * block_samples * len(shard_bytes) / samples) + 1
+    return min(sum(shard_bytes), max(4, a_block * canonical_nodes + 2 * readers) * max(shard_bytes))
 
 
 def _words_for(error: OSError, final: Path, size: int) -> str:

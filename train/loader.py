@@ -12,10 +12,9 @@ from composer.core import DataSpec
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
-from train import decode
 from train.augment import View, center_view, random_resized_crop, sample_rng, view_hash
 from train.dataset import IGNORED_LABEL, MAX_AUTO_WORKERS, Sample, StreamingImages
-from train.decode import DecodeError
+from train.decode import DecodeError, Decoder, open_decoder
 from train.sections import DataConfig
 from train.watchdog import StallWatch
 
@@ -39,18 +38,18 @@ class TrainCollate:
 
     def __init__(self, cfg: DataConfig, seed: int) -> None:
         self.cfg, self.seed = cfg, seed
+        self.decoder = open_decoder(cfg.decoder, dct_scaling=cfg.dct_scaling)
 
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
         cfg, views, hashes = self.cfg, [], []
-        for sample in samples:
-            width, height = _image_size(sample)
+        for sample, (width, height) in zip(samples, _image_sizes(self.decoder, samples), strict=True):
             rng = sample_rng(self.seed, sample.epoch, sample.sample_id)
             view = random_resized_crop(
                 width, height, rng, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob
             )
             views.append(view)
             hashes.append(view_hash(sample.epoch, sample.sample_id, view))
-        return _decode(samples, views, hashes, cfg.crop_size, bounded=True)
+        return _decode(self.decoder, samples, views, hashes, cfg.crop_size, bounded=True)
 
 
 class EvalCollate:
@@ -58,11 +57,13 @@ class EvalCollate:
 
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
+        self.decoder = open_decoder(cfg.decoder, dct_scaling=cfg.dct_scaling)
 
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
         size = self.cfg.eval_crop_size
-        views = [center_view(*_image_size(s), resize_size=self.cfg.eval_resize_size, crop_size=size) for s in samples]
-        return _decode(samples, views, [0] * len(samples), size, bounded=False)
+        sizes = _image_sizes(self.decoder, samples)
+        views = [center_view(*edges, resize_size=self.cfg.eval_resize_size, crop_size=size) for edges in sizes]
+        return _decode(self.decoder, samples, views, [0] * len(samples), size, bounded=False)
 
 
 class TimedLoader(DataLoader[RawBatch]):
@@ -171,21 +172,27 @@ def _start_worker(watch: StallWatch, worker: int) -> None:
     watch.report_on_signal(worker)
 
 
-def _image_size(sample: Sample) -> tuple[int, int]:
+def _image_sizes(decoder: Decoder, samples: Sequence[Sample]) -> list[tuple[int, int]]:
     try:
-        return decode.pillow.image_size(sample.image)
+        return decoder.image_sizes([s.image for s in samples])
     except DecodeError as error:
-        raise DecodeError(f"sample {sample.sample_id} cannot be decoded: {error}") from error
+        raise _naming_the_sample(error, samples) from error
 
 
-def _decode(samples: Sequence[Sample], views: list[View], hashes: list[int], size: int, *, bounded: bool) -> RawBatch:
+def _decode(
+    decoder: Decoder, samples: Sequence[Sample], views: list[View], hashes: list[int], size: int, *, bounded: bool
+) -> RawBatch:
     try:
-        images = decode.pillow.decode_batch([s.image for s in samples], views, size, bounded=bounded)
+        images = decoder.decode_batch([s.image for s in samples], views, size, bounded=bounded)
     except DecodeError as error:
-        bad = samples[error.index]
-        raise DecodeError(f"sample {bad.sample_id} cannot be decoded: {error}", error.index) from error
+        raise _naming_the_sample(error, samples) from error
     labels = torch.tensor([s.label for s in samples], dtype=torch.int64)
     return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64))
+
+
+def _naming_the_sample(error: DecodeError, samples: Sequence[Sample]) -> DecodeError:
+    bad = samples[error.index]
+    return DecodeError(f"sample {bad.sample_id} cannot be decoded: {error}", error.index)
 
 
 def _count_real_samples(batch: Any) -> int:

@@ -18,6 +18,23 @@ from train.sections import ModelConfig
 LOSSES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy_with_logits}
 
 
+MOST_RANKS = 5  # the largest k of the figures
+LOSS_UNIT = 2.0**-24
+"""Losses are rounded to multiples of this, in nats: float64 then adds 2**29 nats of them without rounding, so that the
+sum is the same in any order and for any number of ranks. It is finer than float32 is from a loss of 1 on."""
+
+
+def best_classes(logits: Tensor) -> Tensor:
+    """Return int64 (B, 5), or as many columns as there are classes: the classes by descending logit."""
+    return logits.topk(min(MOST_RANKS, logits.shape[1]), dim=1).indices
+
+
+def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return float64 (B,): cross-entropy in nats, a multiple of LOSS_UNIT; 0 where the label is IGNORED_LABEL."""
+    losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
+    return (losses.double() / LOSS_UNIT).round() * LOSS_UNIT
+
+
 class TopK(Metric):
     """Share of samples whose label is among the k highest logits; an exact count, whatever the batches and ranks."""
 
@@ -31,7 +48,7 @@ class TopK(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch. logits: (B, classes); labels: int64 (B,), IGNORED_LABEL ones left out."""
-        best = logits.topk(min(self.k, logits.shape[1]), dim=1).indices
+        best = best_classes(logits)[:, : self.k]  # of one search, so that top-1 is the first of top-5 where logits tie
         self.correct += (best == labels.unsqueeze(1)).any(dim=1).sum()
         self.total += (labels != IGNORED_LABEL).sum()
 
@@ -41,7 +58,7 @@ class TopK(Metric):
 
 
 class MeanLoss(Metric):
-    """Cross-entropy in nats a sample, summed in float64 (plain cross-entropy, whatever loss the training uses)."""
+    """Cross-entropy in nats a sample, summed exactly (plain cross-entropy, whatever loss the training uses)."""
 
     full_state_update = False
 
@@ -52,8 +69,7 @@ class MeanLoss(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch. logits: (B, classes); labels: int64 (B,), IGNORED_LABEL ones left out."""
-        losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
-        self.loss += losses.double().sum()
+        self.loss += sample_losses(logits, labels).sum()
         self.total += (labels != IGNORED_LABEL).sum()
 
     def compute(self) -> Tensor:

@@ -14,7 +14,6 @@ from composer.devices import Device
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
 from composer.utils import dist, get_device, reproducibility
 
-from train import decode
 from train.callbacks import RunRecord
 from train.checkpoints import (
     CheckpointError,
@@ -37,6 +36,7 @@ from train.dataset import (
     read_index,
     read_manifest,
 )
+from train.decode import open_decoder
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.loader import build_eval_spec, build_train_spec, worker_count
 from train.model import build_model, parameter_count
@@ -70,6 +70,7 @@ class Facts:
     steps_per_epoch: int
     total_steps: int
     decoder: str
+    decoder_version: str
 
 
 def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def plan(cfg: Config) -> str:
             f"# steps        {facts.total_steps:,} = {epochs:g} epochs x {facts.steps_per_epoch:,}; "
             f"{left_out:,} samples of each epoch are left out, others each time",
             f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
-            f"# decoder      {facts.decoder}; {worker_count(cfg.data)} loader workers a rank",
+            f"# decoder      {facts.decoder_version}; {worker_count(cfg.data)} loader workers a rank",
             f"# save_folder  {cfg.checkpoint.save_folder} is writable",
         ]
     )
@@ -197,6 +198,7 @@ def gather_facts(cfg: Config) -> Facts:
             f"{cfg.global_batch_size:,}; lower global_batch_size"
         )
     length = int(cfg.max_duration[:-2])
+    decoder = open_decoder(cfg.data.decoder, dct_scaling=cfg.data.dct_scaling)
     return Facts(
         fingerprint=dataset_fingerprint(cfg.data),
         num_classes=count_classes(cfg),
@@ -207,7 +209,8 @@ def gather_facts(cfg: Config) -> Facts:
         eval_device_batch_size=max(1, cfg.data.eval_batch_size // world_size),
         steps_per_epoch=steps,
         total_steps=length * steps if cfg.max_duration.endswith("ep") else length,
-        decoder=decode.choose(cfg.data.decoder),
+        decoder=decoder.name,
+        decoder_version=decoder.version,
     )
 
 
@@ -388,7 +391,7 @@ def describe(cfg: Config, facts: Facts) -> dict[str, Any]:
             "num_classes": facts.num_classes,
             "train_samples": facts.train_samples,
             "val_samples": facts.val_samples,
-            "decoder": facts.decoder,
+            "decoder": facts.decoder_version,
         },
         "batch": {
             "world_size": facts.world_size,

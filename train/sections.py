@@ -131,7 +131,12 @@ class DataConfig(Section):
     flip_prob: float = Field(ge=0, le=1, description="probability of a horizontal flip")
     mean: Triple = Field(description="per-channel mean, RGB, 0-255")
     std: Triple = Field(description="per-channel standard deviation, RGB, 0-255")
-    decoder: Literal["auto", "pillow"] = Field(description="JPEG decoder: auto (the fastest built) or pillow")
+    decoder: Literal["auto", "native", "pillow"] = Field(
+        description="JPEG decoder: native, pillow, or auto (native where it is built)"
+    )
+    dct_scaling: bool = Field(
+        False, description="shrink in the DCT where a crop is at least twice its target; faster, other pixels"
+    )
     num_workers: CountOrAuto = Field(description="loader processes per GPU; auto: cores / ranks on the node, at most 8")
     prefetch_factor: int = Field(ge=1, description="batches each worker keeps ready")
     eval_batch_size: int = Field(gt=0, description="images per evaluation step over all GPUs")

@@ -120,6 +120,13 @@ def audit(place: Place, command: str) -> None:
     assert (report / "index.html").exists() is ("REPORT" in command)
 
 
+def compare(place: Place, command: str) -> None:
+    checkpoint = place.get("checkpoint")
+    assert isinstance(checkpoint, Path)
+    names: dict[str, object] = {"runs/local": checkpoint.parent, "runs/other": checkpoint.parent}
+    assert "the same, up to ep0-ba1.pt" in shell(place, replaced(command, names))
+
+
 def convert_to_s3(place: Place, command: str) -> None:
     server, prefix = place.server(), uuid.uuid4().hex
     names: dict[str, object] = {"IMAGES": place.images, "BUCKET": f"{server.bucket}/{prefix}"}
@@ -209,6 +216,7 @@ HOW: dict[str, tuple[Way, bool]] = {
         convert_to_s3,
         False,
     ),
+    "python train/compare.py runs/local runs/other": (compare, True),
     "python train/evaluate.py runs/local/ep18-ba1152.pt --data SHARDS": (train("--workers", "0"), True),
     f"python train/main.py yamls/local.yaml {S3_RUN} data.local=CACHE checkpoint.save_folder=s3://BUCKET/runs/one": (
         train(*SMALL_RUN),

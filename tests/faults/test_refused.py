@@ -28,7 +28,7 @@ def test_a_server_that_stays_away_ends_the_run_when_patience_does(
     assert 4 < done.seconds < STARTING_S + 6
     assert "ShortEpochError: rank " in done.output
     assert ".mds could not be fetched in " in done.output and "(data.download_patience_s: 6)" in done.output
-    assert "the last failure: ClientError: An error occurred (InternalError)" in done.output
+    assert "An error occurred (InternalError)" in done.output
 
 
 def test_one_rank_that_fails_ends_the_other(trial: Trial, proxy: FaultProxy) -> None:
@@ -51,13 +51,11 @@ def test_what_no_patience_mends_ends_the_run_at_once(trial: Trial, proxy: FaultP
     done = trial.run(proxy.endpoint_url, "data.num_workers=2")
     assert done.code == 1
     assert done.seconds < STARTING_S
-    assert ".mds cannot be fetched: ClientError: " in done.output and cause in done.output
+    assert ".mds cannot be fetched: " in done.output and cause in done.output
     assert sum(bool(fault) for _, fault in proxy.seen) <= 8  # one for each process and thread, not many
 
 
-@pytest.mark.parametrize(
-    ("fault", "cause"), [("flip", "its xxh64 is "), pytest.param("truncate", "", marks=exhaustive)]
-)
+@pytest.mark.parametrize("fault", ["flip", pytest.param("truncate", marks=exhaustive)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_stays_damaged_is_refused_and_named_and_not_kept(
     trial: Trial, proxy: FaultProxy, shard_names: list[str], workers: int, fault: str

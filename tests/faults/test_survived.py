@@ -85,7 +85,8 @@ def test_thirty_seconds_of_silence_are_waited_out(trial: Trial, proxy: FaultProx
     assert done.record == calm(1)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=exhaustive), 2])
+@exhaustive
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_server_that_is_killed_and_started_again_changes_nothing(
     shards: Path, calm: Calm, tmp_path: Path, workers: int
 ) -> None:

@@ -1,0 +1,97 @@
+"""An evaluation is over each sample once, and its figures are the same for any ranks, workers and batches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import S3Server, make_images
+from tests.integration.problem import command
+from tests.processes import run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[300, 299])
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A validation split of this many samples, and 16 to train on."""
+    from convert.imagenet_to_mds import main
+
+    folder = tmp_path_factory.mktemp(f"count{request.param}")
+    make_images(folder / "images", {"train": 2, "val": 38}, classes=8, leave_out=0)
+    paths = sorted((folder / "images/val").rglob("*.jpg"))
+    for path in paths[request.param :]:
+        path.unlink()
+    argv = ["--source", str(folder / "images"), "--out", str(folder / "mds"), "--workers", "1"]
+    assert main([*argv, "--size-limit", "100KB"]) == 0
+    return folder / "mds"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    argv = command(dataset, folder, "max_duration=1ba", "algorithms=[]", "data.eval_batch_size=64")
+    code, output = run(argv, folder / "log")
+    assert code == 0, output
+    (path,) = folder.glob("ep*-ba1.pt")
+    return path
+
+
+def evaluate(checkpoint: Path, dataset: Path, out: Path, *more: str, ranks: int = 1) -> dict[str, Any]:
+    argv = [str(checkpoint), "--data", str(dataset), "--predictions", f"{out}.parquet", "--json", f"{out}.json", *more]
+    code, output = run(argv, Path(f"{out}.log"), ranks=ranks, program="train.evaluate")
+    assert code == 0, output
+    figures: dict[str, Any] = json.loads(Path(f"{out}.json").read_text())
+    for name, value in figures.items():
+        assert f"{name:18} {value}\n" in output
+    return figures
+
+
+def test_figures_and_predictions_are_the_same_for_1_to_4_ranks(
+    dataset: Path, checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    count = 300 if "300" in request.node.name else 299
+    ways = {"1": (1, 0, 60), "2": (2, 2, 60), "3": (3, 0, 60), "4": (4, 0, 61), "1-small": (1, 2, 7)}
+    figures, tables = {}, {}
+    for name, (ranks, workers, batch) in ways.items():
+        more = ("--workers", str(workers), "--batch-size", str(batch))
+        figures[name] = evaluate(checkpoint, dataset, tmp_path / name, *more, ranks=ranks)
+        tables[name] = pq.read_table(tmp_path / f"{name}.parquet")
+    assert figures["1"]["samples_evaluated"] == count
+    assert [name for name in ways if figures[name] != figures["1"]] == []
+    assert [name for name in ways if not tables[name].equals(tables["1"])] == []
+    table = tables["1"]
+    assert table["sample_id"].to_pylist() == list(range(count))
+    classes = np.array(table["classes"].to_pylist())
+    labels, losses = table["label"].to_numpy(), table["loss"].to_numpy()
+    assert (classes[:, 0] == labels).mean() == figures["1"]["top1"]
+    assert (classes == labels[:, None]).any(axis=1).mean() == figures["1"]["top5"]
+    for order in (losses, losses[::-1], np.random.default_rng(0).permutation(losses)):
+        assert order.mean() == figures["1"]["loss"]
+    probabilities = np.array(table["probabilities"].to_pylist())
+    assert (np.diff(probabilities, axis=1) <= 0).all() and (probabilities.sum(axis=1) <= 1 + 1e-6).all()
+    hit = classes[:, 0] == labels
+    assert np.abs(-np.log(probabilities[hit, 0]) - losses[hit]).max() < 1e-5
+
+
+def test_predictions_go_to_s3_and_a_place_that_cannot_be_written_is_refused_first(
+    shards: Path, s3_folder: str, s3_server: S3Server, tmp_path: Path
+) -> None:
+    code, output = run(
+        command(shards, tmp_path, "max_duration=1ba", "algorithms=[]", "eval_interval=2ep"), tmp_path / "log"
+    )
+    assert code == 0, output
+    argv = [str(tmp_path / "ep0-ba1.pt"), "--data", str(shards), "--workers", "0", "--predictions"]
+    code, output = run(
+        [*argv, f"{s3_folder}/out.parquet"], tmp_path / "s3", program="train.evaluate", env=s3_server.env
+    )
+    assert code == 0, output
+    key = f"{s3_folder.removeprefix(f's3://{s3_server.bucket}/')}/out.parquet"
+    (tmp_path / "out.parquet").write_bytes(s3_server.client.get_object(Bucket=s3_server.bucket, Key=key)["Body"].read())
+    assert pq.read_table(tmp_path / "out.parquet")["sample_id"].to_pylist() == list(range(23))
+    code, output = run([*argv, "/proc/no/out.parquet"], tmp_path / "refused", program="train.evaluate")
+    assert code == 2
+    assert "/proc/no is not writable" in output and "top1" not in output

@@ -1,0 +1,83 @@
+/* Runs the decoder over a corpus of damaged images, for AddressSanitizer and UBSan; see run.py.
+ *
+ *     harness CORPUS      of records: 4 bytes of length, little end first; then the image
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
+                 int count, int size, int bounded, int dct_scaling, int threads, int path, uint8_t *out,
+                 int32_t *status, char *messages);
+void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes);
+
+enum { BATCH = 50, MESSAGE_BYTES = 256, LARGEST_EDGE = 2000 };
+
+static uint64_t state = 1;
+
+/* A linear congruential generator (Knuth, MMIX): the same numbers on every system. */
+static double draw(void) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return (double)(state >> 11) / 9007199254740992.0;
+}
+
+static void draw_box(const int32_t *size, int bounded, double *box) {
+  double width = size[0] ? size[0] : 64, height = size[1] ? size[1] : 64;
+  double left = draw() * width, top = draw() * height;
+  box[0] = left, box[1] = top;
+  box[2] = left + draw() * (width - left), box[3] = top + draw() * (height - top);
+  if (bounded) {
+    box[0] = (int)left, box[1] = (int)top;
+    box[2] = (int)box[2] + 1, box[3] = (int)box[3] + 1;
+  }
+  if (draw() < 0.01) box[(int)(draw() * 4)] = draw() < 0.5 ? -1e300 : 1e300;
+}
+
+/* Each image in memory of exactly its own size, so that a byte read past it is noticed. */
+static int read_batch(FILE *corpus, uint8_t **jpegs, size_t *lengths) {
+  int count = 0;
+  for (uint8_t head[4]; count < BATCH && fread(head, 1, 4, corpus) == 4; count++) {
+    lengths[count] = head[0] + 256u * head[1] + 65536u * head[2];
+    jpegs[count] = malloc(lengths[count] ? lengths[count] : 1);
+    if (!jpegs[count] || fread(jpegs[count], 1, lengths[count], corpus) != lengths[count]) exit(2);
+  }
+  return count;
+}
+
+int main(int argc, char **argv) {
+  static const int edges[] = {1, 5, 32, 88, 97};
+  FILE *corpus = argc == 2 ? fopen(argv[1], "rb") : NULL;
+  if (!corpus) return 2;
+  uint8_t *jpegs[BATCH], flips[BATCH];
+  size_t lengths[BATCH];
+  double boxes[4 * BATCH];
+  int32_t sizes[2 * BATCH], status[BATCH];
+  char messages[BATCH * MESSAGE_BYTES];
+  long images = 0, decoded = 0;
+  for (int batch = 0, count; (count = read_batch(corpus, jpegs, lengths)) > 0; batch++) {
+    image_sizes((const uint8_t *const *)jpegs, lengths, count, sizes);
+    int kept = 0;
+    for (int i = 0; i < count; i++) { /* a forged size would only cost time */
+      if (sizes[2 * i] > LARGEST_EDGE || sizes[2 * i + 1] > LARGEST_EDGE) {
+        free(jpegs[i]);
+        continue;
+      }
+      jpegs[kept] = jpegs[i], lengths[kept] = lengths[i];
+      draw_box(sizes + 2 * i, batch % 2, boxes + 4 * kept);
+      flips[kept++] = draw() < 0.5;
+    }
+    int size = edges[batch % 5];
+    uint8_t *out = malloc((size_t)kept * (size_t)size * (size_t)size * 3 + 1);
+    for (int path = 0; path <= 3; path++) { /* of those that this processor lacks, -1 is returned */
+      int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, kept, size, batch % 2,
+                                batch / 2 % 2, batch % 3 + 1, path, out, status, messages);
+      if (path == 0) images += kept, decoded += kept - failed;
+    }
+    free(out);
+    for (int i = 0; i < kept; i++) free(jpegs[i]);
+  }
+  fclose(corpus);
+  printf("%ld images, %ld of them decoded\n", images, decoded);
+  return images == 0;
+}

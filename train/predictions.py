@@ -1,0 +1,89 @@
+"""What a model says of each sample, as a Parquet file from which the figures can be worked out again."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from train.dataset import IGNORED_LABEL
+from train.folders import open_folder
+from train.model import best_classes, sample_losses
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+class Predictions(Callback):
+    """Collects a row for each sample of an evaluation; `write` puts them into one file, by sample id.
+
+    Columns: `sample_id` int64; `label` int32; `classes`, a list of the 5 likeliest classes (int32, all of them where
+    there are fewer), and `probabilities`, theirs (float32, softmax); `loss` float64, cross-entropy in nats. top-1 is
+    the share of rows where classes[0] is the label, top-5 where it is any of them, and the loss is the plain mean of
+    `loss`: to the last digit what the evaluation prints.
+
+    Args:
+        location: the file, local or s3://.
+
+    Raises:
+        FolderError: the file's folder cannot be written; before anything is evaluated.
+    """
+
+    def __init__(self, location: str) -> None:
+        where, _, self.name = location.rpartition("/")
+        self.folder = open_folder(where or ("/" if location.startswith("/") else "."))
+        self.folder.check_writable()
+        self._batches: list[Columns] = []
+        self._seen = 0
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self._batches, self._seen = [], 0
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        logits, labels = state.outputs.float(), state.batch[1]
+        classes = best_classes(logits)
+        probabilities = logits.softmax(dim=1).gather(1, classes)
+        # StreamingEvalImages gives rank r of W the samples r, r + W, r + 2W, ...
+        places = torch.arange(self._seen, self._seen + len(labels)) * dist.get_world_size() + dist.get_global_rank()
+        self._seen += len(labels)
+        columns = {
+            "sample_id": places,
+            "label": labels.int(),
+            "classes": classes.int(),
+            "probabilities": probabilities,
+            "loss": sample_losses(logits, labels),
+        }
+        real = (labels != IGNORED_LABEL).cpu()
+        self._batches.append({name: values.cpu()[real].numpy() for name, values in columns.items()})
+
+    def write(self, *, count: int) -> None:
+        """Write the file, whole or not at all; collective over all ranks.
+
+        Args:
+            count: rows that there must be.
+        """
+        mine = {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
+        gathered: list[Columns] = dist.all_gather_object(mine)
+        columns = {name: np.concatenate([part[name] for part in gathered]) for name in mine}
+        order = np.argsort(columns["sample_id"])
+        columns = {name: values[order] for name, values in columns.items()}
+        if not np.array_equal(columns["sample_id"], np.arange(count)):
+            raise RuntimeError(f"predictions of {len(order)} samples do not cover ids 0 to {count - 1} once each")
+        if dist.get_global_rank() == 0:
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / "predictions"
+                pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), path)
+                self.folder.put(self.name, path)
+
+
+def _column(values: npt.NDArray[Any]) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = pa.array(values.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
