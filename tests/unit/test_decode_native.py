@@ -1,0 +1,231 @@
+"""The native decoder: Pillow's pixels, on any instructions, and Pillow's verdict on what is damaged."""
+
+import io
+import os
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.jpegs import SAMPLINGS, jpeg, photo
+from tests.unit.test_convert_fuzz import mutants
+from train import decode
+from train.augment import View, center_view, random_resized_crop, sample_rng
+from train.config import ConfigError
+from train.decode import DecodeError, native, open_decoder, pillow
+from train.decode.native import AUTO, AVX2, AVX512, PORTABLE, NativeDecoder
+
+REQUIRED = os.environ.get("REQUIRE_NATIVE_DECODER") == "1"
+needs_native = pytest.mark.skipif(
+    not native.is_built() and not REQUIRED, reason="the native decoder is not built: python train/decode/build.py"
+)
+SHAPES = [(1, 1), (2, 3), (7, 9), (16, 16), (17, 33), (64, 48), (101, 75), (250, 187), (5, 300), (300, 5)]
+
+
+def boxes(width: int, height: int, count: int, seed: int) -> list[View]:
+    """Crops as in training, and at the extremes: everything, one pixel, one column, one row, the corners."""
+    rng = random.Random(seed)
+    views = [
+        random_resized_crop(width, height, rng, scale=(0.08, 1.0), ratio=(0.75, 1.3333), flip_prob=0.5)
+        for _ in range(count)
+    ]
+    x, y = rng.randrange(width), rng.randrange(height)
+    extremes = [(0, 0, width, height), (x, y, x + 1, y + 1), (x, 0, x + 1, height), (0, y, width, y + 1)]
+    extremes += [(0, 0, x + 1, y + 1), (x, y, width, height)]
+    return views + [View(box, rng.random() < 0.5) for box in extremes]
+
+
+def assert_pixels_are_pillows(jpegs: list[bytes], views: list[View], size: int, *, bounded: bool) -> None:
+    decoder = NativeDecoder()
+    ours = decoder.decode_batch(jpegs, views, size, bounded=bounded)
+    reference = pillow.decode_batch(jpegs, views, size, bounded=bounded)
+    different = [(index, views[index]) for index in range(len(jpegs)) if not torch.equal(ours[index], reference[index])]
+    assert different == []
+    assert decoder.left_to_pillow == 0
+
+
+def test_the_library_is_there_where_it_must_be() -> None:
+    assert native.is_built() or not REQUIRED
+
+
+@needs_native
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_box_of_every_sampling_has_pillows_pixels(sampling: str, progressive: bool) -> None:
+    for seed, (width, height) in enumerate(SHAPES):
+        data = jpeg(width, height, sampling, seed, progressive=progressive, quality=85)
+        views = boxes(width, height, 12, seed)
+        for size in (1, 7, 32, 97):
+            assert_pixels_are_pillows([data] * len(views), views, size, bounded=True)
+
+
+@needs_native
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_unbounded_boxes_look_over_their_edges_as_pillows_do(sampling: str) -> None:
+    for seed, (width, height) in enumerate(SHAPES):
+        data, rng = jpeg(width, height, sampling, seed), random.Random(seed)
+        views = [center_view(width, height, resize_size=40, crop_size=32)]
+        for _ in range(12):
+            x, y = sorted(rng.uniform(0, width) for _ in "12"), sorted(rng.uniform(0, height) for _ in "12")
+            views.append(View((x[0], y[0], x[1] + 0.001 * (width - x[1]), y[1]), rng.random() < 0.5))
+        assert_pixels_are_pillows([data] * len(views), views, 32, bounded=False)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "options", [{"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"optimize": True}, {"quality": 100}], ids=str
+)
+def test_other_ways_to_write_a_jpeg_make_no_difference(options: dict[str, int]) -> None:
+    for sampling in SAMPLINGS:
+        views = boxes(120, 90, 10, 1)
+        assert_pixels_are_pillows([jpeg(120, 90, sampling, 3, **options)] * len(views), views, 48, bounded=True)
+
+
+@needs_native
+def test_grey_and_rgb_jpegs_have_pillows_pixels() -> None:
+    grey, rgb = io.BytesIO(), io.BytesIO()
+    Image.fromarray(photo(90, 61)[:, :, 0]).save(grey, "JPEG")
+    Image.fromarray(photo(90, 61)).save(rgb, "JPEG", keep_rgb=True)
+    views = boxes(90, 61, 10, 2)
+    for data in (grey.getvalue(), rgb.getvalue()):
+        assert_pixels_are_pillows([data] * len(views), views, 40, bounded=True)
+
+
+@needs_native
+def test_an_image_far_larger_than_the_result_has_pillows_pixels() -> None:
+    data = jpeg(2500, 1700, "4:2:0", quality=70)
+    views = boxes(2500, 1700, 2, 5)
+    assert_pixels_are_pillows([data] * len(views), views, 33, bounded=True)
+
+
+@needs_native
+@pytest.mark.parametrize("path", [AUTO, AVX2, AVX512])
+@pytest.mark.parametrize("size", [1, 2, 3, 30, 31, 32, 33, 85, 224])
+def test_all_instruction_sets_give_the_same_bytes(path: int, size: int) -> None:
+    views = boxes(211, 157, 10, size)
+    jpegs = [jpeg(211, 157, "4:2:2", 4)] * len(views)
+    try:
+        ours = NativeDecoder(path=path).decode_batch(jpegs, views, size, bounded=True)
+    except ValueError as error:
+        assert "lacks path" in str(error)
+        pytest.skip("this processor has no such instructions")
+    assert torch.equal(ours, NativeDecoder(path=PORTABLE).decode_batch(jpegs, views, size, bounded=True))
+
+
+@needs_native
+def test_threads_change_nothing() -> None:
+    jpegs = [jpeg(100 + seed, 80, SAMPLINGS[seed % len(SAMPLINGS)], seed) for seed in range(40)]
+    views = [random_resized_crop(100, 80, sample_rng(0, 0, i), scale=(0.08, 1.0), ratio=(0.75, 1.33), flip_prob=0.5)
+             for i in range(40)]  # fmt: skip
+    one, *more = (NativeDecoder(threads=n).decode_batch(jpegs, views, 64, bounded=True) for n in (1, 2, 7, 100))
+    assert all(torch.equal(one, other) for other in more)
+
+
+@needs_native
+def test_what_is_no_rgb_jpeg_is_left_to_pillow_image_by_image() -> None:
+    cmyk, png, whole = io.BytesIO(), io.BytesIO(), View((0, 0, 60, 40), True)
+    Image.fromarray(photo(60, 40)).convert("CMYK").save(cmyk, "JPEG")
+    Image.fromarray(photo(60, 40)).save(png, "PNG")
+    jpegs = [jpeg(60, 40), cmyk.getvalue(), png.getvalue(), jpeg(60, 40, seed=1)]
+    decoder = NativeDecoder()
+    assert decoder.image_sizes(jpegs) == [(60, 40)] * 4
+    ours = decoder.decode_batch(jpegs, [whole] * 4, 32, bounded=True)
+    assert torch.equal(ours, pillow.decode_batch(jpegs, [whole] * 4, 32, bounded=True))
+    assert decoder.left_to_pillow == 2
+
+
+@needs_native
+def test_sizes_are_pillows() -> None:
+    jpegs = [jpeg(width, height, sampling) for sampling in SAMPLINGS for width, height in SHAPES]
+    assert NativeDecoder().image_sizes(jpegs) == [pillow.image_size(data) for data in jpegs]
+    assert NativeDecoder().image_sizes([]) == []
+
+
+@needs_native
+@pytest.mark.parametrize("broken", [b"", b"\xff\xd8\xff", b"not an image at all", jpeg(200, 150)[:2500]], ids=len)
+def test_a_damaged_image_is_named_by_its_place_and_reason(broken: bytes) -> None:
+    jpegs, views = [jpeg(200, 150), jpeg(200, 150), broken], [View((0, 0, 200, 150), False)] * 3
+    for decoder in (NativeDecoder(), pillow.PillowDecoder()):
+        with pytest.raises(DecodeError, match="truncated|not an image") as caught:
+            decoder.image_sizes(jpegs)
+            decoder.decode_batch(jpegs, views, 32, bounded=True)
+        assert caught.value.index == 2
+
+
+@needs_native
+def test_damage_below_the_crop_is_not_seen_and_damage_in_it_is() -> None:
+    data = jpeg(200, 400, quality=95)
+    half = data[: len(data) * 3 // 4]
+    top, bottom = View((0, 0, 200, 100), False), View((0, 300, 200, 400), False)
+    whole = pillow.decode_batch([data], [top], 32, bounded=True)
+    assert torch.equal(NativeDecoder().decode_batch([half], [top], 32, bounded=True), whole)
+    with pytest.raises(DecodeError, match="truncated"):
+        NativeDecoder().decode_batch([half], [bottom], 32, bounded=True)
+
+
+@needs_native
+def test_of_damaged_images_none_is_refused_that_pillow_accepts() -> None:
+    """And whole images that both accept are equal, whatever libjpeg made of the damage."""
+    accepted = more = 0
+    for data in mutants(1500):
+        try:
+            ((width, height),) = NativeDecoder().image_sizes([data])
+        except DecodeError:
+            continue
+        if width * height > 1_000_000:
+            continue
+        view = View((0, 0, width, height), False)
+        outcomes: list[torch.Tensor | None] = []
+        for decoder in (NativeDecoder(), pillow.PillowDecoder()):
+            try:
+                outcomes.append(decoder.decode_batch([data], [view], 24, bounded=True))
+            except DecodeError as error:
+                assert str(error)
+                outcomes.append(None)
+        ours, reference = outcomes
+        if reference is not None:
+            assert ours is not None
+            accepted += 1
+        elif ours is not None:
+            more += 1
+    assert accepted > 300
+    assert more <= accepted * 0.02  # of files whose tables of no use to the picture are broken
+
+
+@needs_native
+def test_dct_scaling_stays_close_to_the_full_decode() -> None:
+    data = jpeg(640, 480, "4:2:0", 7, quality=92)
+    views = [View((0, 0, 640, 480), False), View((33, 21, 600, 460), True), View((100, 100, 200, 200), False)]
+    exact = NativeDecoder().decode_batch([data] * 3, views, 88, bounded=True).double()
+    scaled = NativeDecoder(dct_scaling=True).decode_batch([data] * 3, views, 88, bounded=True).double()
+    psnr = [10 * np.log10(255**2 / max(1e-9, float(((a - b) ** 2).mean()))) for a, b in zip(exact, scaled, strict=True)]
+    assert psnr[0] > 25 and psnr[1] > 25
+    assert psnr[2] > 100  # less than twice the result's size: not scaled
+
+
+@needs_native
+def test_the_decoder_can_be_sent_to_a_worker() -> None:
+    decoder = pickle.loads(pickle.dumps(open_decoder("native", dct_scaling=True)))
+    assert decoder.name == "native 1 with DCT scaling"
+    assert decoder.version.startswith("native 1 with DCT scaling (libjpeg-turbo ")
+
+
+def test_auto_takes_pillow_where_the_library_is_missing_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "absent.so")
+    native._library.cache_clear()
+    decode._warn_of_pillow.cache_clear()
+    try:
+        assert [open_decoder("auto").name for _ in range(3)] == ["pillow"] * 3
+        assert [record.message.count("train/decode/build.py") for record in caplog.records] == [1]
+        with pytest.raises(ConfigError, match=r"data\.decoder: the native decoder is not built; install"):
+            open_decoder("native")
+        with pytest.raises(ConfigError, match=r"data\.dct_scaling: true needs the native decoder"):
+            open_decoder("auto", dct_scaling=True)
+    finally:
+        native._library.cache_clear()
