@@ -20,6 +20,8 @@ COPY docker/ docker/
 COPY yamls/ yamls/
 COPY convert/ convert/
 COPY train/ train/
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev libjpeg62-turbo-dev \
+    && python train/decode/build.py && rm -rf /var/lib/apt/lists/*
 COPY LICENSE README.md ./
 RUN mkdir runs && chown trainer runs
 

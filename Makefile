@@ -10,7 +10,7 @@ READY_DEV := $(VENV)/.ready-dev
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast lint format bench test-data train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast lint sanitize format bench test-data train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -25,9 +25,11 @@ $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements-dev.txt)
 
-$(READY): $(BIN)/uv requirements.txt
+# The native decoder is built where a compiler and libjpeg-turbo's headers are; without it Pillow decodes.
+$(READY): $(BIN)/uv requirements.txt train/decode/build.py $(wildcard train/decode/native/*.[ch])
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python train/decode/build.py || true
 	@touch $@
 
 $(READY_DEV): $(READY) requirements-dev.txt
@@ -54,6 +56,9 @@ lint: $(READY_DEV)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+sanitize: $(READY_DEV)  ## the native decoder over 12,000 damaged images, under AddressSanitizer and UBSan
+	$(BIN)/python tests/sanitize/run.py
 
 format: $(READY_DEV)  ## rewrite the files as lint wants them
 	$(BIN)/ruff format .

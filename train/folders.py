@@ -94,7 +94,7 @@ class LocalFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".probe"
             probe.write_bytes(b"x")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another rank may have been quicker
         except OSError as error:
             raise FolderError(f"{self.path} is not writable: {error.strerror}") from error
 

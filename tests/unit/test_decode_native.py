@@ -150,7 +150,7 @@ def test_sizes_are_pillows() -> None:
 def test_a_damaged_image_is_named_by_its_place_and_reason(broken: bytes) -> None:
     jpegs, views = [jpeg(200, 150), jpeg(200, 150), broken], [View((0, 0, 200, 150), False)] * 3
     for decoder in (NativeDecoder(), pillow.PillowDecoder()):
-        with pytest.raises(DecodeError, match="truncated|not an image") as caught:
+        with pytest.raises(DecodeError, match=r"truncated|not an image") as caught:
             decoder.image_sizes(jpegs)
             decoder.decode_batch(jpegs, views, 32, bounded=True)
         assert caught.value.index == 2

@@ -14,6 +14,7 @@ import torch
 from train.augment import View
 from train.config import ConfigError
 from train.decode import native, pillow
+from train.decode.build import HOW_TO
 from train.decode.pillow import DecodeError
 
 __all__ = ["DecodeError", "Decoder", "open_decoder", "pillow"]
@@ -56,7 +57,7 @@ def open_decoder(wanted: Literal["auto", "native", "pillow"], *, dct_scaling: bo
     if dct_scaling:
         raise ConfigError(
             f"data.dct_scaling: true needs the native decoder, and data.decoder: {wanted} means Pillow here; "
-            + ("set data.decoder=native" if wanted == "pillow" else native.HOW_TO)
+            + ("set data.decoder=native" if wanted == "pillow" else HOW_TO)
         )
     return pillow.PillowDecoder()
 

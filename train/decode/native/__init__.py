@@ -103,9 +103,7 @@ class NativeDecoder:
                 self._ask_pillow(out[index], jpegs[index], views[index], bounded, index, messages)
         return out
 
-    def _ask_pillow(
-        self, out: torch.Tensor, jpeg: bytes, view: View, bounded: bool, index: int, messages: Any
-    ) -> None:
+    def _ask_pillow(self, out: torch.Tensor, jpeg: bytes, view: View, bounded: bool, index: int, messages: Any) -> None:
         reason = ctypes.string_at(ctypes.addressof(messages) + index * MESSAGE_BYTES).decode("latin-1")
         try:
             out.copy_(pillow.decode_batch([jpeg], [view], len(out), bounded=bounded)[0])

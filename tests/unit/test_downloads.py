@@ -1,0 +1,166 @@
+"""A shard is fetched patiently, compared with the index, and only then there."""
+
+import errno
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+from botocore.exceptions import ClientError, EndpointConnectionError, FlexibleChecksumError, NoCredentialsError
+from streaming.base.format import FileInfo
+
+from train import downloads
+from train.downloads import CheckedStream, DamagedShardError, DownloadError, StoppedError, least_cache_bytes
+
+CONTENT = b"shard" * 1000
+INFO = FileInfo("shard.00000.mds", len(CONTENT), {"xxh64": xxhash.xxh64(CONTENT).hexdigest()})
+
+
+def stream(tmp_path: Path, *, remote: bool = True, **more: Any) -> CheckedStream:
+    (tmp_path / "remote").mkdir(exist_ok=True)
+    (tmp_path / "local").mkdir(exist_ok=True)
+    (tmp_path / "remote" / INFO.basename).write_bytes(CONTENT)
+    options: dict[str, Any] = {
+        "remote": str(tmp_path / "remote") if remote else None,
+        "local": str(tmp_path / "local"),
+        "validate_hash": "xxh64",
+        "download_timeout": 5.0,
+        "keep_zip": False,
+        "patience_s": 1.0,
+        "hash_found": True,
+        "empty_cache": False,
+    }
+    return CheckedStream(**options | more)
+
+
+def test_a_shard_gets_its_name_once_it_is_whole(tmp_path: Path) -> None:
+    ours = stream(tmp_path)
+    assert ours._prepare_shard_part(INFO) == len(CONTENT)
+    assert [path.name for path in (tmp_path / "local").iterdir()] == [INFO.basename]
+    assert (tmp_path / "local" / INFO.basename).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("damaged", [CONTENT[:-1], CONTENT[:-1] + b"x", b""])
+def test_a_shard_that_is_damaged_at_its_source_is_refused(tmp_path: Path, damaged: bytes) -> None:
+    ours = stream(tmp_path)
+    (tmp_path / "remote" / INFO.basename).write_bytes(damaged)
+    with pytest.raises(DamagedShardError, match=r"shard.00000.mds is damaged: .*, in each of 3 downloads; copy or"):
+        ours._prepare_shard_part(INFO)
+    assert list((tmp_path / "local").iterdir()) == []
+
+
+def test_a_found_shard_is_hashed_unless_told_otherwise_and_the_only_copy_is_never_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "local" / INFO.basename
+    for hash_found in (True, False):
+        ours = stream(tmp_path, hash_found=hash_found)
+        path.write_bytes(CONTENT[:-1] + b"x")
+        ours._prepare_shard_part(INFO)
+        assert (path.read_bytes() == CONTENT) == hash_found
+        path.write_bytes(CONTENT[:-1])  # a wrong size is noticed in any case
+        ours._prepare_shard_part(INFO)
+        assert path.read_bytes() == CONTENT
+    ours = stream(tmp_path, remote=False)
+    path.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(DamagedShardError, match=r"its xxh64 is [0-9a-f]{16}, index.json says [0-9a-f]{16}; copy or"):
+        ours._prepare_shard_part(INFO)
+    assert path.exists()
+    path.unlink()
+    with pytest.raises(DownloadError, match=r"shard.00000.mds is missing, though index.json lists it"):
+        ours._prepare_shard_part(INFO)
+
+
+def test_a_full_disk_is_named_with_what_is_free_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/full refuses every byte, as the kernel does on a full disk."""
+    ours = stream(tmp_path, patience_s=100.0)
+    name = uuid.uuid4()
+    monkeypatch.setattr(uuid, "uuid4", lambda: name)
+    (tmp_path / "local" / f".{INFO.basename}.{name.hex[:12]}.part").symlink_to("/dev/full")
+    wanted = (
+        rf"{INFO.basename} cannot be written: its disk is full \(No space left on device\): [\d,]+ bytes are free in "
+        rf"{tmp_path}/local, 5,000 are needed; free some, set data.local to a larger disk, or set data.cache_limit_gb"
+    )
+    with pytest.raises(DownloadError, match=wanted):
+        ours._prepare_shard_part(INFO)
+    assert list((tmp_path / "local").iterdir()) == []
+
+
+def client_error(code: str, status: int) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+
+@pytest.mark.parametrize(
+    ("error", "never"),
+    [
+        (client_error("AccessDenied", 403), True),
+        (client_error("NoSuchKey", 404), True),
+        (client_error("NoSuchBucket", 404), True),
+        (client_error("PermanentRedirect", 301), True),
+        (NoCredentialsError(), True),
+        (FileNotFoundError(errno.ENOENT, "gone"), True),
+        (client_error("SlowDown", 503), False),
+        (client_error("InternalError", 500), False),
+        (client_error("RequestTimeout", 400), False),
+        (client_error("ExpiredToken", 400), False),
+        (client_error("TooManyRequests", 429), False),
+        (EndpointConnectionError(endpoint_url="x"), False),
+        (OSError(errno.ESTALE, "stale"), False),
+        (TimeoutError("slow"), False),
+    ],
+)
+def test_only_what_can_heal_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, never: bool
+) -> None:
+    ours, tries = stream(tmp_path, patience_s=0.5), []
+
+    def chunks(source: str) -> Any:
+        tries.append(source)
+        raise error
+
+    monkeypatch.setattr(ours, "_chunks", chunks)
+    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.01)
+    with pytest.raises(DownloadError, match="cannot be fetched: " if never else r"in \d s and \d+ attempts"):
+        ours._prepare_shard_part(INFO)
+    assert (len(tries) == 1) == never
+
+
+def test_a_transfer_that_s3_itself_finds_damaged_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, answers = stream(tmp_path), [FlexibleChecksumError(error_msg="Expected checksum"), None]
+    whole = ours._chunks
+
+    def chunks(source: str) -> Any:
+        answer = answers.pop(0)
+        if answer:
+            raise answer
+        return whole(source)
+
+    monkeypatch.setattr(ours, "_chunks", chunks)
+    ours._prepare_shard_part(INFO)
+    assert answers == []
+
+
+def test_a_slow_transfer_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = stream(tmp_path, patience_s=0.1)
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(downloads.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(DownloadError, match=r"bytes came in 1 s \(data.download_timeout_s\)"):
+        ours._prepare_shard_part(INFO)
+
+
+def test_a_run_that_is_ending_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = stream(tmp_path, patience_s=1000.0)
+    ours.is_stopping = lambda: True
+    monkeypatch.setattr(ours, "_chunks", lambda source: (_ for _ in ()).throw(TimeoutError("slow")))
+    with pytest.raises(StoppedError):
+        ours._prepare_shard_part(INFO)
+
+
+def test_the_least_cache_is_what_is_read_from_by_turns() -> None:
+    shards = [100] * 50
+    for block, nodes, readers, expected in [(1, 1, 1, 400), (10, 1, 1, 500), (10, 2, 4, 1400), (10**6, 1, 1, 5000)]:
+        given = least_cache_bytes(shards, samples=500, block_samples=block, canonical_nodes=nodes, readers=readers)
+        assert given == expected
