@@ -1,10 +1,10 @@
 /* A batch of JPEGs into uint8 (B, size, size, 3): only the part of each that its crop needs.
  *
  * libjpeg-turbo decodes the columns of the crop (jpeg_crop_scanline) from its first row on (jpeg_skip_scanlines) and is
- * stopped after its last; each row goes through the horizontal filter while it is in the cache, and an output row is
- * written as soon as its last input row is there. The settings are libjpeg's defaults, as Pillow's are: accurate
- * integer DCT and smooth chroma upsampling. A border is decoded around the crop and thrown away, so that chroma next to
- * the cut is interpolated as in a decode of the whole image.
+ * stopped after its last; the Huffman decoding in between is our own (huffman.c). Each row goes through the horizontal
+ * filter while it is in the cache, and an output row is written as soon as its last input row is there. The settings
+ * are libjpeg's defaults, as Pillow's are: accurate integer DCT and smooth chroma upsampling. A border is decoded
+ * around the crop and thrown away, so that chroma next to the cut is interpolated as in a decode of the whole image.
  */
 #include <limits.h>
 #include <pthread.h>
@@ -18,24 +18,35 @@
 
 #include <jpeglib.h>
 
+#include "huffman.h"
 #include "resample.h"
 
 #ifndef LIBJPEG_TURBO_VERSION
 #error "libjpeg-turbo is needed; this is another libjpeg"
 #endif
 
+/* The part of libjpeg's entropy decoder that is replaced by ours; the first two members of this structure have been
+ * these from libjpeg 6b (1998) to libjpeg-turbo 3, and jpegint.h, which declares it, is not installed everywhere. */
+#if LIBJPEG_TURBO_VERSION_NUMBER >= 4000000
+#error "see whether struct jpeg_entropy_decoder of this libjpeg-turbo still starts with these members"
+#endif
+struct jpeg_entropy_decoder {
+  void (*start_pass)(j_decompress_ptr jpeg);
+  boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
+};
+
 #define TEXT(macro) TEXT_(macro)
 #define TEXT_(macro) #macro
 
 enum {
   MESSAGE_BYTES = 256, /* of each image; JMSG_LENGTH_MAX is 200 */
-  ROWS_PER_CALL = 8,   /* libjpeg hands out at most 4 (a 4x vertical sampling) at a time */
+  ROWS_PER_CALL = 4,   /* as many as libjpeg hands out at most, with 4x vertical sampling */
   MISALIGNMENT = 4,    /* bytes; libjpeg-turbo writes aligned rows past the cache, and here they are read at once */
   BORDER = 2,          /* px; smooth upsampling of 2:1 chroma looks one chroma pixel to each side */
 };
 
 /* What became of an image; train/decode/native/__init__.py knows these numbers. */
-enum status { DECODED = 0, NOT_FOR_US = 1, DAMAGED = 2, OUT_OF_MEMORY = 3 };
+enum status { DECODED = 0, NOT_FOR_US = 1, DAMAGED = 2, OUT_OF_MEMORY = 3, IRREGULAR = 4 };
 
 /* Beyond this Pillow refuses an image as a decompression bomb (twice Image.MAX_IMAGE_PIXELS). */
 static const uint64_t MAX_PIXELS = 178956970;
@@ -65,6 +76,7 @@ struct worker {
   jmp_buf stop;
   enum status status;
   char *message;
+  struct entropy entropy;
   struct filter across, down;
   struct memory decoded, narrowed; /* rows as libjpeg gives them; rows after the horizontal filter, a ring */
   struct memory pointers;          /* to the rows of one output row */
@@ -180,6 +192,22 @@ static struct axis plan_axis(struct worker *worker, const struct batch *batch, s
   return axis;
 }
 
+static boolean decode_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
+  struct worker *worker = jpeg->client_data;
+  if (entropy_decode(&worker->entropy, blocks)) give_up(worker, IRREGULAR, "irregular Huffman data");
+  return TRUE;
+}
+
+/* Have our own entropy decoder work in libjpeg's, where it can. */
+static void speed_up(struct worker *worker, int offset) {
+  struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+  int edge = (int)jpeg->scale_num * (jpeg->comps_in_scan == 1 ? 1 : jpeg->max_h_samp_factor); /* px of an MCU */
+  int last = (offset + (int)jpeg->output_width - 1) / edge;
+  if (!jpeg_has_multiple_scans(jpeg) &&
+      !entropy_start(&worker->entropy, jpeg, (JDIMENSION)(offset / edge), (JDIMENSION)last))
+    jpeg->entropy->decode_mcu = decode_mcu;
+}
+
 /* Have libjpeg decode the columns of the crop alone; return the first that it will give. */
 static int cut_columns(struct jpeg_decompress_struct *jpeg, const struct axis *axis) {
   int width = (int)jpeg->output_width;
@@ -204,7 +232,7 @@ static void write_finished_rows(struct worker *worker, const struct batch *batch
   }
 }
 
-static void render(struct worker *worker, const struct batch *batch, int index) {
+static void render(struct worker *worker, const struct batch *batch, int index, int with_libjpeg_alone) {
   struct jpeg_decompress_struct *jpeg = &worker->jpeg;
   const double *box = batch->boxes + 4 * (size_t)index;
   int divisor = batch->dct_scaling ? dct_divisor(box, batch->size) : 1;
@@ -216,6 +244,7 @@ static void render(struct worker *worker, const struct batch *batch, int index) 
                             (int)jpeg->output_height, divisor, 0);
   jpeg_start_decompress(jpeg);
   int offset = cut_columns(jpeg, &x);
+  if (!with_libjpeg_alone) speed_up(worker, offset);
   filter_shift(&worker->across, x.origin - offset);
 
   size_t decoded_stride = 4 * (size_t)jpeg->output_width + SOURCE_SLACK(worker->across.groups) + MISALIGNMENT;
@@ -244,7 +273,7 @@ static void render(struct worker *worker, const struct batch *batch, int index) 
   }
 }
 
-static void decode_one(struct worker *worker, const struct batch *batch, int index) {
+static enum status try_one(struct worker *worker, const struct batch *batch, int index, int with_libjpeg_alone) {
   worker->status = DECODED;
   worker->message = batch->messages + MESSAGE_BYTES * (size_t)index;
   worker->message[0] = 0;
@@ -255,10 +284,17 @@ static void decode_one(struct worker *worker, const struct batch *batch, int ind
   worker->jpeg.client_data = worker;
   if (!setjmp(worker->stop)) {
     open_jpeg(worker, batch->jpegs[index], batch->lengths[index]);
-    render(worker, batch, index);
+    render(worker, batch, index, with_libjpeg_alone);
   }
-  batch->status[index] = worker->status;
   jpeg_destroy_decompress(&worker->jpeg);
+  return worker->status;
+}
+
+/* What our entropy decoder finds irregular libjpeg decodes from the start: damage is to look as it does in Pillow. */
+static void decode_one(struct worker *worker, const struct batch *batch, int index) {
+  enum status status = try_one(worker, batch, index, 0);
+  if (status == IRREGULAR) status = try_one(worker, batch, index, 1);
+  batch->status[index] = status;
 }
 
 /* ---- the batch ------------------------------------------------------------------------------------------------ */
@@ -273,6 +309,7 @@ static void *work(void *argument) {
       batch->status[index] = OUT_OF_MEMORY;
   }
   if (worker) {
+    entropy_free(&worker->entropy);
     filter_free(&worker->across), filter_free(&worker->down);
     free(worker->decoded.data), free(worker->narrowed.data), free(worker->pointers.data);
     free(worker);

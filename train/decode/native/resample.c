@@ -193,7 +193,8 @@ __attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *sourc
 }
 
 /* Sums of 4-lane groups -> bytes in order; interleaving and packing both work within 128-bit lanes, so they cancel. */
-#define SETTLE(P, high, low) P##_srli_epi32(P##_add_epi32(P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), half), WEIGHT_BITS)
+#define SETTLE(P, high, low) \
+  P##_srli_epi32(P##_add_epi32(P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), half), WEIGHT_BITS)
 
 __attribute__((target("avx2"))) static __m256i vertical_32(const uint8_t *const *rows, const int16_t *weights,
                                                            int groups, size_t at) {

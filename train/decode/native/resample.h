@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define ROW_ALIGNMENT 64 /* bytes; an AVX-512 register */
-#define SOURCE_SLACK(groups) (16 * (size_t)(groups) + 32) /* bytes past a source row that a kernel may read, and ignores */
+#define SOURCE_SLACK(groups) (16 * (size_t)(groups) + 32) /* bytes past a source row that kernels may read */
 #define OUTPUT_SLACK 64  /* bytes past an intermediate row that a kernel may write */
 
 /* One axis: output pixel o is the weighted sum of the `count[o]` source pixels from `first[o]`.
