@@ -81,7 +81,7 @@ def listing(source: Path, split: str = "train") -> list[Path]:
 
 def wait_for_first_shard(out: Path, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
-    while not list(out.glob("train/shard.*.mds")):
+    while not (out / ".convert/train/00000.json").exists():  # the record of the shard, which comes after it
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.005)
 

@@ -112,7 +112,7 @@ def test_a_bad_image_stops_the_conversion_before_anything_can_be_read(source: Pa
 def test_all_bad_images_of_the_shards_under_way_are_named(source: Path, tmp_path: Path) -> None:
     for name in ("train/n01/a.JPEG", "train/n10/b.JPEG", "val/n01/c.JPEG"):
         (source / name).touch()
-    done = run("--source", source, "--out", tmp_path / "out", "--workers", 1)
+    done = run("--source", source, "--out", tmp_path / "out", "--workers", 2)
     assert done.returncode == 1
     for name in ("train/n01/a.JPEG", "train/n10/b.JPEG", "val/n01/c.JPEG"):
         assert f"{name}: empty file (0 bytes)" in done.stderr
