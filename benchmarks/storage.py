@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from convert.images import check_image, parse_resize
 from train.augment import random_resized_crop, sample_rng
-from train.decode import open_decoder
+from train.decode.backends import open_decoder
 
 WAYS = (None, "max=500", "max=400", "short=256")
 CROP_PX, BATCH = 224, 32

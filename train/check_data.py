@@ -118,7 +118,7 @@ def check(cfg: Config, shards: Path) -> None:
     from composer.utils import dist, get_device
 
     from train.dataset import ShortEpochError
-    from train.decode import DecodeError
+    from train.decode.pillow import DecodeError
     from train.loader import worker_count
     from train.run import RefusedError, gather_facts
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from train.augment import View, center_view, random_resized_crop, sample_rng, view_hash
 from train.dataset import IGNORED_LABEL, MAX_AUTO_WORKERS, Sample, StreamingImages
-from train.decode import DecodeError, Decoder, open_decoder
+from train.decode.backends import Decoder, open_decoder
+from train.decode.pillow import DecodeError
 from train.sections import DataConfig
 from train.watchdog import StallWatch
 

@@ -36,7 +36,7 @@ from train.dataset import (
     read_index,
     read_manifest,
 )
-from train.decode import open_decoder
+from train.decode.backends import open_decoder
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.loader import build_eval_spec, build_train_spec, worker_count
 from train.model import build_model, parameter_count

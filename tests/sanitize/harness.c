@@ -10,6 +10,7 @@
 int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
                  int count, int size, int bounded, int dct_scaling, int threads, int path, uint8_t *out,
                  int32_t *status, char *messages);
+int is_sound(const uint8_t *data, size_t length);
 void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes);
 
 enum { BATCH = 50, MESSAGE_BYTES = 256, LARGEST_EDGE = 2000 };
@@ -54,7 +55,7 @@ int main(int argc, char **argv) {
   double boxes[4 * BATCH];
   int32_t sizes[2 * BATCH], status[BATCH];
   char messages[BATCH * MESSAGE_BYTES];
-  long images = 0, decoded = 0;
+  long images = 0, decoded = 0, sound = 0;
   for (int batch = 0, count; (count = read_batch(corpus, jpegs, lengths)) > 0; batch++) {
     image_sizes((const uint8_t *const *)jpegs, lengths, count, sizes);
     int kept = 0;
@@ -63,6 +64,7 @@ int main(int argc, char **argv) {
         free(jpegs[i]);
         continue;
       }
+      sound += is_sound(jpegs[i], lengths[i]);
       jpegs[kept] = jpegs[i], lengths[kept] = lengths[i];
       draw_box(sizes + 2 * i, batch % 2, boxes + 4 * kept);
       flips[kept++] = draw() < 0.5;
@@ -78,6 +80,6 @@ int main(int argc, char **argv) {
     for (int i = 0; i < kept; i++) free(jpegs[i]);
   }
   fclose(corpus);
-  printf("%ld images, %ld of them decoded\n", images, decoded);
+  printf("%ld images, %ld of them decoded, %ld sound\n", images, decoded, sound);
   return images == 0;
 }

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convert import images
 from convert.images import BadImage, check_image, parse_resize
 from tests.conftest import REPOSITORY
 from train.augment import center_view
 from train.decode import pillow
+from train.decode.native import library
 
 MUTANTS, SEED = 2400, 20
 MEMORY_LIMIT_BYTES = 1_500_000_000
@@ -113,3 +115,21 @@ def test_what_is_kept_decodes_in_the_trainer(outcome: tuple[list[str], int]) -> 
         if width * height < 4_000_000:
             view = center_view(width, height, resize_size=40, crop_size=32)
             assert pillow.decode_batch([stored], [view], 32, bounded=False).shape == (1, 32, 32, 3)
+
+
+@pytest.mark.skipif(not library.is_built(), reason="the native decoder is not built: python train/decode/build.py")
+def test_the_native_check_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = [*originals(), *mutants(MUTANTS)]
+    with_it = [verdict(data) for data in everything]
+    monkeypatch.setattr(images, "_HAS_NATIVE_CHECK", False)
+    assert with_it == [verdict(data) for data in everything]
+    # And it is at work: of the originals it leaves the CMYK and the progressive one to Pillow.
+    assert [library.is_sound(data) for data in originals()] == [True, True, False, False, True, True]
+    assert 0.05 * MUTANTS < sum(map(library.is_sound, mutants(MUTANTS))) < 0.5 * MUTANTS
+
+
+def verdict(data: bytes) -> images.Checked | str:
+    try:
+        return check_image(data)
+    except BadImage as error:
+        return str(error)

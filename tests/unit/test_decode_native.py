@@ -13,15 +13,17 @@ from PIL import Image
 
 from tests.jpegs import SAMPLINGS, jpeg, photo
 from tests.unit.test_convert_fuzz import mutants
-from train import decode
 from train.augment import View, center_view, random_resized_crop, sample_rng
 from train.config import ConfigError
-from train.decode import DecodeError, native, open_decoder, pillow
-from train.decode.native import AUTO, AVX2, AVX512, PORTABLE, NativeDecoder
+from train.decode import backends, pillow
+from train.decode.backends import Decoder, open_decoder
+from train.decode.native import library
+from train.decode.native.decoder import AUTO, AVX2, AVX512, PORTABLE, NativeDecoder
+from train.decode.pillow import DecodeError
 
 REQUIRED = os.environ.get("REQUIRE_NATIVE_DECODER") == "1"
 needs_native = pytest.mark.skipif(
-    not native.is_built() and not REQUIRED, reason="the native decoder is not built: python train/decode/build.py"
+    not library.is_built() and not REQUIRED, reason="the native decoder is not built: python train/decode/build.py"
 )
 SHAPES = [(1, 1), (2, 3), (7, 9), (16, 16), (17, 33), (64, 48), (101, 75), (250, 187), (5, 300), (300, 5)]
 
@@ -49,7 +51,7 @@ def assert_pixels_are_pillows(jpegs: list[bytes], views: list[View], size: int, 
 
 
 def test_the_library_is_there_where_it_must_be() -> None:
-    assert native.is_built() or not REQUIRED
+    assert library.is_built() or not REQUIRED
 
 
 @needs_native
@@ -191,7 +193,7 @@ def test_of_damaged_images_none_is_refused_that_pillow_accepts_and_their_pixels_
     assert more <= accepted * 0.02  # of files whose tables of no use to the picture are broken
 
 
-def decoded(decoder: decode.Decoder, data: bytes, width: int, height: int) -> torch.Tensor | None:
+def decoded(decoder: Decoder, data: bytes, width: int, height: int) -> torch.Tensor | None:
     """The whole image, or None where it is refused, with a reason."""
     try:
         return decoder.decode_batch([data], [View((0, 0, width, height), False)], 24, bounded=True)
@@ -221,9 +223,9 @@ def test_the_decoder_can_be_sent_to_a_worker() -> None:
 def test_auto_takes_pillow_where_the_library_is_missing_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "absent.so")
-    native._library.cache_clear()
-    decode._warn_of_pillow.cache_clear()
+    monkeypatch.setattr(library, "library_path", lambda: tmp_path / "absent.so")
+    library.open_library.cache_clear()
+    backends._warn_of_pillow.cache_clear()
     try:
         assert [open_decoder("auto").name for _ in range(3)] == ["pillow"] * 3
         assert [record.message.count("train/decode/build.py") for record in caplog.records] == [1]
@@ -232,4 +234,4 @@ def test_auto_takes_pillow_where_the_library_is_missing_and_says_so_once(
         with pytest.raises(ConfigError, match=r"data\.dct_scaling: true needs the native decoder"):
             open_decoder("auto", dct_scaling=True)
     finally:
-        native._library.cache_clear()
+        library.open_library.cache_clear()

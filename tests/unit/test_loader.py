@@ -11,7 +11,8 @@ from tests.conftest import REPOSITORY
 from train.augment import random_resized_crop, sample_rng, view_hash
 from train.config import load_config
 from train.dataset import Sample
-from train.decode import DecodeError, pillow
+from train.decode import pillow
+from train.decode.pillow import DecodeError
 from train.loader import EvalCollate, ToDevice, TrainCollate
 from train.sections import DataConfig
 

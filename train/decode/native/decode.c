@@ -273,15 +273,19 @@ static void render(struct worker *worker, const struct batch *batch, int index, 
   }
 }
 
-static enum status try_one(struct worker *worker, const struct batch *batch, int index, int with_libjpeg_alone) {
+static void start_worker(struct worker *worker, char *message) {
   worker->status = DECODED;
-  worker->message = batch->messages + MESSAGE_BYTES * (size_t)index;
+  worker->message = message;
   worker->message[0] = 0;
   memset(&worker->jpeg, 0, sizeof worker->jpeg);
   worker->jpeg.err = jpeg_std_error(&worker->errors);
   worker->errors.error_exit = on_error;
   worker->errors.emit_message = on_message;
   worker->jpeg.client_data = worker;
+}
+
+static enum status try_one(struct worker *worker, const struct batch *batch, int index, int with_libjpeg_alone) {
+  start_worker(worker, batch->messages + MESSAGE_BYTES * (size_t)index);
   if (!setjmp(worker->stop)) {
     open_jpeg(worker, batch->jpegs[index], batch->lengths[index]);
     render(worker, batch, index, with_libjpeg_alone);
@@ -365,6 +369,37 @@ static int frame_size(const uint8_t *data, size_t length, int32_t *size) {
 void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes) {
   for (int i = 0; i < count; i++)
     if (frame_size(jpegs[i], lengths[i], sizes + 2 * (size_t)i)) sizes[2 * i] = sizes[2 * i + 1] = 0;
+}
+
+/* ---- soundness ------------------------------------------------------------------------------------------------ */
+
+/* Read every code of a baseline JPEG without forming a single value, up to the marker of its end. */
+static void read_scan(struct worker *worker) {
+  struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+  if (jpeg_has_multiple_scans(jpeg)) give_up(worker, NOT_FOR_US, "several scans");
+  jpeg->scale_num = 1, jpeg->scale_denom = 8; /* libjpeg lays out buffers that nobody will fill */
+  jpeg_start_decompress(jpeg);
+  struct entropy *entropy = &worker->entropy;
+  if (entropy_start(entropy, jpeg, 0, 0)) give_up(worker, NOT_FOR_US, "not a baseline scan");
+  uint64_t mcus = (uint64_t)jpeg->MCUs_per_row * jpeg->MCU_rows_in_scan;
+  for (uint64_t at = 0; at < mcus; at++)
+    if (entropy_decode(entropy, NULL)) give_up(worker, IRREGULAR, "irregular Huffman data");
+  if (!entropy_is_at_end(entropy)) give_up(worker, IRREGULAR, "the data does not end where the image does");
+}
+
+/* Whether an image is a baseline JPEG, RGB or greyscale, without any irregularity up to the marker of its end. What is
+ * not may be good all the same; Pillow has to look. */
+int is_sound(const uint8_t *data, size_t length) {
+  static _Thread_local struct worker *worker; /* kept: most images share one set of Huffman tables */
+  char message[MESSAGE_BYTES];
+  if (!worker && !(worker = calloc(1, sizeof *worker))) return 0;
+  start_worker(worker, message);
+  if (!setjmp(worker->stop)) {
+    open_jpeg(worker, data, length);
+    read_scan(worker);
+  }
+  jpeg_destroy_decompress(&worker->jpeg);
+  return worker->status == DECODED;
 }
 
 /* The library this was built with. */

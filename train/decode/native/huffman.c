@@ -293,3 +293,8 @@ int entropy_decode(struct entropy *entropy, JBLOCKROW *blocks) {
   entropy->reader = reader;
   return bits_left(entropy, &reader) < 0 ? -1 : 0;
 }
+
+int entropy_is_at_end(const struct entropy *entropy) {
+  ptrdiff_t left = bits_left(entropy, &entropy->reader);
+  return left >= 0 && left < 8 && entropy->data[1] == JPEG_EOI;
+}

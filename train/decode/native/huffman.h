@@ -53,4 +53,7 @@ void entropy_free(struct entropy *entropy);
  * Returns 0, or -1 for data with any irregularity; what libjpeg makes of those is libjpeg's business. */
 int entropy_decode(struct entropy *entropy, JBLOCKROW *blocks);
 
+/* Whether all bits but the last byte's padding are used, and the marker of the image's end comes next. */
+int entropy_is_at_end(const struct entropy *entropy);
+
 #endif

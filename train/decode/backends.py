@@ -1,0 +1,64 @@
+"""What the loader asks of a decoder, and which one it gets."""
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+
+from train.augment import View
+from train.config import ConfigError
+from train.decode import pillow
+from train.decode.build import HOW_TO
+from train.decode.native.decoder import NativeDecoder
+from train.decode.native.library import NotBuiltError
+
+log = logging.getLogger(__name__)
+
+
+class Decoder(Protocol):
+    """What the loader needs of a decoder; it can be pickled."""
+
+    @property
+    def name(self) -> str:
+        """What decides the pixels: equal names, equal pixels."""
+
+    @property
+    def version(self) -> str:
+        """The name with the versions of the libraries, for the record."""
+
+    def image_sizes(self, jpegs: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Return (width, height) in px of each, from the headers; raises DecodeError."""
+
+    def decode_batch(self, jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool) -> torch.Tensor:
+        """Decode, cut, resize and mirror; see `train.decode.pillow.decode_batch`."""
+
+
+def open_decoder(wanted: Literal["auto", "native", "pillow"], *, dct_scaling: bool = False) -> Decoder:
+    """Return the decoder that `data.decoder` and `data.dct_scaling` stand for on this machine.
+
+    Raises:
+        ConfigError: what is asked for is not built, or Pillow cannot do it.
+    """
+    if wanted != "pillow":
+        try:
+            return NativeDecoder(dct_scaling=dct_scaling)
+        except NotBuiltError as error:
+            if wanted == "native":
+                raise ConfigError(f"data.decoder: {error}") from error
+            if not dct_scaling:
+                _warn_of_pillow(str(error))
+    if dct_scaling:
+        raise ConfigError(
+            f"data.dct_scaling: true needs the native decoder, and data.decoder: {wanted} means Pillow here; "
+            + ("set data.decoder=native" if wanted == "pillow" else HOW_TO)
+        )
+    return pillow.PillowDecoder()
+
+
+@functools.cache
+def _warn_of_pillow(why: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        log.warning("decoding with Pillow, at a third of the speed: %s", why)
