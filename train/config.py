@@ -11,14 +11,14 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from train.algorithms import SAM, Algorithm, ProgressiveResizing
+from train.algorithms import SAM, Algorithm, PerSampleAlgorithm, ProgressiveResizing
 from train.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.sections import (
     CheckpointConfig,
@@ -31,6 +31,9 @@ from train.sections import (
     SchedulerConfig,
     Section,
 )
+
+if TYPE_CHECKING:
+    from composer.core import Algorithm as ComposerAlgorithm
 
 
 class ConfigError(ValueError):
@@ -80,6 +83,15 @@ class Config(Section):
     def nonfinite_skips(self) -> int:
         """Steps that may be left out because their gradients are not finite."""
         return int(self.on_nonfinite.partition(" ")[2] or 0)
+
+    @property
+    def per_sample_algorithms(self) -> tuple[PerSampleAlgorithm, ...]:
+        """The algorithms that the loader applies, in their order."""
+        return tuple(algorithm for algorithm in self.algorithms if isinstance(algorithm, PerSampleAlgorithm))
+
+    def build_algorithms(self) -> list[ComposerAlgorithm]:
+        """Return the other algorithms, which are Composer's."""
+        return [algorithm.build() for algorithm in self.algorithms if not isinstance(algorithm, PerSampleAlgorithm)]
 
     @field_validator("dist_timeout")
     @classmethod
