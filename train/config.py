@@ -28,7 +28,7 @@ from train.sections import (
     ModelConfig,
     Optimizer,
     PositiveIntOrAuto,
-    SchedulerConfig,
+    Scheduler,
     Section,
 )
 
@@ -73,7 +73,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig
     optimizer: Optimizer
-    scheduler: SchedulerConfig
+    scheduler: Scheduler
     algorithms: Annotated[tuple[Algorithm, ...], Strict(False)] = Field(description="Composer's algorithms")
     checkpoint: CheckpointConfig
     loggers: LoggersConfig
@@ -103,7 +103,7 @@ class Config(Section):
 
     @field_validator("scheduler")
     @classmethod
-    def _warmup_fits_the_run(cls, value: SchedulerConfig, info: ValidationInfo) -> SchedulerConfig:
+    def _warmup_fits_the_run(cls, value: Scheduler, info: ValidationInfo) -> Scheduler:
         run = info.data.get("max_duration", "")
         if value.t_warmup[-2:] == run[-2:] and int(value.t_warmup[:-2]) > int(run[:-2]):
             raise _fault_at(value.t_warmup, f"must be at most max_duration, which is {run}", "t_warmup")
