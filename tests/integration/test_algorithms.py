@@ -21,6 +21,8 @@ ALGORITHMS = {
     "label_smoothing": "{name: label_smoothing}",
     "resize": RESIZING + "}",
     "crop": RESIZING + ", mode: crop}",
+    "decode": RESIZING + ", mode: decode}",
+    "ramp": "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}",
     "ema": EMA,
     "mixup": "{name: mixup}",
     "mixup_of_losses": "{name: mixup, interpolate_loss: true}",
@@ -40,7 +42,7 @@ ALGORITHMS = {
     "medium": MILD + ", {name: mixup}, " + SAM,
     "hot": MILD + ", {name: mixup}, {name: randaugment, depth: 1}, {name: colout}, " + DEPTH + "sample}, " + SAM,
 }
-IN_EVERY_RUN = {("sam", 2, 0), ("swa", 2, 0), ("cutmix", 1, 2), ("medium", 1, 0)}
+IN_EVERY_RUN = {("sam", 2, 0), ("swa", 2, 0), ("decode", 1, 2), ("medium", 1, 0)}
 """The few that `make test` takes; `make test-exhaustive` takes all."""
 
 CASES = [
