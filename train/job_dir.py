@@ -90,8 +90,8 @@ def _check_machines() -> None:
             other = nodes.setdefault((boot, *place), node)
             if other != node:
                 raise ValueError(
-                    f"nodes {other} and {node} are one machine, with one {place[0]}; start one launcher for all GPUs of "
-                    "a machine, or give each launcher a container, or a TMPDIR and a /dev/shm of its own"
+                    f"nodes {other} and {node} are one machine, with one {place[0]}; start one launcher for all GPUs "
+                    "of a machine, or give each launcher a container, or a TMPDIR and a /dev/shm of its own"
                 )
 
 

@@ -220,7 +220,7 @@ def test_the_device_batch_is_an_even_share_of_the_global_batch(run_in: Path) -> 
         "global_batch_size: 256 must be a multiple of the 6 ranks; nearest: 252 and 258, as in global_batch_size=258; "
         "or keep it and run 4 or 8 ranks"
     )
-    with pytest.raises(ConfigError, match="nearest: 512, as in global_batch_size=512; .* run 256 ranks"):
+    with pytest.raises(ConfigError, match=r"nearest: 512, as in global_batch_size=512; .* run 256 ranks"):
         device_batch_size(cfg, 512)
 
 
