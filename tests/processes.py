@@ -24,6 +24,7 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["train.run", "train.evaluate"])
 
 SECONDS_FOR_A_RUN = 300
+NODE_LOCAL = "node-local"
 
 
 class Run:
@@ -112,13 +113,19 @@ def run(
 
 
 def leave_this_machine(folder: Path) -> None:
-    """Give this process a /dev/shm and a temporary folder that it shares with its children alone; needs root."""
+    """Give this process a /dev/shm and a temporary folder that it shares with its children alone; needs root.
+
+    So it does with `NODE_LOCAL`, a folder beside that one.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     private, tmpfs, shm = 1 << 18 | 1 << 14, b"tmpfs", b"/dev/shm"  # MS_PRIVATE | MS_REC
+    local = folder.parent / NODE_LOCAL
+    local.mkdir(exist_ok=True)
     steps = [
         lambda: libc.unshare(0x20000),  # CLONE_NEWNS
         lambda: libc.mount(b"none", b"/", None, private, None),
         lambda: libc.mount(tmpfs, shm, tmpfs, 0, None),
+        lambda: libc.mount(tmpfs, bytes(local), tmpfs, 0, None),
     ]
     for step in steps:
         if step() != 0:

@@ -66,8 +66,15 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
+def scratch_folder() -> Path:
+    """Return a folder for this process's temporary files; if it is killed, the next job on the machine removes it."""
+    folder = _jobs_root() / f"{os.getpid()}-{_start_time(os.getpid())}" / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def remove_what_dead_jobs_left() -> int:
-    """Delete shared memory, lock files and links whose owning process is gone; return how many jobs that were."""
+    """Delete shared memory, locks, links and temporary files of processes that are gone; return how many they were."""
     dead = {job.name for job in _jobs_root().glob("*-*") if not _is_alive(job.name)}
     for prefix, job in _shared_memory_owners():
         if job in dead:
