@@ -41,7 +41,7 @@ class Step:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         self.images = torch.randn(batch, 3, px, px, device=place)
         self.labels = torch.randint(0, 1000, (batch,), device=place)
-        self.raw = RawBatch(torch.zeros(0), self.labels, torch.arange(batch))
+        self.raw = RawBatch(torch.zeros(0), self.labels, torch.arange(batch), step=0, stage_s=torch.zeros(3))
         self.guard = ResumeGuard({}, seed=17, steps_per_epoch=1000)
         self.watch = BatchWatch(StopSignals(), SimpleNamespace(), skips=0)  # type: ignore[arg-type]
         self.state: Any = SimpleNamespace(
@@ -53,7 +53,7 @@ class Step:
     def __call__(self, guarded: bool) -> None:
         none: Any = None
         if guarded:
-            self.guard.on_batch(self.raw)
+            self.guard.on_batch(self.raw._replace(step=self.state.timestamp.batch))
             self.watch.before_train_batch(self.state, none)
         self.optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(self.model(self.images), self.labels)

@@ -21,6 +21,7 @@ ALGORITHMS = {
     "label_smoothing": "{name: label_smoothing}",
     "resize": RESIZING + "}",
     "crop": RESIZING + ", mode: crop}",
+    "decode": RESIZING + ", mode: decode}",
     "ema": EMA,
     "mixup": "{name: mixup}",
     "mixup_of_losses": "{name: mixup, interpolate_loss: true}",
