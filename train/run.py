@@ -108,7 +108,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     with on_every_node(folder, found) as load_path:
         trainer = build_trainer(cfg, device, facts, train_set, val_set, [watch, guard, record, saver], load_path)
     if not is_finished(trainer):
-        trainer.fit()
+        fit(trainer)
     use_averaged_weights(trainer.state)
     record.note_weights(trainer.state)
     if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
@@ -123,6 +123,25 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     )
     trainer.close()
     return result
+
+
+class SavingFailedError(RuntimeError):
+    """The save folder was there at the start, and now cannot be written."""
+
+
+def fit(trainer: Trainer) -> None:
+    """Train to the end.
+
+    Raises:
+        SavingFailedError: a checkpoint or the record cannot be stored.
+    """
+    try:
+        trainer.fit()
+    except FolderError as error:
+        raise SavingFailedError(
+            f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}; once that is mended, the "
+            "same command goes on from the newest checkpoint"
+        ) from error
 
 
 def plan(cfg: Config) -> str:
