@@ -84,7 +84,7 @@ done
 
 trap 'touch "$scratch/save"; echo "launch_hosts.sh: the ranks are told to save and end" >&2' INT TERM USR1
 
-# shellcheck disable=SC2317 # the trap below reaches it
+# shellcheck disable=SC2317,SC2329 # the trap below reaches it
 stop_all() { # without ssh the parts see the end of their input, and end
   rm -rf "$scratch"
   for pid in "${!name_of[@]}"; do pkill -TERM -P "$pid" 2>/dev/null || true; done
