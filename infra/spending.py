@@ -51,7 +51,9 @@ def show(steps: Sequence[Step]) -> None:
         print(f"  {step.what:<90}" + (f"${step.usd_per_hour:.3f}/h" if step.usd_per_hour else ""))
     total = sum(step.usd_per_hour for step in steps)
     if total:
-        print(f"  ${total:.2f} an hour while it exists (prices of {read_table()['prices_read']}, us-east-1; check them)")
+        print(
+            f"  ${total:.2f} an hour while it exists (prices of {read_table()['prices_read']}, us-east-1; check them)"
+        )
 
 
 def agree(question: str, *, yes: bool) -> None:

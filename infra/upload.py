@@ -43,11 +43,14 @@ def upload(s3: Any, folder: Path, bucket: str, prefix: str) -> tuple[int, int]:
         for part in (heads, files[len(heads) :]):
             sent += sum(pool.map(lambda path: _send(s3, path, bucket, _key(prefix, folder, path)), part))
         wrong = [
-            path for path, same in zip(files, pool.map(lambda p: _same(s3, p, bucket, prefix, folder), files), strict=True)
+            path
+            for path, same in zip(files, pool.map(lambda p: _same(s3, p, bucket, prefix, folder), files), strict=True)
             if not same
         ]
     if wrong:
-        raise RefusedError(f"s3://{bucket}/{prefix} differs from {folder} after the upload: {', '.join(map(str, wrong[:5]))}")
+        raise RefusedError(
+            f"s3://{bucket}/{prefix} differs from {folder} after the upload: {', '.join(map(str, wrong[:5]))}"
+        )
     foreign = sorted(set(_listed(s3, bucket, prefix)) - {_key(prefix, folder, path) for path in files})
     if foreign:
         raise RefusedError(
