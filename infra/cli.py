@@ -9,8 +9,8 @@
     python infra/cli.py cost --name resnet
     python infra/cli.py down --name resnet
 
-Each verb takes --dry-run, which prints what would be done, with its price an hour, and does nothing. What costs money is
-asked about (--yes answers), and refused without a budget. Interrupted, a verb goes on by the same command.
+Each verb takes --dry-run, which prints what would be done, with its price an hour, and does nothing. What costs money
+is asked about (--yes answers), and refused without a budget. Interrupted, a verb goes on by the same command.
 
 Exit status: 0 done, 1 AWS could not do it, 2 refused (nothing was done).
 """
@@ -49,7 +49,8 @@ from infra.upload import files_of, upload
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 # AWS answers "slow down" to bursts; botocore then waits and tries again, this often.
-RETRIES = Config(retries={"mode": "adaptive", "max_attempts": 8})
+ATTEMPTS = 8
+RETRIES = Config(retries={"mode": "adaptive", "max_attempts": ATTEMPTS})
 QUEUE_MACHINES = {"p4d": "p4d.24xlarge", "p5": "p5.48xlarge", "g5": "g5.48xlarge", "g6": "g6.48xlarge"}
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError")
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
@@ -64,7 +65,8 @@ class Account:
         self.region = str(self._session.region_name or "us-east-1")
 
     def client(self, service: str) -> Any:
-        return self._session.client(service, region_name=self.region, config=RETRIES)
+        session: Any = self._session  # its stubs know each service's name alone
+        return session.client(service, region_name=self.region, config=RETRIES)
 
     @property
     def number(self) -> str:
@@ -318,9 +320,8 @@ def down(args: argparse.Namespace, account: Account) -> None:
     cloudformation = account.client("cloudformation")
     had_cluster = head.remove_cluster(args.name, account.region)
     had_stack = stack.take_down(cloudformation, args.name)
-    print(
-        f"cluster: {'removed' if had_cluster else 'there was none'}; stack: {'removed' if had_stack else 'there was none'}"
-    )
+    for what, was_there in {"cluster": had_cluster, "stack": had_stack}.items():
+        print(f"{what}: {'removed' if was_there else 'there was none'}")
     for kind in ("data", "logs"):
         bucket = account.bucket(kind)
         if bucket_exists(account, bucket):
@@ -388,7 +389,7 @@ def explain(error: ClientError) -> str:
     if code in DENIED:
         return f"AWS forbids {error.operation_name}: {message}. Your user or role wants that permission"
     if code in THROTTLED:
-        return f"AWS asks to slow down ({error.operation_name}), after {RETRIES.retries['max_attempts']} tries; go on later"
+        return f"AWS asks to slow down ({error.operation_name}), after {ATTEMPTS} tries; go on later"
     return f"{error.operation_name}: {code}: {message}"
 
 
