@@ -242,8 +242,8 @@ def submit(args: argparse.Namespace, account: Account) -> None:
     if args.dry_run:
         return
     limit = monthly_budget(account.client("budgets"), account.number, args.name)
-    hours = limit / step.usd_per_hour
-    agree(f"Queue this? The month's budget of ${limit:g} is {hours:.1f} hours of it.", yes=args.yes)
+    print(f"  the month's budget of ${limit:g} is {limit / step.usd_per_hour:.1f} hours of it")
+    agree("Queue this?", yes=args.yes)
     archive = subprocess.run(
         ["git", "archive", "--format=tar.gz", commit], cwd=head.ROOT, capture_output=True, check=True
     )
