@@ -5,6 +5,7 @@ It passes requests on byte for byte, so that signatures stay valid, and answers 
 
 import http.client
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ class Request:
 
 
 Fault = str
-"""One of: `` (none), `500`, `503`, `403`, `404`, `reset`, `truncate`, `flip`, `silence:<seconds>`."""
+"""One of: `` (none), `500`, `503`, `403`, `404`, `reset`, `truncate`, `flip`, `silence:<seconds>`, `delay:<seconds>`
+(a right answer, late)."""
 
 
 class FaultProxy:
@@ -44,7 +46,7 @@ class FaultProxy:
         class Handler(_Handler):
             faults = proxy
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.endpoint_url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -72,6 +74,12 @@ class FaultProxy:
             thread.join(timeout=10)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # its clients are killed all the time
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     faults: FaultProxy
@@ -83,6 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.startswith("silence"):
             self.faults.stopped.wait(min(float(fault.partition(":")[2]), SILENCE_LIMIT_S))
             self._hang_up()
+        elif fault.startswith("delay"):
+            self.faults.stopped.wait(float(fault.partition(":")[2]))
+            self._pass_on(body, "")
         elif fault in ERROR_CODES:
             code = ERROR_CODES[fault]
             self._send(

@@ -5,6 +5,8 @@ Defaults are Composer's own. Nothing here imports torch or composer until an alg
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -13,6 +15,7 @@ from train.sections import Duration, Section, time_string
 
 if TYPE_CHECKING:
     from composer.core import Algorithm as ComposerAlgorithm
+    from PIL.Image import Image
 
 
 class AlgorithmConfig(Section):
@@ -29,6 +32,30 @@ class AlgorithmConfig(Section):
         kind = getattr(resumable, self.composer_class, None) or getattr(composer.algorithms, self.composer_class)
         algorithm: ComposerAlgorithm = kind(**self.model_dump(exclude={"name"}))
         return algorithm
+
+
+class PerSampleAlgorithm(AlgorithmConfig):
+    """An algorithm that changes one image at a time, before it is in a batch; `train.per_sample` applies it.
+
+    Composer has it as a function too, named by `composer_function`; its class is for datasets that we have not.
+    """
+
+    composer_function: ClassVar[str]
+    augmentation_set: Literal["all", "safe", "original"] = Field(
+        "all", description="all; safe: without those of ImageNet-C; original: with the first implementation's strengths"
+    )
+
+    def on_image(self) -> Callable[[Image], Image]:
+        """Return the function of one PIL image; it draws from numpy's global generator."""
+        import composer.functional
+        from composer.algorithms.utils import augmentation_sets
+
+        arguments = self.model_dump(exclude={"name", "augmentation_set"})
+        return partial(
+            getattr(composer.functional, self.composer_function),
+            **arguments,
+            augmentation_set=augmentation_sets[self.augmentation_set],
+        )
 
 
 class BlurPool(AlgorithmConfig):
@@ -200,6 +227,33 @@ class SAM(AlgorithmConfig):
     interval: int = Field(1, ge=1, description="every how many steps; those between are plain ones")
 
 
+class RandAugment(PerSampleAlgorithm):
+    """`depth` random changes of each image (Cubuk et al. 2019, arXiv:1909.13719)."""
+
+    composer_class, composer_function = "RandAugment", "randaugment_image"
+    name: Literal["randaugment"]
+    severity: int = Field(9, ge=1, le=10, description="strength of a change, 1 to 10")
+    depth: int = Field(2, ge=1, description="changes an image")
+
+
+class AugMix(PerSampleAlgorithm):
+    """Each image mixed with `width` randomly changed copies (Hendrycks et al. 2020, arXiv:1912.02781)."""
+
+    composer_class, composer_function = "AugMix", "augmix_image"
+    name: Literal["augmix"]
+    severity: int = Field(3, ge=1, le=10, description="strength of a change, 1 to 10")
+    depth: int = Field(-1, ge=-1, description="changes a copy; -1: 1 to 3 at random")
+    width: int = Field(3, ge=1, description="copies that are mixed")
+    alpha: float = Field(1.0, gt=0, description="parameter of the Dirichlet and Beta that the shares are drawn from")
+
+    @field_validator("depth")
+    @classmethod
+    def _zero_means_nothing(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("must be at least 1, or -1 for 1 to 3 at random")
+        return value
+
+
 class SWA(AlgorithmConfig):
     """The mean of the weights late in the run, put in their place (Izmailov et al. 2018, arXiv:1803.05407)."""
 
@@ -213,7 +267,8 @@ class SWA(AlgorithmConfig):
 
 
 Algorithm = Annotated[
-    BlurPool
+    AugMix
+    | BlurPool
     | ChannelsLast
     | ColOut
     | CutMix
@@ -223,6 +278,7 @@ Algorithm = Annotated[
     | LabelSmoothing
     | MixUp
     | ProgressiveResizing
+    | RandAugment
     | SAM
     | SqueezeExcite
     | StochasticDepth

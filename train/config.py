@@ -11,14 +11,14 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from train.algorithms import SAM, Algorithm, ProgressiveResizing
+from train.algorithms import SAM, Algorithm, PerSampleAlgorithm, ProgressiveResizing
 from train.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.sections import (
     CheckpointConfig,
@@ -28,9 +28,12 @@ from train.sections import (
     ModelConfig,
     Optimizer,
     PositiveIntOrAuto,
-    SchedulerConfig,
+    Scheduler,
     Section,
 )
+
+if TYPE_CHECKING:
+    from composer.core import Algorithm as ComposerAlgorithm
 
 
 class ConfigError(ValueError):
@@ -70,7 +73,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig
     optimizer: Optimizer
-    scheduler: SchedulerConfig
+    scheduler: Scheduler
     algorithms: Annotated[tuple[Algorithm, ...], Strict(False)] = Field(description="Composer's algorithms")
     checkpoint: CheckpointConfig
     loggers: LoggersConfig
@@ -80,6 +83,15 @@ class Config(Section):
     def nonfinite_skips(self) -> int:
         """Steps that may be left out because their gradients are not finite."""
         return int(self.on_nonfinite.partition(" ")[2] or 0)
+
+    @property
+    def per_sample_algorithms(self) -> tuple[PerSampleAlgorithm, ...]:
+        """The algorithms that the loader applies, in their order."""
+        return tuple(algorithm for algorithm in self.algorithms if isinstance(algorithm, PerSampleAlgorithm))
+
+    def build_algorithms(self) -> list[ComposerAlgorithm]:
+        """Return the other algorithms, which are Composer's."""
+        return [algorithm.build() for algorithm in self.algorithms if not isinstance(algorithm, PerSampleAlgorithm)]
 
     @field_validator("dist_timeout")
     @classmethod
@@ -91,7 +103,7 @@ class Config(Section):
 
     @field_validator("scheduler")
     @classmethod
-    def _warmup_fits_the_run(cls, value: SchedulerConfig, info: ValidationInfo) -> SchedulerConfig:
+    def _warmup_fits_the_run(cls, value: Scheduler, info: ValidationInfo) -> Scheduler:
         run = info.data.get("max_duration", "")
         if value.t_warmup[-2:] == run[-2:] and int(value.t_warmup[:-2]) > int(run[:-2]):
             raise _fault_at(value.t_warmup, f"must be at most max_duration, which is {run}", "t_warmup")

@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_finge
 from train.downloads import CheckedStream, StoppedError, least_cache_bytes
 from train.folders import open_folder
 from train.job_dir import link_for_this_job, one_at_a_time
+from train.records import FILES_KEPT_OPEN, RecordError, Records
 from train.sections import DataConfig
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,6 @@ log = logging.getLogger(__name__)
 IGNORED_LABEL = -100
 """Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
 
-IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
 MAX_AUTO_WORKERS = 8  # per rank; more did not help in MosaicML's and FFCV's published settings
 FAST_HASHES = ("xxh64", "xxh3_64", "xxh128", "sha1", "md5", "sha256")
 
@@ -105,13 +106,14 @@ class StreamingImages(StreamingDataset):
         kwargs: StreamingDataset's own; `batch_size` is per rank.
 
     Raises:
-        DataError: when the shards have no column `x` of images or no integer column `y`.
+        RecordError: when the shards have no column `x` of images or no integer column `y`.
     """
 
     def __init__(self, *, global_batch_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for shard in self.shards:
-            _read_images_as_bytes(shard)
+        # A file that is open takes up the disk's space even when Streaming has deleted it to make room.
+        self.records = Records(self.shards, keep_open=0 if self.cache_limit else FILES_KEPT_OPEN)
+        self._found = np.zeros(len(self.shards), dtype=bool)
         self.steps_per_epoch = self.num_samples // global_batch_size
         self.global_batch_size = global_batch_size
         self._epoch = 0
@@ -124,8 +126,23 @@ class StreamingImages(StreamingDataset):
         return self.steps_per_epoch * int(self.batch_size)
 
     def __getitem__(self, at: int) -> Sample:
-        record = super().__getitem__(at)
-        return Sample(record["x"], int(record["y"]), int(at), self._epoch)
+        image, label = self.get_item(at)
+        return Sample(image, label, int(at), self._epoch)
+
+    def get_item(self, sample_id: int, retry: int = 7) -> tuple[bytes, int]:
+        """Return a sample's image and label; its shard is fetched where it is not here (any more)."""
+        shard_id, index = self.spanner[sample_id]
+        for _ in range(1 + retry):
+            try:
+                found = self.records.read(shard_id, index)
+                self._shard_access_times[shard_id] = time.time_ns()  # by which Streaming chooses what to delete
+                return found
+            except FileNotFoundError:
+                self.prepare_shard(shard_id)
+        raise RecordError(
+            f"{self.shards[shard_id].raw_data.basename} was deleted {1 + retry} times before sample {sample_id} could "
+            "be read; raise data.cache_limit_gb"
+        )
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> npt.NDArray[np.int64]:
         """Note the epoch, and drop what lies past the last whole global batch.
@@ -175,9 +192,16 @@ class StreamingImages(StreamingDataset):
             self._event.set()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Have a shard here and whole; on failure give its slot back, or others would wait for it without end."""
+        """Have a shard here and whole; on failure give its slot back, or others would wait for it without end.
+
+        Upstream takes a lock of the whole node and looks for the file, for every sample. Here that is so for a worker's
+        first sample of a shard alone, until the shard is deleted.
+        """
+        if not blocking and self._found[shard_id] and self._shard_states[shard_id] == _ShardState.LOCAL:
+            return
         try:
             super().prepare_shard(shard_id, blocking)
+            self._found[shard_id] = True
         except BaseException as error:
             self._shard_states[shard_id] = _ShardState.REMOTE
             if self._cache_filelock.is_locked:
@@ -279,7 +303,7 @@ def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
                 num_canonical_nodes=cfg.num_canonical_nodes,
                 **kwargs,
             )
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # RecordError is one
         raise DataError(f"{describe(cfg, split)} cannot be opened: {error}") from error
 
 
@@ -389,17 +413,6 @@ def _read_text(cfg: DataConfig, name: str) -> str | None:
     folder = open_folder(cfg.remote or str(cfg.local))
     data = folder.read(name)
     return None if data is None else data.decode()
-
-
-def _read_images_as_bytes(shard: Any) -> None:
-    """Make a shard hand out stored bytes; Streaming would open each image with Pillow."""
-    encodings = dict(zip(shard.column_names, shard.column_encodings, strict=True))
-    if encodings.get("x") not in IMAGE_ENCODINGS or "int" not in str(encodings.get("y")):
-        raise DataError(
-            f"{shard.raw_data.basename} has columns {encodings}; needed are x (one of {', '.join(IMAGE_ENCODINGS)}) "
-            "and y (int)"
-        )
-    shard.column_encodings = ["bytes" if name == "x" else encodings[name] for name in shard.column_names]
 
 
 def _hash_to_check(wanted: str | None, index: dict[str, Any]) -> str | None:

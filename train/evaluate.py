@@ -89,7 +89,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 label="eval", dataloader=build_eval_spec(dataset, cfg.data, device=torch_device(device))
             ),
             # Only what changes the network's shape counts here: the checkpoint's weights are EMA's where there is one.
-            algorithms=[algorithm.build() for algorithm in cfg.algorithms],
+            algorithms=cfg.build_algorithms(),
             callbacks=predictions,
             device=device,
             precision=precision_on(device, cfg),

@@ -12,10 +12,12 @@ from composer.core import DataSpec
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from train.algorithms import PerSampleAlgorithm
 from train.augment import View, center_view, random_resized_crop, sample_rng, view_hash
 from train.dataset import IGNORED_LABEL, MAX_AUTO_WORKERS, Sample, StreamingImages
 from train.decode.backends import Decoder, open_decoder
 from train.decode.pillow import DecodeError
+from train.per_sample import PerSample
 from train.sections import DataConfig
 from train.watchdog import StallWatch
 
@@ -35,10 +37,10 @@ class RawBatch(NamedTuple):
 
 
 class TrainCollate:
-    """Cut, decode and mirror a batch as (seed, epoch, sample id) say."""
+    """Cut, decode, mirror and augment a batch as (seed, epoch, sample id) say."""
 
-    def __init__(self, cfg: DataConfig, seed: int) -> None:
-        self.cfg, self.seed = cfg, seed
+    def __init__(self, cfg: DataConfig, seed: int, algorithms: Sequence[PerSampleAlgorithm] = ()) -> None:
+        self.cfg, self.seed, self.per_sample = cfg, seed, PerSample(algorithms, seed=seed)
         self.decoder = open_decoder(cfg.decoder, dct_scaling=cfg.dct_scaling)
 
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
@@ -50,7 +52,11 @@ class TrainCollate:
             )
             views.append(view)
             hashes.append(view_hash(sample.epoch, sample.sample_id, view))
-        return _decode(self.decoder, samples, views, hashes, cfg.crop_size, bounded=True)
+        batch = _decode(self.decoder, samples, views, hashes, cfg.crop_size, bounded=True)
+        if self.per_sample:
+            draws = self.per_sample(batch.images, [(sample.epoch, sample.sample_id) for sample in samples])
+            batch.view_hashes.add_(draws)  # wraps around, as it should
+        return batch
 
 
 class EvalCollate:
@@ -113,11 +119,13 @@ def build_train_spec(
     seed: int,
     device: torch.device,
     on_batch: Callable[[RawBatch], None],
+    algorithms: Sequence[PerSampleAlgorithm] = (),
 ) -> DataSpec:
     """Return the training data for Composer's Trainer.
 
     Args:
-        on_batch: called in the rank with each batch before any algorithm sees it.
+        on_batch: called in the rank with each batch before any of Composer's algorithms sees it.
+        algorithms: those that change one image at a time.
     """
     to_device = ToDevice(cfg, device)
 
@@ -125,7 +133,7 @@ def build_train_spec(
         on_batch(batch)
         return to_device(batch)
 
-    loader = _build_loader(dataset, TrainCollate(cfg, seed), cfg, device, drop_last=True)
+    loader = _build_loader(dataset, TrainCollate(cfg, seed, algorithms), cfg, device, drop_last=True)
     return DataSpec(loader, batch_transforms=transform, get_num_samples_in_batch=lambda batch: len(batch[1]))
 
 

@@ -1,21 +1,51 @@
 """The optimizer and the learning-rate schedule that a config names."""
 
+from typing import Any
+
 import torch
-from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledSGDW
+from composer.optim import (
+    CosineAnnealingWithWarmupScheduler,
+    DecoupledSGDW,
+    LinearWithWarmupScheduler,
+    MultiStepWithWarmupScheduler,
+)
 from composer.optim.scheduler import ComposerScheduler
 from torch import nn
 
-from train.sections import DecoupledSGDWConfig, Optimizer, SchedulerConfig
+from train.sections import DecoupledSGDWConfig, LinearSchedule, Optimizer, Scheduler, StepSchedule
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
-    """Return SGD over all parameters of `model`."""
+    """Return SGD over all parameters of `model`: in one group, or with BatchNorm's in a second one without decay."""
     kind = DecoupledSGDW if isinstance(cfg, DecoupledSGDWConfig) else torch.optim.SGD
     return kind(
-        model.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov
+        parameter_groups(model, decay_batchnorm=cfg.decay_batchnorm),
+        lr=cfg.lr,
+        momentum=cfg.momentum,
+        weight_decay=cfg.weight_decay,
+        nesterov=cfg.nesterov,
     )
 
 
-def build_scheduler(cfg: SchedulerConfig) -> ComposerScheduler:
-    """Return a linear warm-up from 0 over `t_warmup`, then a cosine to `alpha_f` times the peak at the run's end."""
-    return CosineAnnealingWithWarmupScheduler(t_warmup=cfg.t_warmup, t_max="1dur", alpha_f=cfg.alpha_f)
+def parameter_groups(model: nn.Module, *, decay_batchnorm: bool) -> list[dict[str, Any]]:
+    """Return torch's parameter groups; which parameters are BatchNorm's is told by their modules' type."""
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for parameter in module.parameters()
+    }
+    if decay_batchnorm:
+        return [{"params": list(model.parameters())}]
+    return [
+        {"params": [parameter for parameter in model.parameters() if id(parameter) not in norms]},
+        {"params": [parameter for parameter in model.parameters() if id(parameter) in norms], "weight_decay": 0.0},
+    ]
+
+
+def build_scheduler(cfg: Scheduler) -> ComposerScheduler:
+    """Return a linear warm-up from 0 over `t_warmup`, and then what the section's docstring says."""
+    if isinstance(cfg, StepSchedule):
+        return MultiStepWithWarmupScheduler(t_warmup=cfg.t_warmup, milestones=list(cfg.milestones), gamma=cfg.gamma)
+    kind = LinearWithWarmupScheduler if isinstance(cfg, LinearSchedule) else CosineAnnealingWithWarmupScheduler
+    return kind(t_warmup=cfg.t_warmup, t_max="1dur", alpha_f=cfg.alpha_f)

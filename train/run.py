@@ -287,7 +287,12 @@ def build_trainer(
     """Return Composer's Trainer for a run, with the checkpoint loaded where there is one."""
     guard = next(callback for callback in callbacks if isinstance(callback, ResumeGuard))
     train_spec = build_train_spec(
-        train_set, cfg.data, seed=cfg.seed, device=torch_device(device), on_batch=guard.on_batch
+        train_set,
+        cfg.data,
+        seed=cfg.seed,
+        device=torch_device(device),
+        on_batch=guard.on_batch,
+        algorithms=cfg.per_sample_algorithms,
     )
     eval_spec = build_eval_spec(val_set, cfg.data, device=torch_device(device))
     reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
@@ -311,7 +316,7 @@ def build_trainer(
         eval_interval=cfg.eval_interval,
         optimizers=build_optimizer(model, cfg.optimizer),
         schedulers=build_scheduler(cfg.scheduler),
-        algorithms=[algorithm.build() for algorithm in cfg.algorithms],
+        algorithms=cfg.build_algorithms(),
         callbacks=callbacks,
         loggers=build_loggers(cfg),
         progress_bar=shows_progress_bar(cfg),

@@ -269,6 +269,7 @@ class _SGD(Section):
     momentum: float = Field(ge=0, lt=1, description="momentum, 0 to below 1")
     weight_decay: float = Field(ge=0, lt=1, description="weight decay")
     nesterov: bool = Field(description="Nesterov momentum")
+    decay_batchnorm: bool = Field(True, description="false: BatchNorm's weights and biases, go without decay")
 
     @field_validator("nesterov")
     @classmethod
@@ -298,14 +299,57 @@ class DecoupledSGDWConfig(_SGD):
 Optimizer = Annotated[DecoupledSGDWConfig | SGDConfig, Field(discriminator="name")]
 
 
-class SchedulerConfig(Section):
-    """Learning rate over the run: linear from 0 to lr over t_warmup, then a cosine down to alpha_f * lr."""
-
-    name: Literal["cosine_with_warmup"] = Field(description="schedule")
+class _Schedule(Section):
     t_warmup: Annotated[str, time_string("ep", "ba", "dur", zero=True)] = Field(
         description="warm-up: epochs (8ep), batches (500ba) or a fraction of the run (0.1dur)"
     )
     alpha_f: float = Field(ge=0, le=1, description="final learning rate as a fraction of lr")
+
+
+class CosineSchedule(_Schedule):
+    """Learning rate over the run: linear from 0 to lr over t_warmup, then a cosine down to alpha_f * lr."""
+
+    name: Literal["cosine_with_warmup"]
+
+
+class LinearSchedule(_Schedule):
+    """Linear from 0 to lr over t_warmup, then linear to alpha_f * lr at the run's end."""
+
+    name: Literal["linear_with_warmup"]
+
+
+class StepSchedule(_Schedule):
+    """Linear from 0 to lr over t_warmup, then down by the same factor at each milestone, to alpha_f * lr."""
+
+    name: Literal["steps_with_warmup"]
+    milestones: Annotated[tuple[Duration, ...], Strict(False)] = Field(
+        min_length=1, description="when the learning rate drops, e.g. [30ep, 60ep]"
+    )
+
+    @field_validator("alpha_f")
+    @classmethod
+    def _a_factor_is_not_zero(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError("must be above 0 for steps: each one multiplies by alpha_f to the power 1 / milestones")
+        return value
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_rise(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len({time[-2:] for time in value}) > 1:
+            raise ValueError("must all be in epochs or all in batches")
+        times = [int(time[:-2]) for time in value]
+        if sorted(set(times)) != times:
+            raise ValueError("must rise from one to the next")
+        return value
+
+    @property
+    def gamma(self) -> float:
+        """What the learning rate is multiplied by at each milestone."""
+        return float(self.alpha_f ** (1 / len(self.milestones)))
+
+
+Scheduler = Annotated[CosineSchedule | LinearSchedule | StepSchedule, Field(discriminator="name")]
 
 
 # ---------------------------------------------------------------------------------------------------------

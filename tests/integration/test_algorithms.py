@@ -32,11 +32,13 @@ ALGORITHMS = {
     "sam": SAM,
     "swa": "{name: swa, swa_start: 0.3dur, swa_end: 0.9dur, update_interval: 2ba}",
     "squeeze_excite": "{name: squeeze_excite, min_channels: 64}",
+    "randaugment": "{name: randaugment}",
+    "augmix": "{name: augmix}",
     "clipping_by_norm": "{name: gradient_clipping, clipping_type: norm, clipping_threshold: 0.1}",
     "clipping_adaptive": "{name: gradient_clipping, clipping_type: adaptive, clipping_threshold: 0.01}",
     "mild": MILD,
     "medium": MILD + ", {name: mixup}, " + SAM,
-    "hot": MILD + ", {name: mixup}, {name: colout}, " + DEPTH + "sample}, " + SAM,
+    "hot": MILD + ", {name: mixup}, {name: randaugment, depth: 1}, {name: colout}, " + DEPTH + "sample}, " + SAM,
 }
 IN_EVERY_RUN = {("sam", 2, 0), ("swa", 2, 0), ("cutmix", 1, 2), ("medium", 1, 0)}
 """The few that `make test` takes; `make test-exhaustive` takes all."""

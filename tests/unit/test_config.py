@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from train.config import Config, ConfigError, config_from_dict, device_batch_size, load_config, resolved_yaml
 
 ALGORITHMS = (
-    "blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
-    "progressive_resizing, sam, squeeze_excite, stochastic_depth, swa"
+    "augmix, blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
+    "progressive_resizing, randaugment, sam, squeeze_excite, stochastic_depth, swa"
 )
 BASE = Path(__file__).parents[2] / "yamls" / "base.yaml"
 

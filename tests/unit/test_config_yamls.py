@@ -47,6 +47,47 @@ def test_full_yaml_is_the_published_recipe() -> None:
     ]
 
 
+PUBLISHED = {  # epochs, batch, optimizer, lr, decay, BatchNorm decays, schedule, loss, train px, test px
+    "torchvision-v1": ("90ep", 256, "sgd", 0.1, 1e-4, True, "steps_with_warmup", "cross_entropy", 224, (256, 224)),
+    "nvidia-dle": ("90ep", 2048, "sgd", 2.048, 3.05e-5, False, "cosine_with_warmup", "cross_entropy", 224, (256, 224)),
+    "ffcv-rn50-16": ("16ep", 4096, "sgd", 1.7, 1e-4, False, "linear_with_warmup", "cross_entropy", 192, (293, 256)),
+    "ffcv-rn50-88": ("88ep", 4096, "sgd", 1.7, 1e-4, False, "linear_with_warmup", "cross_entropy", 192, (293, 256)),
+    "mosaic-baseline": (
+        *("90ep", 2048, "decoupled_sgdw", 2.048, 5e-4, True),
+        *("cosine_with_warmup", "cross_entropy", 224, (256, 224)),
+    ),
+} | {
+    name: (
+        *(epochs, 2048, "decoupled_sgdw", 2.048, 5e-4, True),
+        *("cosine_with_warmup", "binary_cross_entropy", 176, (232, 224)),
+    )
+    for name, epochs in (("mosaic-mild", "36ep"), ("mosaic-medium", "135ep"), ("mosaic-hot", "270ep"))
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (YAMLS / "recipes").iterdir()))
+def test_each_recipe_is_as_published(name: str) -> None:
+    cfg = load_config(YAMLS / f"recipes/{name}.yaml", ["data.local=x"], check_paths=False)
+    epochs, batch, kind, lr, decay, norms, schedule, loss, train_px, test_px = PUBLISHED[name]
+    assert (cfg.max_duration, cfg.global_batch_size, cfg.model.loss) == (epochs, batch, loss)
+    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.decay_batchnorm) == (kind, lr, norms)
+    assert cfg.optimizer.weight_decay == pytest.approx(decay, rel=1e-3)
+    assert (cfg.scheduler.name, cfg.checkpoint.save_folder) == (schedule, f"runs/{name}")
+    assert (cfg.data.crop_size, (cfg.data.eval_resize_size, cfg.data.eval_crop_size)) == (train_px, test_px)
+    text = (YAMLS / f"recipes/{name}.yaml").read_text()
+    for word in ("command ", "source ", "published ", "measured   not available yet"):
+        assert f"#   {word}" in text
+
+
+def test_the_hottest_recipe_has_all_of_mosaicmls_ten() -> None:
+    cfg = load_config(YAMLS / "recipes/mosaic-hot.yaml", ["data.local=x"], check_paths=False)
+    assert [algorithm.name for algorithm in cfg.algorithms] == [
+        *("blurpool", "channels_last", "label_smoothing", "progressive_resizing", "ema", "mixup", "sam", "colout"),
+        *("randaugment", "stochastic_depth"),
+    ]
+    assert [algorithm.name for algorithm in cfg.per_sample_algorithms] == ["randaugment"]
+
+
 def test_base_yaml_holds_every_key_with_a_comment_and_agrees_with_the_defaults() -> None:
     text = (YAMLS / "base.yaml").read_text()
     base = yaml.safe_load(text)
@@ -55,7 +96,7 @@ def test_base_yaml_holds_every_key_with_a_comment_and_agrees_with_the_defaults()
     for section, name, default in defaults_of(cfg):
         assert (base[section] if section else base)[name] == default, f"{section}.{name}"
     bare = [line for line in text.split("\n") if line and "#" not in line and not line.endswith(":")]
-    assert bare == ["  name: cosine_with_warmup"]
+    assert bare == []
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != "base.yaml"])

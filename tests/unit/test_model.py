@@ -2,16 +2,27 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from composer.core import Time, Timestamp
+from composer.functional import apply_blurpool
+from pydantic import ValidationError
 from torch import nn
 
 from train.dataset import IGNORED_LABEL
 from train.model import MeanLoss, SampleCount, TopK, build_model, weights_sha256
 from train.optim import build_optimizer, build_scheduler
-from train.sections import DecoupledSGDWConfig, ModelConfig, SchedulerConfig, SGDConfig
+from train.sections import (
+    CosineSchedule,
+    DecoupledSGDWConfig,
+    LinearSchedule,
+    ModelConfig,
+    Scheduler,
+    SGDConfig,
+    StepSchedule,
+)
 
 
 def config(**changes: object) -> ModelConfig:
@@ -86,15 +97,68 @@ def test_both_optimizers_hold_every_parameter_once() -> None:
         assert optimizer.param_groups[0]["weight_decay"] == 1e-4
 
 
-def test_the_schedule_rises_linearly_and_falls_as_a_cosine_to_alpha() -> None:
-    scheduler = build_scheduler(SchedulerConfig(name="cosine_with_warmup", t_warmup="10ba", alpha_f=0.1))
+@pytest.mark.parametrize("kind", [SGDConfig, DecoupledSGDWConfig])
+def test_batchnorm_may_go_without_decay_and_nothing_else(kind: type[Any]) -> None:
+    name = "sgd" if kind is SGDConfig else "decoupled_sgdw"
+    section = kind(name=name, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=False, decay_batchnorm=False)
+    model = build_model(config(name="resnet50"), 1000)
+    decayed, free = build_optimizer(model, section).param_groups
+    # 53 convolutions and the last layer's weight and bias; 53 BatchNorms, those of the shortcuts as well, of two each
+    assert (len(decayed["params"]), len(free["params"])) == (53 + 2, 2 * 53)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0.0)
+    assert decayed["lr"] == free["lr"] == 0.1
+    assert {p.dim() for p in free["params"]} == {1}
 
-    def share_of_peak(batch: int) -> float:
-        now = SimpleNamespace(
-            timestamp=Timestamp(batch=batch), max_duration=Time.from_timestring("110ba"), dataloader_len=None
-        )
-        now.get_elapsed_duration = lambda: Time(batch / 110, "dur")
-        return scheduler(now)
 
+def test_layers_that_algorithms_replace_stay_in_their_group() -> None:
+    model = build_model(config(), 10)
+    values = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False, "decay_batchnorm": False}
+    optimizer = build_optimizer(model, SGDConfig(name="sgd", **values))
+    before = [len(group["params"]) for group in optimizer.param_groups]
+    apply_blurpool(model, optimizers=optimizer)
+    assert [len(group["params"]) for group in optimizer.param_groups] == before
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+
+
+def share_of_peak(section: Scheduler, batch: int) -> float:
+    """The learning rate after some of 110 batches, as a share of the highest."""
+    now = SimpleNamespace(
+        timestamp=Timestamp(batch=batch), max_duration=Time.from_timestring("110ba"), dataloader_len=None
+    )
+    return build_scheduler(section)(now)
+
+
+def test_a_cosine_rises_linearly_and_falls_to_alpha() -> None:
+    section = CosineSchedule(name="cosine_with_warmup", t_warmup="10ba", alpha_f=0.1)
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 100)) / 2 for step in (0, 25, 50, 100)]
-    assert [share_of_peak(batch) for batch in (0, 5, 10, 35, 60, 110)] == pytest.approx([0, 0.5, *cosine])
+    shares = [share_of_peak(section, batch) for batch in (0, 5, 10, 35, 60, 110)]
+    assert shares == pytest.approx([0, 0.5, *cosine])
+
+
+def test_a_line_rises_and_falls_linearly() -> None:
+    section = LinearSchedule(name="linear_with_warmup", t_warmup="10ba", alpha_f=0.0)
+    assert [share_of_peak(section, batch) for batch in (0, 5, 10, 35, 60, 110)] == pytest.approx(
+        [0, 0.5, 1, 0.75, 0.5, 0]
+    )
+
+
+def test_steps_fall_by_one_factor_each_and_reach_alpha() -> None:
+    section = StepSchedule(name="steps_with_warmup", t_warmup="0ba", milestones=("30ba", "60ba"), alpha_f=0.01)
+    assert section.gamma == 0.1
+    assert [share_of_peak(section, batch) for batch in (0, 29, 30, 59, 60, 110)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+@pytest.mark.parametrize(
+    ("milestones", "alpha_f", "words"),
+    [
+        (("60ep", "30ep"), 0.01, "must rise from one to the next"),
+        (("30ep", "60ba"), 0.01, "must all be in epochs or all in batches"),
+        (("30ep",), 0.0, "must be above 0 for steps"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(milestones: tuple[str, ...], alpha_f: float, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        StepSchedule(name="steps_with_warmup", t_warmup="0ba", milestones=milestones, alpha_f=alpha_f)

@@ -13,6 +13,9 @@ enum {
   END_OF_BLOCK = 0x80,
   LONGEST = 16,        /* bits of a code */
   LAST_FOR_TWO = 47,   /* up to this coefficient the first of two codes cannot be the block's last: runs are up to 15 */
+  LOOKS_TO_DECODE = 3, /* in a row, after one fill: two of PEEK_BITS at most, and a code and value of 31 bits */
+  LOOKS_TO_SKIP = 5,   /* of MOST_TO_SKIP bits at most */
+  MOST_TO_SKIP = 11,   /* bits; a longer value goes by itself */
   OVERRUN = 4096,      /* bytes that may be read past the end; an MCU has at most 10 * 64 codes of 31 bits */
 };
 
@@ -47,11 +50,12 @@ static void note_code(struct huffman_table *table, int code, int length, int sym
 static void pair_codes(struct huffman_table *table) {
   for (int peek = 0; peek < PEEKS; peek++) {
     int skip = table->skip_one[peek], bits = skip & 0xFF;
-    table->skip_two[peek] = (uint16_t)skip;
+    table->skip_two[peek] = bits <= MOST_TO_SKIP ? (uint16_t)skip : 0;
     table->two[peek] = table->one[peek];
     if (!skip || skip >> 8 & END_OF_BLOCK || bits >= PEEK_BITS) continue;
     int next = peek << bits & (PEEKS - 1);
-    if (table->symbol[next] && bits + (table->symbol[next] >> 8) <= PEEK_BITS)
+    if (table->symbol[next] && bits + (table->symbol[next] >> 8) <= PEEK_BITS &&
+        bits + (table->skip_one[next] & 0xFF) <= MOST_TO_SKIP)
       table->skip_two[peek] = (uint16_t)(skip + table->skip_one[next]);
     uint64_t second = table->one[next], second_run = second >> 8 & 0xFF;
     if (!second || bits + (int)(second & 0xFF) > PEEK_BITS) continue;
@@ -185,16 +189,21 @@ static inline __attribute__((always_inline)) int decode_ac(struct bit_reader *re
   int k = 1;
   while (k <= LAST_FOR_TWO) {
     fill(reader);
-    uint64_t found = table->two[peek(reader)];
-    int run = found >> 8 & 0xFF, value = (int16_t)(found >> 16);
-    drop(reader, (int)(found & 0xFF));
-    if (!found) run = take_long(reader, table, &value);
-    if (run & END_OF_BLOCK) return run < 0 ? -1 : 0;
-    k += run;
-    block[natural_order[k++]] = (JCOEF)value; /* a run of 16 zeros ends in a zero, written again */
-    block[natural_order[k + (found >> 40 & 0xFF)]] = (JCOEF)(int16_t)(found >> 48); /* without a second, a zero ahead */
-    k += found >> 32 & 0xFF;
-    if (found & (uint64_t)END_OF_BLOCK << 32) return 0;
+    for (int i = 0; i < LOOKS_TO_DECODE && k <= LAST_FOR_TWO; i++) {
+      uint64_t found = table->two[peek(reader)];
+      int run = found >> 8 & 0xFF, value = (int16_t)(found >> 16);
+      drop(reader, (int)(found & 0xFF));
+      if (!found) {
+        run = take_long(reader, table, &value);
+        i = LOOKS_TO_DECODE;
+      }
+      if (run & END_OF_BLOCK) return run < 0 ? -1 : 0;
+      k += run;
+      block[natural_order[k++]] = (JCOEF)value; /* a run of 16 zeros ends in a zero, written again */
+      block[natural_order[k + (found >> 40 & 0xFF)]] = (JCOEF)(int16_t)(found >> 48); /* or a zero ahead of k */
+      k += found >> 32 & 0xFF;
+      if (found & (uint64_t)END_OF_BLOCK << 32) return 0;
+    }
   }
   while (k < 64) {
     fill(reader);
@@ -212,8 +221,21 @@ static inline __attribute__((always_inline)) int decode_ac(struct bit_reader *re
 static inline __attribute__((always_inline)) int skip_ac(struct bit_reader *reader, const struct huffman_table *table) {
   int k = 1, ignored;
   do {
+    int found, next = 0;
+    do {
+      fill(reader);
+#pragma GCC unroll 5
+      for (int i = 0; i < LOOKS_TO_SKIP; i++) {
+        found = table->skip_two[peek(reader)];
+        next = k + (found >> 8 & ~END_OF_BLOCK);
+        if (!found || next > 63) break; /* of two codes the first may be the block's last */
+        drop(reader, found & 0xFF);
+        if (found & END_OF_BLOCK << 8) return 0;
+        k = next;
+      }
+    } while (found && next <= 63);
     fill(reader);
-    int found = k <= LAST_FOR_TWO ? table->skip_two[peek(reader)] : table->skip_one[peek(reader)];
+    found = table->skip_one[peek(reader)];
     drop(reader, found & 0xFF);
     if (found & END_OF_BLOCK << 8) return 0;
     k += found >> 8;

@@ -1,0 +1,165 @@
+"""One run, killed again and again wherever it happens to be, ends as one that nothing disturbed."""
+
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.fault_proxy import FaultProxy, Request
+from tests.faults.conftest import Trial
+from tests.integration.problem import command, what_must_match
+from tests.processes import Run, run, start
+from tests.traced import TRACE
+from train.compare import compare
+from train.folders import open_folder
+
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
+
+SECONDS_TO_ARRIVE = 120
+
+
+class Moment(NamedTuple):
+    """What the trace has said last."""
+
+    batch: int
+    event: str
+
+
+Aim = Callable[[list[Moment]], bool]
+
+
+class Place(NamedTuple):
+    """Where to kill: once the trace says so, and up to `spread_s` later."""
+
+    name: str
+    aim: Aim
+    spread_s: float
+
+
+def after_batches(count: int) -> Aim:
+    return lambda trace: sum(moment.event == "batch_end" for moment in trace) >= count
+
+
+def at(event: str, count: int = 1) -> Aim:
+    return lambda trace: sum(moment.event == event for moment in trace) >= count
+
+
+def anywhere(rng: random.Random) -> Place:
+    """One of the places below, weighed so that most kills fall into the middle of an epoch."""
+    return rng.choice(
+        [
+            Place("start", at("process start"), 4.0),
+            Place("batch", after_batches(rng.randrange(1, 6)), 0.4),
+            Place("batch", after_batches(rng.randrange(1, 6)), 0.4),
+            Place("evaluation", at("eval_batch_start", rng.randrange(1, 4)), 0.05),
+            Place("upload", at("upload", rng.randrange(1, 3)), 0.3),
+            Place("save", at("save", rng.randrange(1, 3)), 0.1),
+            Place("end of an epoch", at("epoch_end"), 0.03),
+        ]
+    )
+
+
+EACH_ONCE = [
+    Place("before the first checkpoint", at("batch_start"), 0.1),
+    Place("evaluation", at("eval_batch_start", 2), 0.02),
+    Place("upload", at("upload", 2), 0.1),
+    Place("end of an epoch", at("epoch_end"), 0.02),
+    Place("batch", after_batches(3), 0.1),
+]
+
+
+@pytest.mark.parametrize(
+    ("kills", "ranks", "epochs", "saves_to"),
+    [
+        pytest.param(5, 1, 3, "s3", id="5"),
+        pytest.param(30, 1, 20, "s3", id="30-s3", marks=pytest.mark.exhaustive),
+        pytest.param(30, 2, 20, "disk", id="30-disk", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_run_killed_many_times_ends_with_the_weights_of_an_undisturbed_one(
+    trial: Trial, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kills: int, ranks: int, epochs: int, saves_to: str,
+) -> None:  # fmt: skip
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    print(f"\nseed of the moments: {seed}")
+    env = trial.server.env_through(proxy.endpoint_url)
+    for name, value in trial.server.env.items():
+        monkeypatch.setenv(name, value)
+    proxy.choose = lambda request: f"delay:{rng.random() / 5:.3f}" if is_slow(request) else ""
+    folder = f"{trial.remote}-run{kills}" if saves_to == "s3" else str(tmp_path / "killed")
+    more = (
+        f"max_duration={epochs}ep", "eval_interval=5ba", "data.num_workers=1", f"data.remote={trial.remote}",
+        "data.predownload=8", "loggers.file=false",
+    )  # fmt: skip
+    calm = command(tmp_path / "calm-cache", tmp_path / "calm", *more, "checkpoint.save_interval=1000ba")
+    code, output = run(calm, tmp_path / "calm.log", ranks=ranks, env=env)
+    assert code == 0, output
+
+    argv = command(trial.cache, folder, *more)
+    places = [*EACH_ONCE, *(anywhere(rng) for _ in range(kills - len(EACH_ONCE)))]
+    landed: Counter[str] = Counter()
+    for number, place in enumerate(places):
+        shutil.rmtree(trial.cache, ignore_errors=True)  # a machine of its own: there are always downloads to do
+        trace = tmp_path / f"trace{number}"
+        started = start(
+            argv, tmp_path / f"log{number}", ranks=ranks, env=env | {TRACE: str(trace)}, program="tests.traced"
+        )
+        wait_until_there(started, trace, place)
+        time.sleep(rng.uniform(0, place.spread_s))
+        started.kill()
+        where = where_it_was(trace)
+        landed[where] += 1
+        in_flight = len(list(trial.cache.rglob("*.part")))
+        last = moments(trace)[-1]
+        print(f"kill {number + 1:2} aimed at {place.name}: landed in {where} (batch {last.batch}, {last.event}), "
+              f"{in_flight} downloads in flight")  # fmt: skip
+    code, output = run(argv, tmp_path / "last.log", ranks=ranks, env=env)
+    assert code == 0, output
+    print("landed:", dict(landed))
+
+    assert {"batch", "evaluation", "saving", "end of an epoch"} <= landed.keys()
+    records = [json.loads(open_folder(where).read("run.json") or b"{}") for where in (str(tmp_path / "calm"), folder)]
+    assert what_must_match(records[0]) == what_must_match(records[1])
+    assert compare(str(tmp_path / "calm"), folder)[-1].startswith("the same, up to ")
+    left = [name for name in open_folder(folder).names() if name.endswith(".pt")]
+    assert len(left) == 3, left
+
+
+def is_slow(request: Request) -> bool:
+    return (request.method == "GET" and "/shard" in request.path) or (request.method == "PUT" and "/ep" in request.path)
+
+
+def wait_until_there(started: Run, trace: Path, place: Place) -> None:
+    deadline = time.monotonic() + SECONDS_TO_ARRIVE
+    while not place.aim(moments(trace)):
+        assert all(rank.is_alive() for rank in started.ranks), f"it ended too soon:\n{started.output()[-3000:]}"
+        assert time.monotonic() < deadline, f"never at '{place.name}':\n{started.output()[-3000:]}"
+        time.sleep(0.005)
+
+
+def moments(trace: Path) -> list[Moment]:
+    lines = trace.read_text().splitlines() if trace.exists() else []
+    words = [line.split(" ", 2) for line in lines]
+    return [Moment(int(word[1]), word[2]) for word in words if len(word) == 3]
+
+
+def where_it_was(trace: Path) -> str:
+    """The part of a run that the last line of a trace lies in."""
+    seen = [moment.event for moment in moments(trace)]
+    last = seen[-1]
+    if last.startswith("eval"):
+        return "evaluation"
+    if last in ("save", "upload"):
+        return "saving"
+    if last in ("epoch_end", "epoch_checkpoint", "epoch_start") or (
+        last == "saved" and "epoch_checkpoint" in seen[-4:]
+    ):
+        return "end of an epoch"
+    return "batch" if "batch_start" in seen else "start"

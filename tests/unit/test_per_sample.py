@@ -1,0 +1,75 @@
+"""RandAugment and AugMix: Composer's pixels, decided by (seed, epoch, sample id) alone."""
+
+import pickle
+from collections.abc import Sequence
+
+import composer.functional
+import numpy as np
+import pytest
+import torch
+from composer.algorithms.utils import augmentation_sets
+from PIL import Image
+
+from train.algorithms import AugMix, PerSampleAlgorithm, RandAugment
+from train.per_sample import PerSample, _numpy_seeded
+
+RAND, MIX = RandAugment(name="randaugment"), AugMix(name="augmix")
+KEYS = [(0, 4), (0, 9), (1, 4), (1, 700_000)]
+
+
+def batch(count: int = len(KEYS)) -> torch.Tensor:
+    one = torch.randint(0, 256, (1, 32, 32, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return one.repeat(count, 1, 1, 1)
+
+
+def applied(
+    algorithms: Sequence[PerSampleAlgorithm], keys: Sequence[tuple[int, int]], seed: int = 17
+) -> tuple[torch.Tensor, torch.Tensor]:
+    images = batch(len(keys))
+    draws = PerSample(algorithms, seed=seed)(images, keys)
+    return images, draws
+
+
+@pytest.mark.parametrize("algorithms", [[RAND], [MIX], [RAND, MIX]], ids=["randaugment", "augmix", "both"])
+def test_a_sample_depends_on_its_key_and_not_on_its_batch_or_on_what_was_drawn_before(
+    algorithms: list[PerSampleAlgorithm],
+) -> None:
+    images, draws = applied(algorithms, KEYS)
+    for index in reversed(range(len(KEYS))):
+        np.random.seed(index)
+        alone, draw = applied(algorithms, KEYS[index : index + 1])
+        assert torch.equal(alone[0], images[index])
+        assert draw[0] == draws[index]
+    assert len({image.numpy().tobytes() for image in images}) == len(KEYS)
+    others, other_draws = applied(algorithms, KEYS, seed=18)
+    assert not torch.equal(others, images) and not (other_draws == draws).any()
+
+
+def test_the_pixels_are_those_of_composers_functions() -> None:
+    images, _ = applied([RAND, MIX], KEYS)
+    for index, (epoch, sample_id) in enumerate(KEYS):
+        with _numpy_seeded(f"17/{epoch}/{sample_id}/per sample"):
+            image = Image.fromarray(batch(1)[0].numpy())
+            image = composer.functional.randaugment_image(image, 9, 2, augmentation_sets["all"])
+            image = composer.functional.augmix_image(image, 3, -1, 3, 1.0, augmentation_sets["all"])
+        assert np.array_equal(np.asarray(image), images[index].numpy())
+
+
+def test_the_ledger_sees_another_number_of_changes() -> None:
+    assert not (applied([RAND], KEYS)[1] == applied([RandAugment(name="randaugment", depth=1)], KEYS)[1]).any()
+
+
+def test_numpys_generator_goes_on_as_if_nothing_had_been_drawn() -> None:
+    np.random.seed(3)
+    expected = np.random.random(3)
+    np.random.seed(3)
+    applied([RAND, MIX], KEYS)
+    assert np.array_equal(np.random.random(3), expected)
+
+
+def test_it_can_be_sent_to_a_worker() -> None:
+    images, again = batch(), batch()
+    changed = PerSample([RAND], seed=1)
+    changed(images, KEYS)
+    pickle.loads(pickle.dumps(changed))(again, KEYS)
+    assert torch.equal(images, again)

@@ -1,0 +1,127 @@
+"""Samples out of shard files that stay open.
+
+Streaming's reader opens the file, reads eight bytes, reads the record and closes the file, for each sample: a few
+system calls on a local disk, and as many messages to the servers of a network file system such as Lustre.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from streaming.base.format.mds.encodings import mds_decode
+
+IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
+FILES_KEPT_OPEN = 128
+"""Per loader process. A process reads from about `shuffle_block_size` samples at a time, 200 shards of ImageNet; Linux
+allows a process 1,024 files unless told otherwise."""
+
+
+class RecordError(ValueError):
+    """A shard has no images and labels in it, or its file is not what its index says."""
+
+
+class _OpenShard(NamedTuple):
+    descriptor: int
+    offsets: npt.NDArray[np.uint32]  # (samples + 1,) where each record starts, and where the last one ends
+
+
+class Records:
+    """The images and labels of a dataset's shards, undecoded.
+
+    A file that is replaced or deleted while it is open is still read as it was, and its disk space is not free before
+    it is closed: where shards are deleted to make room, keep none open.
+
+    Args:
+        shards: Streaming's MDS readers, by shard id.
+        keep_open: files that a process holds open; 0: each is closed after its sample.
+
+    Raises:
+        RecordError: a shard has no column `x` of images or no integer column `y`.
+    """
+
+    def __init__(self, shards: Sequence[Any], *, keep_open: int = FILES_KEPT_OPEN) -> None:
+        self._paths = [os.path.join(shard.dirname, shard.split, shard.raw_data.basename) for shard in shards]
+        self._counts = [int(shard.samples) for shard in shards]
+        self._columns = [_columns_of(shard) for shard in shards]
+        self._keep_open = keep_open
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}  # descriptors mean nothing to another process
+
+    def read(self, shard_id: int, index: int) -> tuple[bytes, int]:
+        """Return the image's bytes and the label of the shard's sample number `index`.
+
+        Raises:
+            FileNotFoundError: the shard is not here, or not any more.
+            RecordError: the file ends before the record does.
+        """
+        shard = self._open.get(shard_id) or self._opened(shard_id)
+        try:
+            begin, end = int(shard.offsets[index]), int(shard.offsets[index + 1])
+            record = os.pread(shard.descriptor, end - begin, begin) if end > begin else b""
+        finally:
+            if not self._keep_open:
+                os.close(shard.descriptor)
+        if len(record) != end - begin or not record:
+            raise RecordError(
+                f"{self._where(shard_id)}: sample {index} is at bytes {begin:,} to {end:,}, and {len(record):,} of "
+                "them could be read; fetch or convert the shard again"
+            )
+        return self._parse(shard_id, record)
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            os.close(self._open.popitem()[1].descriptor)
+
+    def _opened(self, shard_id: int) -> _OpenShard:
+        descriptor = os.open(self._paths[shard_id], os.O_RDONLY | os.O_CLOEXEC)
+        count = self._counts[shard_id]
+        head = os.pread(descriptor, 4 * (count + 2), 0)
+        if len(head) != 4 * (count + 2) or int.from_bytes(head[:4], "little") != count:
+            os.close(descriptor)
+            raise RecordError(f"{self._where(shard_id)} is not a shard of {count:,} samples, as index.json says it is")
+        shard = _OpenShard(descriptor, np.frombuffer(head, np.uint32, offset=4))
+        if self._keep_open:
+            self._open[shard_id] = shard
+            if len(self._open) > self._keep_open:
+                os.close(self._open.popitem(last=False)[1].descriptor)
+        return shard
+
+    def _parse(self, shard_id: int, record: bytes) -> tuple[bytes, int]:
+        columns = self._columns[shard_id]
+        sizes = np.frombuffer(record, np.uint32, columns.variable).tolist()
+        place, found = 4 * columns.variable, {}
+        for name, fixed in zip(columns.names, columns.sizes, strict=True):
+            size = sizes.pop(0) if fixed is None else fixed
+            found[name] = record[place : place + size] if name in "xy" else b""
+            place += size
+        if place != len(record):
+            raise RecordError(f"{self._where(shard_id)}: a record of {len(record):,} bytes has columns of {place:,}")
+        return found["x"], int(mds_decode(columns.label_encoding, found["y"]))
+
+    def _where(self, shard_id: int) -> Path:
+        return Path(self._paths[shard_id]).resolve()
+
+
+class _Columns(NamedTuple):
+    names: list[str]
+    sizes: list[int | None]  # bytes; None: each record says
+    variable: int  # how many of them are None
+    label_encoding: str
+
+
+def _columns_of(shard: Any) -> _Columns:
+    encodings = dict(zip(shard.column_names, shard.column_encodings, strict=True))
+    if encodings.get("x") not in IMAGE_ENCODINGS or "int" not in str(encodings.get("y")):
+        raise RecordError(
+            f"{shard.raw_data.basename} has columns {encodings}; needed are x (one of {', '.join(IMAGE_ENCODINGS)}) "
+            "and y (int)"
+        )
+    sizes = [size or None for size in shard.column_sizes]
+    return _Columns(list(shard.column_names), sizes, sizes.count(None), encodings["y"])
