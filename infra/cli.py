@@ -228,8 +228,6 @@ def submit(args: argparse.Namespace, account: Account) -> None:
     step = job_step(QUEUE_MACHINES[kind], args.nodes, spot=how == "spot")
     show([step])
     commit = _run(["git", "rev-parse", "HEAD"]).strip()
-    if _run(["git", "status", "--porcelain", "--untracked-files=no"]).strip():
-        raise RefusedError("there are changes that are not committed; the cluster runs a commit, so commit them first")
     run = args.run or Path(args.config).stem
     bucket = account.bucket("data")
     settings = [
@@ -241,6 +239,8 @@ def submit(args: argparse.Namespace, account: Account) -> None:
     print(f"  commit {commit[:12]}: {shlex.join(sbatch)}")
     if args.dry_run:
         return
+    if _run(["git", "status", "--porcelain", "--untracked-files=no"]).strip():
+        raise RefusedError("there are changes that are not committed; the cluster runs a commit, so commit them first")
     limit = monthly_budget(account.client("budgets"), account.number, args.name)
     print(f"  the month's budget of ${limit:g} is {limit / step.usd_per_hour:.1f} hours of it")
     agree("Queue this?", yes=args.yes)

@@ -169,3 +169,18 @@ def test_one_machines_failure_stops_the_others(machines: Machines, shards: Path,
     while any(machines.ranks(host) for host in machines.hosts):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_save_folders_of_each_hosts_own_work(machines: Machines, shards: Path, undisturbed: dict[str, Any]) -> None:
+    """The first host has the checkpoints, the second gets them from it."""
+    folder = machines.private / "run"  # a tmpfs of each host
+    first, second = (Path(f"/proc/{daemon.pid}/root{folder}") for daemon in machines.daemons)
+    argv = command(shards, folder, "checkpoint.save_interval=2ba")
+    started = machines.launch(argv)
+    wait_for_checkpoint(started, first)
+    for pid in machines.ranks(machines.hosts[0]):
+        os.kill(pid, 9)
+    started.communicate(timeout=120)
+    assert not list(second.glob("ep*.pt"))
+    assert "resume: from" in machines.run(argv)
+    assert what_must_match(record_of(first)) == undisturbed
