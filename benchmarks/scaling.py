@@ -3,8 +3,8 @@
     python benchmarks/scaling.py --data SHARDS [--ranks 1,2,4,8] [--rounds 3] [--json FILE] [key.path=value ...]
     python benchmarks/scaling.py --runs runs/one-node/run.json runs/two-nodes/run.json [--json FILE]
 
-Each rank has as many images a step (--images-a-rank), as when a batch grows with the machine (weak scaling). What runs is
-train/main.py by yamls/local.yaml; its run.json says the speed, without evaluation and checkpoints. Runs that were made
+Each rank has as many images a step (--images-a-rank), as when a batch grows with the machine (weak scaling). What runs
+is train/main.py by yamls/local.yaml; its run.json says the speed, without evaluation and checkpoints. Runs made
 elsewhere, over several machines, are compared by their run.json. infra/plan.py --measured takes the file.
 """
 
