@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from train.resolution import growing_px, ramp_px
 from train.sections import Duration, Section, time_string
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ class AlgorithmConfig(Section):
     """One of Composer's algorithms. The fields but `name` are the arguments of `composer.algorithms.<class>`."""
 
     composer_class: ClassVar[str]
+
+    @property
+    def is_the_loaders(self) -> bool:
+        """Whether the loader does the work, and Composer needs no algorithm for it."""
+        return False
 
     def build(self) -> ComposerAlgorithm:
         """Return the Composer algorithm."""
@@ -44,6 +50,10 @@ class PerSampleAlgorithm(AlgorithmConfig):
     augmentation_set: Literal["all", "safe", "original"] = Field(
         "all", description="all; safe: without those of ImageNet-C; original: with the first implementation's strengths"
     )
+
+    @property
+    def is_the_loaders(self) -> bool:
+        return True
 
     def on_image(self) -> Callable[[Image], Image]:
         """Return the function of one PIL image; it draws from numpy's global generator."""
@@ -91,12 +101,28 @@ class LabelSmoothing(AlgorithmConfig):
     smoothing: float = Field(0.1, gt=0, lt=1, description="above 0, below 1")
 
 
-class ProgressiveResizing(AlgorithmConfig):
-    """Train on small images first and grow them to crop_size."""
+class SizeSchedule(AlgorithmConfig):
+    """An algorithm that says how large a batch's images are."""
+
+    size_increment: int
+
+    def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:
+        """Return the edge of a batch's images in px; see `train.resolution.SizeSchedule`."""
+        raise NotImplementedError
+
+
+class ProgressiveResizing(SizeSchedule):
+    """Train on small images first and grow them to crop_size.
+
+    With `mode: decode` the loader decodes at the size, antialiased; it then needs less time, too. Composer's own modes
+    work on the device on batches of crop_size: `resize` takes the nearest pixels, `crop` cuts.
+    """
 
     composer_class = "ProgressiveResizing"
     name: Literal["progressive_resizing"]
-    mode: Literal["resize", "crop"] = Field("resize", description="how images are made smaller: resize or crop")
+    mode: Literal["resize", "crop", "decode"] = Field(
+        "resize", description="how images are made smaller: decode (by the loader), resize or crop (by Composer)"
+    )
     initial_scale: float = Field(0.5, gt=0, le=1, description="first size as a fraction of crop_size")
     delay_fraction: float = Field(0.5, ge=0, lt=1, description="fraction of the run at the first size")
     finetune_fraction: float = Field(0.2, ge=0, lt=1, description="fraction of the run, at its end, at full size")
@@ -109,6 +135,53 @@ class ProgressiveResizing(AlgorithmConfig):
         if value + delay >= 1:
             raise ValueError(f"must be below {1 - delay:g}, what delay_fraction {delay:g} leaves of the run")
         return value
+
+    @property
+    def is_the_loaders(self) -> bool:
+        return self.mode == "decode"
+
+    def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:
+        return growing_px(
+            crop_size,
+            elapsed_fraction,
+            initial_scale=self.initial_scale,
+            delay_fraction=self.delay_fraction,
+            finetune_fraction=self.finetune_fraction,
+            multiple_px=self.size_increment,
+        )
+
+
+class ResolutionRamp(SizeSchedule):
+    """The loader decodes at start_px, then at sizes growing by epoch, then at crop_size (FFCV's schedule)."""
+
+    composer_class = ""  # the loader does it all
+    name: Literal["resolution_ramp"]
+    start_px: int = Field(160, ge=32, le=512, description="first size in px")
+    start_epoch: int = Field(ge=0, description="epoch up to which images have the first size, from 0")
+    end_epoch: int = Field(ge=1, description="epoch from which images have crop_size")
+    size_increment: int = Field(32, ge=1, description="sizes are multiples of this many px")
+
+    @field_validator("end_epoch")
+    @classmethod
+    def _the_ramp_ascends(cls, value: int, info: ValidationInfo) -> int:
+        start = info.data.get("start_epoch", -1)
+        if value <= start:
+            raise ValueError(f"must be above start_epoch, which is {start}")
+        return value
+
+    @property
+    def is_the_loaders(self) -> bool:
+        return True
+
+    def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:
+        return ramp_px(
+            crop_size,
+            epoch,
+            start_px=self.start_px,
+            start_epoch=self.start_epoch,
+            end_epoch=self.end_epoch,
+            multiple_px=self.size_increment,
+        )
 
 
 class EMA(AlgorithmConfig):
@@ -279,6 +352,7 @@ Algorithm = Annotated[
     | MixUp
     | ProgressiveResizing
     | RandAugment
+    | ResolutionRamp
     | SAM
     | SqueezeExcite
     | StochasticDepth

@@ -95,7 +95,7 @@ def center_view(width: int, height: int, *, resize_size: int, crop_size: int) ->
     return View(box, flip=False)
 
 
-def view_hash(epoch: int, sample_id: int, view: View) -> int:
+def view_hash(epoch: int, sample_id: int, view: View, size_px: int) -> int:
     """Return 64 bits (a signed integer) that identify one sample's augmentation, for the ledger."""
-    digest = hashlib.blake2b(f"{epoch}/{sample_id}/{view.box}/{view.flip}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{epoch}/{sample_id}/{view.box}/{view.flip}/{size_px}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -1,6 +1,7 @@
 """The run's record: `run.json` and `report.png` in the save folder, kept while the run goes on."""
 
 import json
+import logging
 import platform
 import tempfile
 import time
@@ -17,6 +18,9 @@ from train.folders import Folder
 from train.loader import TimedLoader
 from train.model import weights_sha256
 from train.resume import ResumeGuard
+from train.stages import WORKER_STAGES, StageClock
+
+log = logging.getLogger(__name__)
 
 RECORD_NAME, REPORT_NAME = "run.json", "report.png"
 CURVE_POINTS = 500  # of loss, learning rate and image size over the whole run
@@ -61,7 +65,7 @@ class RunRecord(Callback):
         self._epoch_losses.add(loss)
         self._point_losses.add(loss)
         samples = int(state.timestamp.sample - (state.previous_timestamp or state.timestamp).sample)
-        self._speed.add(samples, time.perf_counter() - self._asked_at, _seconds_waited(state))
+        self._speed.add(samples, time.perf_counter() - self._asked_at, state.dataloader)
         batch = int(state.timestamp.batch)
         if batch % self._batches_per_point(state) == 0:
             self.curve.append(
@@ -82,8 +86,13 @@ class RunRecord(Callback):
             "lr": state.schedulers[0].get_last_lr()[0],
             "image_px": self._image_px,
             "images_per_sec": self._speed.images_per_sec,
-            "data_wait_fraction": self._speed.wait_fraction,
+            "data_wait_fraction": self._speed.stages.fractions()["data_wait"],
+            "stages": self._speed.stages.fractions(),
+            "bottleneck": self._speed.stages.bottleneck(),
         }
+        log.info(
+            "epoch %d: %s images/s a rank; %s", row["epoch"], f"{row['images_per_sec'] or 0:,.0f}", self._speed.stages
+        )
         logger.log_metrics(
             {
                 "throughput/images_per_sec": row["images_per_sec"] or 0.0,
@@ -144,7 +153,8 @@ class RunRecord(Callback):
             **self.final,
             "throughput": {
                 "images_per_sec": self._speed.total_images_per_sec,
-                "data_wait_fraction": self._speed.total_wait_fraction,
+                "data_wait_fraction": self._speed.total_stages.fractions()["data_wait"],
+                "bottleneck": self._speed.total_stages.bottleneck(),
             },
             "ledger": {"final": self.guard.ledger, "epochs": self.guard.epoch_ledgers},
             **self.facts,
@@ -201,39 +211,51 @@ class _Speed:
     """Images and seconds of the present epoch and, on the way, of this process's whole run."""
 
     def __init__(self) -> None:
-        self._images, self._seconds, self._waited = [0, 0], [0.0, 0.0], [0.0, 0.0]
-        self._waited_before = 0.0
+        self._images, self._clocks = [0, 0], [_new_clock(), _new_clock()]
+        self._before = _new_clock()
 
-    def add(self, images: int, seconds: float, waited_so_far: float) -> None:
-        waited, self._waited_before = waited_so_far - self._waited_before, waited_so_far
-        for scope in (0, 1):
+    def add(self, images: int, seconds: float, loader: Any) -> None:
+        """Add a step; the loader counts its own seconds from its start."""
+        so_far = _clock_of(loader)
+        for scope, clock in enumerate(self._clocks):
             self._images[scope] += images
-            self._seconds[scope] += seconds
-            self._waited[scope] += waited
+            clock.step += seconds
+            clock.wait += so_far.wait - self._before.wait
+            clock.copy += so_far.copy - self._before.copy
+            clock.workers = {s: clock.workers[s] + so_far.workers[s] - self._before.workers[s] for s in WORKER_STAGES}
+        self._before = so_far
 
     def start_epoch(self) -> None:
-        self._images[0], self._seconds[0], self._waited[0] = 0, 0.0, 0.0
+        self._images[0], self._clocks[0] = 0, _new_clock()
+
+    @property
+    def stages(self) -> StageClock:
+        """Where the time of the present epoch went."""
+        return self._clocks[0]
+
+    @property
+    def total_stages(self) -> StageClock:
+        """Where the time of this process went."""
+        return self._clocks[1]
 
     @property
     def images_per_sec(self) -> float | None:
-        return self._images[0] / self._seconds[0] if self._seconds[0] else None
-
-    @property
-    def wait_fraction(self) -> float | None:
-        return self._waited[0] / self._seconds[0] if self._seconds[0] else None
+        return self._images[0] / self.stages.step if self.stages.step else None
 
     @property
     def total_images_per_sec(self) -> float | None:
-        return self._images[1] / self._seconds[1] if self._seconds[1] else None
-
-    @property
-    def total_wait_fraction(self) -> float | None:
-        return self._waited[1] / self._seconds[1] if self._seconds[1] else None
+        return self._images[1] / self.total_stages.step if self.total_stages.step else None
 
 
-def _seconds_waited(state: State) -> float:
-    loader = state.dataloader
-    return loader.waited_seconds if isinstance(loader, TimedLoader) else 0.0
+def _new_clock() -> StageClock:
+    return StageClock(0.0, 0.0, 0.0, dict.fromkeys(WORKER_STAGES, 0.0))
+
+
+def _clock_of(loader: Any) -> StageClock:
+    if not isinstance(loader, TimedLoader):
+        return _new_clock()
+    workers = dict(zip(WORKER_STAGES, loader.stage_seconds.tolist(), strict=True))
+    return StageClock(0.0, loader.waited_seconds, loader.copied_seconds, workers)
 
 
 def _hardware() -> dict[str, Any]:

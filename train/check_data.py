@@ -223,10 +223,18 @@ def measure_speed(cfg: Config, dataset: "StreamingImages", workers: int) -> floa
     import torch
 
     from train.loader import build_train_spec
+    from train.resolution import Resolution
 
     gc.collect()  # of earlier loaders: left to a worker forked below, it would try to end their processes there
     data = cfg.data.model_copy(update={"num_workers": workers})
-    spec = build_train_spec(dataset, data, seed=cfg.seed, device=torch.device("cpu"), on_batch=lambda batch: None)
+    spec = build_train_spec(
+        dataset,
+        data,
+        seed=cfg.seed,
+        resolution=Resolution(data.crop_size, dataset.steps_per_epoch, "1ep"),
+        device=torch.device("cpu"),
+        on_batch=lambda batch: None,
+    )
     images, start = 0, time.perf_counter()
     for number, batch in enumerate(spec.dataloader, start=1):
         images += len(batch.labels)

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError, 
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from train.algorithms import SAM, Algorithm, PerSampleAlgorithm, ProgressiveResizing
+from train.algorithms import SAM, Algorithm, PerSampleAlgorithm, ResolutionRamp, SizeSchedule
 from train.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.sections import (
     CheckpointConfig,
@@ -90,8 +90,14 @@ class Config(Section):
         return tuple(algorithm for algorithm in self.algorithms if isinstance(algorithm, PerSampleAlgorithm))
 
     def build_algorithms(self) -> list[ComposerAlgorithm]:
-        """Return the other algorithms, which are Composer's."""
-        return [algorithm.build() for algorithm in self.algorithms if not isinstance(algorithm, PerSampleAlgorithm)]
+        """Return Composer's algorithms: those that are not the loader's."""
+        return [algorithm.build() for algorithm in self.algorithms if not algorithm.is_the_loaders]
+
+    @property
+    def size_schedule(self) -> SizeSchedule | None:
+        """The algorithm that says at which size the loader decodes, if there is one."""
+        sized = (algorithm for algorithm in self.algorithms if isinstance(algorithm, SizeSchedule))
+        return next((algorithm for algorithm in sized if algorithm.is_the_loaders), None)
 
     @field_validator("dist_timeout")
     @classmethod
@@ -123,13 +129,23 @@ class Config(Section):
     @field_validator("algorithms")
     @classmethod
     def _sizes_reach_the_crop(cls, value: tuple[Algorithm, ...], info: ValidationInfo) -> tuple[Algorithm, ...]:
-        # Composer rounds each size to the nearest multiple, so the last one would miss the crop size.
+        # Sizes are rounded to the nearest multiple, so the last one would miss the crop size.
         crop_size = info.data["data"].crop_size if "data" in info.data else 0
+        sized = [i for i, algorithm in enumerate(value) if isinstance(algorithm, SizeSchedule)]
+        if len(sized) > 1:
+            raise _fault_at(value[sized[1]].name, f"goes not with {value[sized[0]].name}; keep one", sized[1], "name")
         for i, algorithm in enumerate(value):
-            if isinstance(algorithm, ProgressiveResizing) and crop_size % algorithm.size_increment:
+            if isinstance(algorithm, SizeSchedule) and crop_size % algorithm.size_increment:
                 raise _fault_at(
                     algorithm.size_increment, f"must divide data.crop_size, which is {crop_size}", i, "size_increment"
                 )
+            if isinstance(algorithm, ResolutionRamp) and crop_size and algorithm.start_px > crop_size:
+                raise _fault_at(
+                    algorithm.start_px, f"must be at most data.crop_size, which is {crop_size}", i, "start_px"
+                )
+            if isinstance(algorithm, ResolutionRamp) and not _reaches(info.data.get("max_duration", ""), algorithm):
+                words = f"must be below max_duration, which is {info.data['max_duration']}, or no batch has crop_size"
+                raise _fault_at(algorithm.end_epoch, words, i, "end_epoch")
             if isinstance(algorithm, SAM) and info.data.get("on_nonfinite", "stop") != "stop":
                 raise _fault_at(
                     "sam",
@@ -138,6 +154,10 @@ class Config(Section):
                     "name",
                 )
         return value
+
+
+def _reaches(max_duration: str, ramp: ResolutionRamp) -> bool:
+    return not max_duration.endswith("ep") or int(max_duration[:-2]) > ramp.end_epoch
 
 
 def _fault_at(value: Any, words: str, *path: str | int) -> PydanticCustomError:

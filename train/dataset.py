@@ -59,12 +59,18 @@ class Sample(NamedTuple):
         label: class index, or IGNORED_LABEL.
         sample_id: position in the dataset, 0 to samples - 1.
         epoch: from 0.
+        step: the training batch that it is for, from 0 over the whole run; 0 at evaluation.
+        read_s: seconds that it took to read it out of its shard.
+        wait_s: seconds until its shard was there.
     """
 
     image: bytes
     label: int
     sample_id: int
     epoch: int
+    step: int = 0
+    read_s: float = 0.0
+    wait_s: float = 0.0
 
 
 class SharedFailure:
@@ -118,6 +124,8 @@ class StreamingImages(StreamingDataset):
         self.global_batch_size = global_batch_size
         self._epoch = 0
         self._planned = 0
+        self._seen = 0
+        self._steps = range(0)
         self._failure = SharedFailure()
         for stream in self.streams:
             stream.is_stopping = self._is_stopping
@@ -126,8 +134,10 @@ class StreamingImages(StreamingDataset):
         return self.steps_per_epoch * int(self.batch_size)
 
     def __getitem__(self, at: int) -> Sample:
+        started = time.perf_counter()
         image, label = self.get_item(at)
-        return Sample(image, label, int(at), self._epoch)
+        step = self._steps[self._seen // int(self.batch_size)] if self._steps else 0
+        return Sample(image, label, int(at), self._epoch, step, time.perf_counter() - started)
 
     def get_item(self, sample_id: int, retry: int = 7) -> tuple[bytes, int]:
         """Return a sample's image and label; its shard is fetched where it is not here (any more)."""
@@ -161,6 +171,9 @@ class StreamingImages(StreamingDataset):
                 f"from sample {sample_in_epoch} of epoch {epoch}; {mine * int(self.batch_size)} are needed"
             )
         self._epoch, self._planned = epoch, len(work)
+        # DataLoader asks its workers by turns, beginning with the first one wherever an epoch is resumed.
+        first = epoch * self.steps_per_epoch + sample_in_epoch // self.global_batch_size + world.worker_of_rank
+        self._steps = range(first, first + mine * world.workers_per_rank, world.workers_per_rank)
         return work
 
     def __iter__(self) -> Iterator[Sample]:
@@ -170,14 +183,16 @@ class StreamingImages(StreamingDataset):
         """
         if not hasattr(self, "_event"):
             self._event = _StopEvent(self._failure)  # here and not sooner: it belongs to the worker's process
-        seen = self._planned = 0
+        self._seen = self._planned = 0
+        asked = time.perf_counter()
         for sample in super().__iter__():
-            seen += 1
-            yield sample
-        if seen != self._planned:
+            self._seen += 1
+            yield sample._replace(wait_s=time.perf_counter() - asked - sample.read_s)
+            asked = time.perf_counter()
+        if self._seen != self._planned:
             world = self._unique_worker_world
             raise ShortEpochError(
-                f"rank {world.rank}, worker {world.worker_of_rank}: epoch {self._epoch} ended after {seen} of "
+                f"rank {world.rank}, worker {world.worker_of_rank}: epoch {self._epoch} ended after {self._seen} of "
                 f"{self._planned} samples: {self._failure or 'no reason was given'}"
             )
 

@@ -1,8 +1,9 @@
 """From undecoded samples to normalised batches on the device."""
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from train.algorithms import PerSampleAlgorithm
 from train.augment import View, center_view, random_resized_crop, sample_rng, view_hash
@@ -18,6 +19,7 @@ from train.dataset import IGNORED_LABEL, MAX_AUTO_WORKERS, Sample, StreamingImag
 from train.decode.backends import Decoder, open_decoder
 from train.decode.pillow import DecodeError
 from train.per_sample import PerSample
+from train.resolution import Resolution
 from train.sections import DataConfig
 from train.watchdog import StallWatch
 
@@ -29,33 +31,42 @@ class RawBatch(NamedTuple):
         images: uint8 (B, H, W, 3), RGB, 0-255.
         labels: int64 (B,).
         view_hashes: int64 (B,), the ledger's entries.
+        step: the training batch that it is, from 0 over the whole run; 0 at evaluation.
+        stage_s: float64 (3,), seconds that the worker spent on it: waiting for shards, reading records, decoding.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     view_hashes: torch.Tensor
+    step: int
+    stage_s: torch.Tensor
 
 
 class TrainCollate:
-    """Cut, decode, mirror and augment a batch as (seed, epoch, sample id) say."""
+    """Cut, decode, mirror and augment a batch as (seed, epoch, sample id) say, at the size that its step has."""
 
-    def __init__(self, cfg: DataConfig, seed: int, algorithms: Sequence[PerSampleAlgorithm] = ()) -> None:
-        self.cfg, self.seed, self.per_sample = cfg, seed, PerSample(algorithms, seed=seed)
+    def __init__(
+        self, cfg: DataConfig, seed: int, resolution: Resolution, algorithms: Sequence[PerSampleAlgorithm] = ()
+    ) -> None:
+        self.cfg, self.seed, self.resolution = cfg, seed, resolution
+        self.per_sample = PerSample(algorithms, seed=seed)
         self.decoder = open_decoder(cfg.decoder, dct_scaling=cfg.dct_scaling)
 
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
-        cfg, views, hashes = self.cfg, [], []
+        started = time.perf_counter()
+        cfg, views, hashes, size = self.cfg, [], [], self.resolution(samples[0].step)
         for sample, (width, height) in zip(samples, _image_sizes(self.decoder, samples), strict=True):
             rng = sample_rng(self.seed, sample.epoch, sample.sample_id)
             view = random_resized_crop(
                 width, height, rng, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob
             )
             views.append(view)
-            hashes.append(view_hash(sample.epoch, sample.sample_id, view))
-        batch = _decode(self.decoder, samples, views, hashes, cfg.crop_size, bounded=True)
+            hashes.append(view_hash(sample.epoch, sample.sample_id, view, size))
+        batch = _decode(self.decoder, samples, views, hashes, size, bounded=True)
         if self.per_sample:
             draws = self.per_sample(batch.images, [(sample.epoch, sample.sample_id) for sample in samples])
             batch.view_hashes.add_(draws)  # wraps around, as it should
+        batch.stage_s[2] = time.perf_counter() - started
         return batch
 
 
@@ -74,12 +85,25 @@ class EvalCollate:
 
 
 class TimedLoader(DataLoader[RawBatch]):
-    """A DataLoader that knows how long its rank has waited for it, `waited_seconds`, and when that is too long."""
+    """A DataLoader that knows how long its rank has waited for it, and when that is too long.
 
-    waited_seconds = 0.0
+    Attributes:
+        waited_seconds: of the rank, so far.
+        copied_seconds: of the rank, handing batches to the device, so far.
+        stage_seconds: [waiting for shards, reading, decoding] of all its workers together, so far.
+        device: where batches go, if copies are to go ahead of their use.
+    """
+
+    waited_seconds = copied_seconds = 0.0
+    stage_seconds: torch.Tensor = torch.zeros(3, dtype=torch.float64)
     watch: AbstractContextManager[None] = nullcontext()
+    device: torch.device | None = None
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch promises its own iterator class
+        batches = self._batches()
+        return batches if self.device is None else copied_ahead(batches, self.device)
+
+    def _batches(self) -> Iterator[RawBatch]:
         with self.watch:
             batches = super().__iter__()
         while True:
@@ -90,7 +114,35 @@ class TimedLoader(DataLoader[RawBatch]):
             except StopIteration:
                 return
             self.waited_seconds += time.perf_counter() - start
+            self.stage_seconds = self.stage_seconds + batch.stage_s
             yield batch
+
+
+def copied_ahead(batches: Iterable[RawBatch], device: torch.device) -> Iterator[RawBatch]:
+    """Yield batches that are on a CUDA device, the copy of each begun before the step of the one before it.
+
+    The copies run in a stream of their own, beside the step's kernels. Each batch is asked for a step early, which is
+    why workers keep one more ready.
+    """
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: RawBatch | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
+        if ahead is not None:
+            yield _handed_over(ahead, stream, device)
+        ahead = batch._replace(images=images, labels=labels)
+    if ahead is not None:
+        yield _handed_over(ahead, stream, device)
+
+
+def _handed_over(batch: RawBatch, stream: "torch.cuda.Stream", device: torch.device) -> RawBatch:
+    """Have the step's stream wait for the copy, and the allocator for the step before the memory is used again."""
+    now = torch.cuda.current_stream(device)
+    now.wait_stream(stream)
+    for part in (batch.images, batch.labels):
+        part.record_stream(now)
+    return batch
 
 
 class ToDevice:
@@ -109,7 +161,7 @@ class ToDevice:
         """Return images: float32 (B, 3, H, W), about -2 to 3, channels_last; labels: int64 (B,)."""
         images = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         labels = batch.labels.to(self.device, non_blocking=True)
-        return (images.float() - self.mean) / self.std, labels
+        return torch.sub(images, self.mean).div_(self.std), labels
 
 
 def build_train_spec(
@@ -117,6 +169,7 @@ def build_train_spec(
     cfg: DataConfig,
     *,
     seed: int,
+    resolution: Resolution,
     device: torch.device,
     on_batch: Callable[[RawBatch], None],
     algorithms: Sequence[PerSampleAlgorithm] = (),
@@ -124,6 +177,7 @@ def build_train_spec(
     """Return the training data for Composer's Trainer.
 
     Args:
+        resolution: the edge of each batch's images.
         on_batch: called in the rank with each batch before any of Composer's algorithms sees it.
         algorithms: those that change one image at a time.
     """
@@ -131,9 +185,12 @@ def build_train_spec(
 
     def transform(batch: RawBatch) -> tuple[torch.Tensor, torch.Tensor]:
         on_batch(batch)
-        return to_device(batch)
+        started = time.perf_counter()
+        moved = to_device(batch)
+        loader.copied_seconds += time.perf_counter() - started
+        return moved
 
-    loader = _build_loader(dataset, TrainCollate(cfg, seed, algorithms), cfg, device, drop_last=True)
+    loader = _build_loader(dataset, TrainCollate(cfg, seed, resolution, algorithms), cfg, device, drop_last=True)
     return DataSpec(loader, batch_transforms=transform, get_num_samples_in_batch=lambda batch: len(batch[1]))
 
 
@@ -173,6 +230,7 @@ def _build_loader(
         drop_last=drop_last,
     )
     loader.watch = watch
+    loader.device = device if device.type == "cuda" else None
     return loader
 
 
@@ -191,12 +249,28 @@ def _image_sizes(decoder: Decoder, samples: Sequence[Sample]) -> list[tuple[int,
 def _decode(
     decoder: Decoder, samples: Sequence[Sample], views: list[View], hashes: list[int], size: int, *, bounded: bool
 ) -> RawBatch:
+    images = images_to_fill(len(samples), size)
     try:
-        images = decoder.decode_batch([s.image for s in samples], views, size, bounded=bounded)
+        decoder.decode_batch([s.image for s in samples], views, size, bounded=bounded, out=images)
     except DecodeError as error:
         raise _naming_the_sample(error, samples) from error
     labels = torch.tensor([s.label for s in samples], dtype=torch.int64)
-    return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64))
+    stage_s = torch.tensor([sum(s.wait_s for s in samples), sum(s.read_s for s in samples), 0.0], dtype=torch.float64)
+    return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64), samples[0].step, stage_s)
+
+
+def images_to_fill(count: int, size: int) -> torch.Tensor:
+    """Return uint8 (count, size, size, 3) of no certain content: in a loader worker, in memory shared with its rank.
+
+    Images that are decoded there need no copy to get to the rank. It is how torch's own collate function does it.
+    """
+    shape = (count, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    make_shared = getattr(torch.UntypedStorage, "_new_shared", None)
+    if make_shared is None:  # a later torch without it: the worker's queue copies
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(make_shared(math.prod(shape))).view(shape)
 
 
 def _naming_the_sample(error: DecodeError, samples: Sequence[Sample]) -> DecodeError:

@@ -38,6 +38,10 @@ class ResumeError(ValueError):
     """A checkpoint belongs to a run that this one cannot continue; the message shows each difference."""
 
 
+class BatchOrderError(RuntimeError):
+    """The loader and the trainer are not at the same batch."""
+
+
 class ResumeGuard(Callback):
     """Reseeds before and evens out after each batch, keeps the ledger, checks an epoch's length, carries the contract.
 
@@ -64,7 +68,12 @@ class ResumeGuard(Callback):
         A mid-epoch resume of Composer 0.32.1 does not restore the generators that MixUp, CutMix and their like draw
         from (`Trainer._train_loop` does so at batch 0 of an epoch alone).
         """
-        seed_batch(self._seed, int(self._state.timestamp.batch), dist.get_global_rank())
+        now = int(self._state.timestamp.batch)
+        if batch.step != now:
+            raise BatchOrderError(
+                f"rank {dist.get_global_rank()}: the loader gave batch {batch.step} where the run is at batch {now}"
+            )
+        seed_batch(self._seed, now, dist.get_global_rank())
         self._pending.append(batch.view_hashes.sum())
 
     def after_train_batch(self, state: State, logger: Logger) -> None:

@@ -42,6 +42,7 @@ from train.heartbeat import Heartbeat
 from train.loader import build_eval_spec, build_train_spec, worker_count
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
+from train.resolution import Resolution
 from train.resume import ResumeError, ResumeGuard, check_contract, contract_of
 from train.stopping import BatchWatch, StopSignals
 
@@ -290,6 +291,7 @@ def build_trainer(
         train_set,
         cfg.data,
         seed=cfg.seed,
+        resolution=Resolution(cfg.data.crop_size, facts.steps_per_epoch, cfg.max_duration, cfg.size_schedule),
         device=torch_device(device),
         on_batch=guard.on_batch,
         algorithms=cfg.per_sample_algorithms,

@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from train.algorithms import ProgressiveResizing
 from train.augment import random_resized_crop, sample_rng, view_hash
 from train.config import load_config
 from train.dataset import Sample
 from train.decode import pillow
 from train.decode.pillow import DecodeError
 from train.loader import EvalCollate, ToDevice, TrainCollate
+from train.resolution import Resolution
 from train.sections import DataConfig
 
 
@@ -32,18 +34,33 @@ def samples(count: int, epoch: int = 0) -> list[Sample]:
 
 
 def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
-    cfg, batch = config(), TrainCollate(config(), seed=17)(samples(5, epoch=2))
+    cfg, batch = config(), TrainCollate(config(), 17, Resolution(32, 10, "1ep"))(samples(5, epoch=2))
     assert batch.images.shape == (5, 32, 32, 3)
     assert batch.labels.tolist() == [0, 1, 2, 3, 4]
     for at, sample in enumerate(samples(5)):
         rng = sample_rng(17, 2, sample.sample_id)
         view = random_resized_crop(120, 90, rng, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
         assert torch.equal(batch.images[at], pillow.decode_batch([sample.image], [view], 32, bounded=True)[0])
-        assert batch.view_hashes[at].item() == view_hash(2, sample.sample_id, view)
+        assert batch.view_hashes[at].item() == view_hash(2, sample.sample_id, view, 32)
+
+
+def test_a_batch_is_decoded_at_the_size_of_its_step() -> None:
+    grows = ProgressiveResizing(name="progressive_resizing", mode="decode", initial_scale=0.5, size_increment=16)
+    collate = TrainCollate(config(), 17, Resolution(32, 5, "10ba", grows))
+    sizes = []
+    for step in range(10):
+        batch = collate([sample._replace(step=step) for sample in samples(2)])
+        sizes.append(batch.images.shape[1])
+        assert batch.step == step
+    assert sizes == [16] * 7 + [32] * 3  # half-size for 0.5 of the run, growing for 0.3, rounded to 16
+    with_size = {
+        collate([sample._replace(step=step) for sample in samples(1)]).view_hashes[0].item() for step in (0, 9)
+    }
+    assert len(with_size) == 2  # the ledger tells sizes apart
 
 
 def test_a_broken_image_is_named_by_its_sample_id() -> None:
-    for collate in (TrainCollate(config(), seed=17), EvalCollate(config())):
+    for collate in (TrainCollate(config(), 17, Resolution(32, 10, "1ep")), EvalCollate(config())):
         for broken in (b"", b"not an image", samples(1)[0].image[:2000]):
             batch = samples(3)
             batch[2] = batch[2]._replace(image=broken)

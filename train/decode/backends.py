@@ -32,7 +32,15 @@ class Decoder(Protocol):
     def image_sizes(self, jpegs: Sequence[bytes]) -> list[tuple[int, int]]:
         """Return (width, height) in px of each, from the headers; raises DecodeError."""
 
-    def decode_batch(self, jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool) -> torch.Tensor:
+    def decode_batch(
+        self,
+        jpegs: Sequence[bytes],
+        views: Sequence[View],
+        size: int,
+        *,
+        bounded: bool,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Decode, cut, resize and mirror; see `train.decode.pillow.decode_batch`."""
 
 

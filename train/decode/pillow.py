@@ -40,9 +40,17 @@ class PillowDecoder:
                 raise DecodeError(str(error), index) from error
         return sizes
 
-    def decode_batch(self, jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool) -> torch.Tensor:
+    def decode_batch(
+        self,
+        jpegs: Sequence[bytes],
+        views: Sequence[View],
+        size: int,
+        *,
+        bounded: bool,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """See the function of this name."""
-        return decode_batch(jpegs, views, size, bounded=bounded)
+        return decode_batch(jpegs, views, size, bounded=bounded, out=out)
 
 
 def image_size(jpeg: bytes) -> tuple[int, int]:
@@ -50,7 +58,9 @@ def image_size(jpeg: bytes) -> tuple[int, int]:
     return _open(jpeg).size
 
 
-def decode_batch(jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool) -> torch.Tensor:
+def decode_batch(
+    jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Decode, cut, resize (bilinear, antialiased) and mirror a batch.
 
     Args:
@@ -59,6 +69,7 @@ def decode_batch(jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bo
         size: edge of the result, px.
         bounded: True cuts before it resizes, so no pixel outside the box counts (RandomResizedCrop); False lets the
             filter look over the box's edge, as resizing the whole image first would (Resize, then CenterCrop).
+        out: uint8 (B, size, size, 3), contiguous, to be filled and returned; None: a new one.
 
     Returns:
         images: uint8 (B, size, size, 3), RGB, 0-255.
@@ -66,13 +77,21 @@ def decode_batch(jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bo
     Raises:
         DecodeError: with Pillow's reason and the image's place in the batch.
     """
-    out = torch.empty((len(jpegs), size, size, 3), dtype=torch.uint8)
+    out = checked_output(out, len(jpegs), size)
     pixels = out.numpy()
     for index, (jpeg, view) in enumerate(zip(jpegs, views, strict=True)):
         try:
             pixels[index] = np.asarray(_render(jpeg, view, size, bounded))
         except (OSError, ValueError, SyntaxError) as error:
             raise DecodeError(str(error), index) from error
+    return out
+
+
+def checked_output(out: torch.Tensor | None, count: int, size: int) -> torch.Tensor:
+    """Return `out`, or a new uint8 (count, size, size, 3); the native code would write past one of another kind."""
+    if out is None:
+        return torch.empty((count, size, size, 3), dtype=torch.uint8)
+    assert out.dtype == torch.uint8 and out.shape == (count, size, size, 3) and out.is_contiguous()
     return out
 
 

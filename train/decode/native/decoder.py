@@ -69,10 +69,18 @@ class NativeDecoder:
                 found[index] = _size_by_pillow(jpegs[index], index)
         return found
 
-    def decode_batch(self, jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool) -> torch.Tensor:
+    def decode_batch(
+        self,
+        jpegs: Sequence[bytes],
+        views: Sequence[View],
+        size: int,
+        *,
+        bounded: bool,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Decode, cut, resize and mirror a batch; see `train.decode.pillow.decode_batch`."""
         count = len(jpegs)
-        out = torch.empty((count, size, size, 3), dtype=torch.uint8)
+        out = pillow.checked_output(out, count, size)
         boxes = np.array([view.box for view in views], dtype=np.float64).reshape(count, 4)
         flips = np.array([view.flip for view in views], dtype=np.uint8)
         status = np.empty(count, dtype=np.int32)

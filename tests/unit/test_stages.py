@@ -1,0 +1,31 @@
+"""Where the time of a step went, in words and figures."""
+
+from train.stages import StageClock
+
+
+def clock(wait: float, copy: float, **workers: float) -> StageClock:
+    return StageClock(10.0, wait, copy, {"download": 0.0, "read": 0.0, "decode": 0.0} | workers)
+
+
+def test_the_bottleneck_is_the_device_where_the_loader_keeps_up() -> None:
+    assert clock(0.4, 0.1, decode=20.0).bottleneck() == "device"
+    assert clock(0.4, 6.0, decode=20.0).bottleneck() == "copy"
+
+
+def test_a_loader_that_is_waited_for_is_blamed_by_its_slowest_stage() -> None:
+    assert clock(3.0, 0.1, decode=20.0, read=2.0).bottleneck() == "decode"
+    assert clock(3.0, 0.1, decode=20.0, read=30.0).bottleneck() == "read"
+    assert clock(3.0, 0.1, decode=20.0, download=30.0).bottleneck() == "download"
+
+
+def test_fractions_add_up() -> None:
+    found = clock(2.0, 1.0, decode=6.0, read=1.5, download=0.5).fractions()
+    assert found == {"data_wait": 0.2, "copy": 0.1, "device": 0.7, "download": 0.0625, "read": 0.1875, "decode": 0.75}
+    assert str(clock(2.0, 1.0, decode=3.0, read=1.0)).endswith(
+        "20% waiting for data, 10% copy, 70% device; loader workers: 0% download, 25% read, 75% decode; "
+        "bottleneck: decode"
+    )
+
+
+def test_no_steps_have_no_fractions() -> None:
+    assert StageClock(0.0, 0.0, 0.0, {"download": 0.0, "read": 0.0, "decode": 0.0}).fractions()["data_wait"] == 0.0
