@@ -25,6 +25,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from infra.machines import Machine, UnknownMachineError, machine, read_table
 from infra.speed import BLURPOOL_COST, Prediction, Recipe, Storage, predict, with_batch
+from train.algorithms import SizeSchedule
 from train.config import Config, ConfigError, load_config
 
 EXIT_REFUSED = 2
@@ -157,25 +158,23 @@ def recipe_of(cfg: Config, stored: str) -> Recipe:
         bytes_per_image=KB_PER_IMAGE[stored] * 1e3,
         epochs=epochs,
         global_batch_size=cfg.global_batch_size,
-        pixels=pixels_over_the_run(cfg),
+        pixels=pixels_over_the_run(cfg, epochs),
         eval_px=cfg.data.eval_crop_size,
         evaluations=max(1, math.floor(epochs / between)),
         gpu_cost=gpu_cost(cfg),
     )
 
 
-def pixels_over_the_run(cfg: Config) -> tuple[int, ...]:
+def pixels_over_the_run(cfg: Config, epochs: float) -> tuple[int, ...]:
     """The training crops' edge, px, at evenly spaced moments of the run."""
-    resizing = next((entry for entry in cfg.algorithms if entry.name == "progressive_resizing"), None)
-    if resizing is None:
+    schedule = next((entry for entry in cfg.algorithms if isinstance(entry, SizeSchedule)), None)
+    if schedule is None:
         return (cfg.data.crop_size,)
-    options = resizing.model_dump()
-    delay, finetune, first = (options[name] for name in ("delay_fraction", "finetune_fraction", "initial_scale"))
-    sizes = []
-    for moment in range(MOMENTS):
-        grown = ((moment + 0.5) / MOMENTS - delay) / (1 - delay - finetune)
-        sizes.append(round(cfg.data.crop_size * (first + (1 - first) * min(1.0, max(0.0, grown)))))
-    return tuple(sizes)
+    moments = [(moment + 0.5) / MOMENTS for moment in range(MOMENTS)]
+    return tuple(
+        schedule.image_px(cfg.data.crop_size, epoch=int(elapsed * epochs), elapsed_fraction=elapsed)
+        for elapsed in moments
+    )
 
 
 def gpu_cost(cfg: Config) -> float:

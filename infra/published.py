@@ -20,7 +20,8 @@ from infra.plan import CORE_IMAGES_PER_SEC, TRAIN_IMAGES, VAL_IMAGES, pixels_ove
 from infra.speed import BLURPOOL_COST, Prediction, Recipe, Storage, predict
 from train.config import load_config
 
-FULL = str(_HERE.parent / "yamls/full.yaml")
+YAMLS = _HERE.parent / "yamls"
+FULL = str(YAMLS / "full.yaml")
 STATED_ERROR = 0.15
 """The error, as a fraction, within which the predictions of GPU-bound runs below are; what others get may vary more."""
 
@@ -111,16 +112,16 @@ def _nvidia(gpu: str) -> float:
 
 
 def _ffcv() -> Prediction:
-    """88 epochs: 160 px up to the 65th, growing to 192 px until the 76th (rn50_88_epochs.yaml); with BlurPool."""
-    grown = [160 + 32 * min(1.0, max(0.0, (epoch - 65) / 11)) for epoch in range(88)]
-    recipe = _recipe([round(px) for px in grown], epochs=88, batch=4096, evaluations=1, gpu_cost=BLURPOOL_COST)
+    """yamls/recipes/ffcv-rn50-88.yaml is that recipe: 160 px to the 65th epoch, 192 from the 76th; with BlurPool."""
+    cfg = load_config(YAMLS / "recipes/ffcv-rn50-88.yaml", ["data.local=SHARDS"], check_paths=False)
+    recipe = _recipe(pixels_over_the_run(cfg, 88), epochs=88, batch=4096, evaluations=1, gpu_cost=BLURPOOL_COST)
     return _run(machine("p4d.24xlarge"), 1, recipe)
 
 
 def _mosaic_mild() -> Prediction:
-    """yamls/full.yaml is that recipe, but for 90 epochs; the time is that of the whole run."""
-    cfg = load_config(FULL, ["max_duration=36ep"], check_paths=False)
-    pixels = pixels_over_the_run(cfg)
+    """The time is that of the whole run, with its 36 evaluations."""
+    cfg = load_config(YAMLS / "recipes/mosaic-mild.yaml", ["data.local=SHARDS"], check_paths=False)
+    pixels = pixels_over_the_run(cfg, 36)
     recipe = _recipe(pixels, epochs=36, batch=2048, evaluations=36, gpu_cost=BLURPOOL_COST)
     return _run(machine("p4d.24xlarge"), 1, recipe)
 

@@ -51,10 +51,10 @@ def test_a_plan_says_time_cost_and_what_binds(tmp_path: Path, capsys: pytest.Cap
 
 def test_progressive_resizing_is_followed_over_the_run() -> None:
     cfg = load_config(FULL, check_paths=False)
-    pixels = pixels_over_the_run(cfg)
+    pixels = pixels_over_the_run(cfg, 90)
     assert (pixels[0], pixels[79], pixels[-1]) == (88, 88, 176)
     assert list(pixels) == sorted(pixels)
-    assert pixels_over_the_run(load_config(FULL, ["algorithms=[]"], check_paths=False)) == (176,)
+    assert pixels_over_the_run(load_config(FULL, ["algorithms=[]"], check_paths=False), 90) == (176,)
 
 
 @pytest.mark.parametrize(
