@@ -1,31 +1,63 @@
 # The commands with all they need, to run on a machine with or without GPUs: see docker/entrypoint.sh.
 #
 #   docker build --tag resnet-streaming .
+#   docker build --tag resnet-streaming:efa --build-arg EFA=1 .        for several EC2 nodes with EFA
 #   docker run --gpus all --ipc host resnet-streaming train yamls/full.yaml data.remote=s3://BUCKET/imagenet ...
+#   docker run --gpus all --ipc host resnet-streaming doctor
 #
 # --ipc host: loader workers hand batches over in shared memory, of which a container has 64 MB by default.
 # The torch wheels in requirements.txt bring CUDA's libraries along, so the base image needs Python alone.
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
-FROM ${BASE_IMAGE}
 
-RUN useradd --create-home --uid 1000 trainer
+# ---- build: the environment and the native decoder; compilers stay behind here --------------------------------------------
+FROM ${BASE_IMAGE} AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# Debian's stable release has one version of each package, so there is none to pin.
+# hadolint ignore=DL3008
+RUN apt-get update -qq \
+    && apt-get install -qq -y --no-install-recommends gcc libc6-dev libjpeg62-turbo-dev \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-
 # Apart from the code, which changes more often: this layer is the 6 GB one.
 COPY requirements.txt ./
-RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+COPY train/ train/
+RUN /opt/venv/bin/python train/decode/build.py
 
+# ---- the image ------------------------------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE}
+# EFA: the driver is the host's (AWS's images have it); libfabric and aws-ofi-nccl, NCCL's plug-in, are the image's. The
+# installer brings both; which versions is in its release notes (docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa.html).
+ARG EFA=0
+ARG EFA_INSTALLER=1.38.0
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update -qq \
+    && apt-get install -qq -y --no-install-recommends libjpeg62-turbo \
+    && if [[ $EFA == 1 ]]; then \
+         apt-get install -qq -y --no-install-recommends ca-certificates curl pciutils environment-modules \
+         && curl -fsSL "https://efa-installer.amazonaws.com/aws-efa-installer-${EFA_INSTALLER}.tar.gz" | tar -xz -C /tmp \
+         && env -C /tmp/aws-efa-installer ./efa_installer.sh -y -g --skip-kmod --skip-limit-conf --no-verify \
+         && rm -rf /tmp/aws-efa-installer /opt/amazon/openmpi*; \
+       fi \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 trainer
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /app
 COPY docker/ docker/
 COPY yamls/ yamls/
+COPY infra/ infra/
 COPY convert/ convert/
-COPY train/ train/
-RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev libjpeg62-turbo-dev \
-    && python train/decode/build.py && rm -rf /var/lib/apt/lists/*
+COPY --from=build /app/train/ train/
 COPY LICENSE README.md ./
-RUN mkdir runs && chown trainer runs
-
+# Python writes its bytecode beside the code only as root; without it each start imports torch and Composer for 20 s.
+RUN /opt/venv/bin/python -m compileall -q convert train infra docker /opt/venv/lib >/dev/null || true \
+    && mkdir runs && chown trainer runs
 USER 1000
-ENV PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib:/opt/amazon/efa/lib
 ENTRYPOINT ["/app/docker/entrypoint.sh"]
 CMD ["help"]

@@ -10,7 +10,7 @@ READY_DEV := $(VENV)/.ready-dev
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast lint sanitize format bench test-data train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-cluster test-image lint infra-tools infra-lint sanitize format bench test-data train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -44,18 +44,43 @@ quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
 test: $(READY_DEV)  ## the tests, on two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive and not machine"
 
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not machine"
 
 test-fast: $(READY_DEV)  ## the unit tests, which take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive" tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive and not machine" tests/unit
+
+test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server
+	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_hosts.py
+
+test-image: $(READY_DEV)  ## the image built and used by buildah: root, buildah debootstrap
+	$(BIN)/python -m pytest -s -m machine tests/infra/test_image.py
 
 lint: $(READY_DEV)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Each tool has an environment of its own: their requirements contradict each other and those of a run.
+INFRA_TOOLS := build/infra-tools
+INFRA_SCRIPTS := docker/entrypoint.sh .ci/run $(wildcard infra/*.sh infra/slurm/*)
+
+$(INFRA_TOOLS)/%/.ready: tests/infra/tools/%.txt | $(READY_DEV)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(INFRA_TOOLS)/$*
+	$(BIN)/uv pip install --quiet --python $(INFRA_TOOLS)/$*/bin/python -r $<
+	@touch $@
+
+infra-tools: $(foreach tool,lint checkov pcluster sky,$(INFRA_TOOLS)/$(tool)/.ready)  ## install what infra-lint runs
+
+infra-lint: infra-tools  ## the cloud templates and scripts, by cfn-lint, checkov, pcluster, sky, shellcheck, hadolint
+	$(INFRA_TOOLS)/lint/bin/shellcheck --external-sources $(INFRA_SCRIPTS)
+	$(INFRA_TOOLS)/lint/bin/hadolint Dockerfile
+	$(INFRA_TOOLS)/lint/bin/cfn-lint infra/foundation.yaml
+	$(INFRA_TOOLS)/checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f infra/foundation.yaml
+	$(INFRA_TOOLS)/pcluster/bin/python tests/infra/tools/pcluster_check.py
+	$(INFRA_TOOLS)/sky/bin/python tests/infra/tools/sky_check.py
 
 sanitize: $(READY_DEV)  ## the native decoder over 12,000 damaged images, under AddressSanitizer and UBSan
 	$(BIN)/python tests/sanitize/run.py

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 DAMAGED = ".damaged"
 PART = ".part-"
+PIECE_BYTES = 16 * 2**20  # of a checkpoint on its way to another node; each rank holds one at a time
 NAME = re.compile(r"ep(\d+)-ba(\d+)\.pt")
 
 SAFE_GLOBALS: list[Any] = [
@@ -179,28 +180,45 @@ def newest_whole(folder: Folder) -> tuple[str, dict[str, Any]] | None:
 
 @contextlib.contextmanager
 def on_every_node(folder: Folder, found: str | None) -> Iterator[str | None]:
-    """Give each rank a local path of the checkpoint that rank 0 found; downloads are removed at the end.
+    """Give each rank a local path of the checkpoint that rank 0 found; copies are removed at the end.
 
-    Collective. `found` is a name in `folder`, the same on all ranks.
+    A node that does not share rank 0's local folder gets the file from rank 0. Collective. `found` is a name in
+    `folder`, the same on all ranks.
 
     Raises:
-        CheckpointError: the folder is a local one that some node does not share.
+        CheckpointError: the folder cannot be read on some node.
     """
     if found is None:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch_folder()) as scratch:
-        problem, path = "", None
+        problem, path, lacks = "", None, False
         if dist.get_local_rank() == 0:
             try:
                 path = str(folder.get(found, Path(scratch)))
             except FolderError as error:
                 problem = str(error)
             if path and not os.path.exists(path):
-                problem = f"{path} is on another node; save to s3:// or to a file system that all nodes share"
-        seen = dist.all_gather_object((dist.get_node_rank(), path, problem))
-        problems = [text for _, _, text in seen if text]
+                path, lacks = str(Path(scratch) / found), True
+        seen = dist.all_gather_object((dist.get_node_rank(), path, problem, lacks))
+        problems = [text for _, _, text, _ in seen if text]
         if problems:
             raise CheckpointError(problems[0])
-        yield next(p for node, p, _ in seen if node == dist.get_node_rank() and p)
+        if any(lacking for *_, lacking in seen):
+            _send_from_first_rank(Path(path) if path else None, receives=lacks)
+        yield next(p for node, p, *_ in seen if node == dist.get_node_rank() and p)
         dist.barrier()
+
+
+def _send_from_first_rank(path: Path | None, *, receives: bool) -> None:
+    """Copy rank 0's file at `path` to `path` on each rank that receives. Collective."""
+    source = open(path, "rb") if path and dist.get_global_rank() == 0 else None  # noqa: SIM115
+    target = open(path, "wb") if path and receives else None  # noqa: SIM115
+    with source or contextlib.nullcontext(), target or contextlib.nullcontext():
+        while True:
+            piece = [source.read(PIECE_BYTES) if source else b""]
+            dist.broadcast_object_list(piece)
+            if not piece[0]:
+                return
+            if target:
+                target.write(piece[0])

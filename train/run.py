@@ -38,6 +38,7 @@ from train.dataset import (
 )
 from train.decode.backends import open_decoder
 from train.folders import Folder, FolderError, LocalFolder, open_folder
+from train.heartbeat import Heartbeat
 from train.loader import build_eval_spec, build_train_spec, worker_count
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
@@ -106,7 +107,9 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     watch = BatchWatch(signals, saver, skips=cfg.nonfinite_skips)
 
     with on_every_node(folder, found) as load_path:
-        trainer = build_trainer(cfg, device, facts, train_set, val_set, [watch, guard, record, saver], load_path)
+        trainer = build_trainer(
+            cfg, device, facts, train_set, val_set, [watch, guard, record, saver, Heartbeat()], load_path
+        )
     if not is_finished(trainer):
         fit(trainer)
     use_averaged_weights(trainer.state)

@@ -32,7 +32,10 @@ def echoes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("command", "option"), [("convert", "--on-bad"), ("train", "--allow-changed")])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("convert", "--on-bad"), ("train", "--allow-changed"), ("audit", "--decode"), ("doctor", "--gpus")],
+)
 def test_the_real_commands_start(command: str, option: str) -> None:
     assert option in entrypoint(command, "--help", first_on_path=Path(sys.executable).parent)
 

@@ -45,7 +45,9 @@ def test_each_relative_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_file_named_in_backticks_exists(page: Path) -> None:
     named = [
-        word for word in code_words(page) if re.fullmatch(r"(train|convert|yamls|tests|docs|docker)/[\w./]*", word)
+        word
+        for word in code_words(page)
+        if re.fullmatch(r"(train|convert|yamls|infra|benchmarks|tests|docs|docker)/[\w./]*", word)
     ]
     own = {"yamls/cats.yaml", "train/", "val/"}  # the reader's
     assert [word for word in named if word not in own and not (REPOSITORY / word).exists()] == []

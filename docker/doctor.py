@@ -1,0 +1,162 @@
+"""Is everything there that a run wants? One line for each thing looked at.
+
+    docker run --gpus all --ipc host IMAGE doctor [s3://BUCKET/PATH ...]
+    python docker/doctor.py [s3://BUCKET/PATH ...] [--gpus N] [--efa]
+
+Exit status 1 if something is amiss. A machine without GPUs or EFA is only told so, unless --gpus or --efa ask for them.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
+
+OK, NOTE, AMISS = "ok", "note", "AMISS"
+# A batch of 256 images of 224 px is 38 MB; 16 workers with two batches each ahead (data.prefetch_factor) hold 1.2 GB.
+SHARED_MEMORY_BYTES = 2 * 10**9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, and what was seen; `level` is OK, NOTE or AMISS."""
+
+    level: str
+    what: str
+    seen: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("places", nargs="*", metavar="s3://BUCKET/PATH", help="folders that have to be readable")
+    parser.add_argument("--gpus", type=int, default=0, help="how many there have to be")
+    parser.add_argument("--efa", action="store_true", help="EFA has to be usable")
+    args = parser.parse_args(argv)
+    looks: list[Callable[[], Finding]] = [
+        torch_and_composer,
+        lambda: gpus(args.gpus),
+        nccl,
+        lambda: efa(wanted=args.efa),
+        decoder,
+        shared_memory,
+        locked_memory,
+        *(lambda place=place: s3(place) for place in args.places),
+    ]
+    findings = [_safely(look) for look in looks]
+    for finding in findings:
+        print(f"{finding.level:<6} {finding.what:<14} {finding.seen}")
+    return int(any(finding.level == AMISS for finding in findings))
+
+
+def torch_and_composer() -> Finding:
+    """Whether what a run imports can be imported."""
+    from importlib.metadata import version
+
+    import composer
+    import streaming
+    import torch
+
+    del composer, streaming
+    names = ("torch", "torchvision", "mosaicml", "mosaicml-streaming")
+    cuda = torch.version.cuda or "none"
+    return Finding(OK, "software", ", ".join(f"{name} {version(name)}" for name in names) + f", CUDA {cuda}")
+
+
+def gpus(wanted: int) -> Finding:
+    """GPUs that torch can use."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < max(wanted, 1):
+        there = "nvidia-smi is there, so the driver is too old or --gpus all was not given" if _has_nvidia_smi() else ""
+        return Finding(AMISS if wanted else NOTE, "GPUs", f"{count}, {wanted} wanted {there}".rstrip())
+    free = [torch.cuda.mem_get_info(index) for index in range(count)]
+    memory = min(total for _, total in free) / 1e9
+    return Finding(OK, "GPUs", f"{count} x {torch.cuda.get_device_name(0)}, {memory:.0f} GB")
+
+
+def nccl() -> Finding:
+    """NCCL's version; gloo takes its place without GPUs."""
+    import torch
+
+    if not torch.distributed.is_nccl_available():
+        return Finding(AMISS, "NCCL", "this torch is built without it")
+    return Finding(OK, "NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def efa(*, wanted: bool) -> Finding:
+    """libfabric's EFA provider and NCCL's plug-in."""
+    amiss = AMISS if wanted else NOTE
+    fi_info = shutil.which("fi_info") or "/opt/amazon/efa/bin/fi_info"
+    if not Path(fi_info).exists():
+        return Finding(amiss, "EFA", "not in this image; build it with --build-arg EFA=1")
+    done = subprocess.run([fi_info, "-p", "efa"], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        return Finding(amiss, "EFA", "no device: an instance type without it, or --device=/dev/infiniband is missing")
+    plugins = [path.name for path in sorted(Path("/opt/amazon").glob("*/lib*/libnccl-net*.so"))]
+    level = OK if plugins else AMISS
+    return Finding(level, "EFA", f"{done.stdout.count('provider:')} endpoints, NCCL plug-in {plugins or 'missing'}")
+
+
+def decoder() -> Finding:
+    """Which decoder `data.decoder: auto` takes."""
+    from train.decode.backends import open_decoder
+
+    found = open_decoder("auto")
+    return Finding(OK if found.name.startswith("native") else NOTE, "decoder", found.version)
+
+
+def shared_memory() -> Finding:
+    """/dev/shm, through which loader workers hand batches over."""
+    size = shutil.disk_usage("/dev/shm").total
+    seen = f"{size / 1e9:.1f} GB in /dev/shm"
+    if size < SHARED_MEMORY_BYTES:
+        return Finding(AMISS, "shared memory", f"{seen}; start the container with --ipc host or --shm-size 8g")
+    return Finding(OK, "shared memory", seen)
+
+
+def locked_memory() -> Finding:
+    """EFA registers memory, which the usual limit of some MB forbids."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return Finding(OK, "locked memory", "unlimited")
+    return Finding(NOTE, "locked memory", f"{limit / 1e6:.0f} MB; with EFA start with --ulimit memlock=-1")
+
+
+def s3(place: str) -> Finding:
+    """Whether a folder can be listed with the credentials there are."""
+    from train.folders import FolderError, open_folder
+
+    try:
+        names = open_folder(place).names()
+    except FolderError as error:
+        return Finding(AMISS, "S3", str(error))
+    endpoint = os.environ.get("S3_ENDPOINT_URL") or "AWS"
+    return Finding(OK if names else NOTE, "S3", f"{place} at {endpoint}: {len(names)} files ({', '.join(names[:3])})")
+
+
+def _has_nvidia_smi() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def _safely(look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except Exception as error:  # whatever it is, the other lines are wanted as well
+        return Finding(AMISS, getattr(look, "__name__", "check"), f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""infra/cluster.yaml with a stack's outputs in it: what `pcluster create-cluster` takes."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+TEMPLATE = Path(__file__).with_name("cluster.yaml")
+CAPACITY_BLOCK_QUEUE = "p5-block"
+NOT_WANTED = "not-wanted"
+
+# What a cluster may do without, and where it then leaves the file.
+OPTIONAL = ("FileSystem", "KeyName", "SshCidr", "CapacityBlockId", "CapacityBlockNodes")
+
+
+class ClusterError(ValueError):
+    """A value that the template wants is missing; the message names it."""
+
+
+def render(values: Mapping[str, str | int]) -> dict[str, Any]:
+    """Return the configuration as plain data.
+
+    Args:
+        values: by the names in the template: the foundation stack's outputs, Region, Partition, Name, MaxNodes; and,
+            where they are wanted, KeyName with SshCidr, CapacityBlockId with CapacityBlockNodes.
+
+    Raises:
+        ClusterError: one that has to be there is missing or empty.
+    """
+    wanted = set(re.findall(r"\$\{(\w+)\}", TEMPLATE.read_text()))
+    missing = sorted(name for name in wanted if not values.get(name) and name not in OPTIONAL)
+    if missing:
+        raise ClusterError(f"infra/cluster.yaml wants {', '.join(missing)}; are they outputs of the foundation stack?")
+    filled = {name: str(values.get(name) or NOT_WANTED) for name in wanted}
+    config: dict[str, Any] = yaml.safe_load(Template(TEMPLATE.read_text()).substitute(filled))
+    if not values.get("FileSystem"):
+        del config["SharedStorage"]
+    if not values.get("KeyName"):
+        del config["HeadNode"]["Ssh"]
+    elif not values.get("SshCidr"):
+        raise ClusterError("KeyName is given without SshCidr: say from where ssh may come, such as 203.0.113.7/32")
+    queues = config["Scheduling"]["SlurmQueues"]
+    if not values.get("CapacityBlockId"):
+        config["Scheduling"]["SlurmQueues"] = [queue for queue in queues if queue["Name"] != CAPACITY_BLOCK_QUEUE]
+    return config
+
+
+def write(config: Mapping[str, Any], path: Path) -> None:
+    """Write it as YAML without anchors, which `pcluster` would take but people find hard to read."""
+    path.write_text(yaml.dump(config, Dumper=_PlainDumper, sort_keys=False))
+
+
+class _PlainDumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

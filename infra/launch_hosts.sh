@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# One run over machines that you reach by ssh, without a scheduler.
+#
+#   infra/launch_hosts.sh HOSTS yamls/full.yaml [key.path=value ...]
+#
+# HOSTS is a file with a line for each machine, [user@]name; the first one's name must be an address that the others
+# reach. Each has this repository at the same place, with its .venv (or the image, see below), and sees the data and the
+# save folder. Lines come out as "[name] ..."; runs/hosts/ has them too, and on each machine what its ranks print.
+#
+# When one machine's part ends, or a machine is silent for PEER_LIMIT_S seconds, all are stopped, and which one it was is
+# said; a machine that no longer hears from here stops by itself after as long. Ctrl-C, TERM and USR1 save first.
+# The same command goes on from the newest checkpoint. Exit status: 0 finished, 75 saved and stopped, 2 refused, else 1.
+#
+# Settings, by environment variables
+#   REPOSITORY    where the repository is on each machine (here's path)
+#   VENV          its Python environment (.venv)
+#   IMAGE         run each part in this Docker image instead
+#   ENV_FILE      a file on each machine to read first, such as credentials (none)
+#   RANKS         processes on each machine (its GPUs)
+#   MASTER_PORT   a port of the first machine that is free (29500)
+#   PEER_LIMIT_S  15
+#   SSH           ssh
+set -euo pipefail
+
+usage() { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+fail() {
+  echo "infra/launch_hosts.sh: $*" >&2
+  exit 2
+}
+
+case ${1:-} in -h | --help) usage && exit 0 ;; esac
+[[ $# -ge 2 ]] || { usage >&2 && exit 2; }
+hosts_file=$1 && shift
+[[ -r $hosts_file ]] || fail "$hosts_file cannot be read; give a file with a machine's name on each line"
+mapfile -t hosts < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$hosts_file")
+[[ ${#hosts[@]} -ge 1 ]] || fail "$hosts_file names no machine"
+[[ $(printf '%s\n' "${hosts[@]}" | sort | uniq -d) == '' ]] || fail "$hosts_file names a machine twice"
+
+repository=${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+limit=${PEER_LIMIT_S:-15}
+logs=$repository/runs/hosts
+read -ra ssh <<<"${SSH:-ssh}"
+# Three questions without an answer, one after the other, end the connection.
+ssh+=(-o BatchMode=yes -o ConnectTimeout="$limit" -o ServerAliveInterval=$(((limit + 2) / 3)) -o ServerAliveCountMax=3)
+scratch=$(mktemp -d)
+mkdir -p "$logs"
+
+# What runs on machine number $1. Credentials come from the machine itself, never from this command line.
+part() {
+  local variables=(NODES="${#hosts[@]}" NODE_RANK="$1" MASTER_ADDR="${hosts[0]#*@}" MASTER_PORT="${MASTER_PORT:-29500}"
+    BEATS_ON_STDIN=1 PEER_LIMIT_S="$limit" LAUNCHED_FROM="$(hostname)" LOG_DIR="$logs" WATCH_SPOT="${WATCH_SPOT:-0}")
+  [[ -z ${RANKS:-} ]] || variables+=(RANKS="$RANKS")
+  local command=(env "${variables[@]}" "${VENV:-.venv}/bin/python" infra/node.py "${@:2}")
+  if [[ -n ${IMAGE:-} ]]; then
+    local docker=(docker run --rm --interactive --gpus all --network host --ipc host --ulimit memlock=-1
+      --volume "$repository/runs:/app/runs" --volume "$logs:$logs")
+    command=("${docker[@]}" "${variables[@]/#/--env=}" "$IMAGE" python infra/node.py "${@:2}")
+  fi
+  printf 'cd %q && ' "$repository"
+  [[ -z ${ENV_FILE:-} ]] || printf '. %q && ' "$ENV_FILE"
+  printf 'exec'
+  printf ' %q' "${command[@]}"
+}
+
+# A line every two seconds tells the other end that this one is alive; "save" asks it to save and end.
+beats() {
+  while [[ -e $scratch ]]; do
+    if [[ -e $scratch/save ]]; then echo save; else echo beat; fi
+    sleep 2
+  done
+}
+
+declare -A name_of
+for rank in "${!hosts[@]}"; do
+  host=${hosts[$rank]}
+  (
+    status=0
+    "${ssh[@]}" "$host" "$(part "$rank" "$@")" < <(beats) 2>&1 | sed -u "s/^/[${host#*@}] /" | tee -a "$logs/${host#*@}.log" ||
+      status=${PIPESTATUS[0]}
+    exit "$status"
+  ) &
+  name_of[$!]=${host#*@}
+done
+
+trap 'touch "$scratch/save"; echo "launch_hosts.sh: the ranks are told to save and end" >&2' INT TERM USR1
+
+# shellcheck disable=SC2317,SC2329 # the trap below reaches it
+stop_all() { # without ssh the parts see the end of their input, and end
+  rm -rf "$scratch"
+  for pid in "${!name_of[@]}"; do pkill -TERM -P "$pid" 2>/dev/null || true; done
+}
+trap stop_all EXIT
+
+# Wait for the parts. The first that fails decides; the others, which cannot go on without it, have as long as a silent
+# machine to end by themselves.
+result=0 deadline=''
+while [[ ${#name_of[@]} -gt 0 ]]; do
+  for pid in "${!name_of[@]}"; do
+    kill -0 "$pid" 2>/dev/null && continue
+    status=0
+    wait "$pid" || status=$?
+    name=${name_of[$pid]}
+    unset "name_of[$pid]"
+    [[ $status == 0 ]] && continue
+    if [[ $status == 255 ]]; then
+      echo "launch_hosts.sh: $name has not answered for $limit s, or cannot be reached; all machines are stopped" >&2
+      status=1
+    else
+      echo "launch_hosts.sh: $name ended with status $status; the others are stopped" >&2
+    fi
+    [[ $result != 0 ]] || result=$status
+    [[ -n $deadline ]] || deadline=$((SECONDS + limit))
+  done
+  [[ -z $deadline || $SECONDS -lt $deadline ]] || break
+  sleep 0.5
+done
+[[ $result == 0 || $result == 2 || $result == 75 ]] || result=1
+exit "$result"

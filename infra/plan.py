@@ -1,0 +1,285 @@
+"""What a run will take: images/s, hours, dollars, and what holds it back.
+
+    python infra/plan.py yamls/full.yaml --instance p4d.24xlarge --nodes 4 [key.path=value ...]
+
+The arithmetic is infra/speed.py, the machines and prices are infra/machines.yaml; docs/cloud.md says how well both
+agree with published runs. Give what you measured to have better than estimates: --core-images-per-sec or --loader-json
+for the loader, --gpu-images-per-sec or --measured for the GPUs.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
+
+from infra.machines import Machine, UnknownMachineError, machine, read_table
+from infra.speed import BLURPOOL_COST, Prediction, Recipe, Storage, predict, with_batch
+from train.algorithms import SizeSchedule
+from train.config import Config, ConfigError, load_config
+
+EXIT_REFUSED = 2
+
+# ImageNet-1k (image-net.org), and the sizes that docs/data.md has measured for each --resize of the converter.
+TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
+KB_PER_IMAGE = {"original": 113.1, "max=400": 39.6, "short=256": 31.9}
+CORE_IMAGES_PER_SEC = {"original": 941.0, "max=400": 2222.0, "short=256": 2670.0}
+# PERSISTENT_2 at 250 MB/s per TiB, USD a GB-month in us-east-1 (aws.amazon.com/fsx/lustre/pricing, 2025-11: check).
+FSX_USD_PER_GB_MONTH, HOURS_PER_MONTH, FSX_MB_PER_SEC_PER_TIB = 0.21, 730, 250
+NODES_DRAWN = (1, 2, 4, 8, 16, 32, 64)
+MOMENTS = 200  # of the run at which the images' size is looked at
+
+ADVICE = {
+    "GPU": "the GPUs are busy: this is what the machine can do. Smaller crops, or more nodes, are faster",
+    "kernel launches": "each GPU has too few images a step to be busy: fewer nodes cost less, or raise "
+    "global_batch_size (and optimizer.lr with it)",
+    "all-reduce": "gradients take longer to exchange than to compute: use EFA and a placement group, a type with a "
+    "faster network, fewer nodes, or a larger global_batch_size",
+    "decode": "the processors cannot decode as fast as the GPUs train: convert with --resize short=256, take a type "
+    "with more vCPUs a GPU, or set data.dct_scaling",
+    "storage": "the shards arrive too slowly: more throughput on FSx, or S3 with data.local on the machines' own disks",
+}
+
+
+class PlanError(ValueError):
+    """What was asked for cannot be planned; the message says what to change."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
+    args = parse(argv)
+    try:
+        cfg = load_config(args.config, args.overrides, check_paths=False)
+        chosen = choose_machine(args)
+        report = plan(cfg, chosen, args)
+    except (ConfigError, PlanError, UnknownMachineError) as error:
+        print(f"infra/plan.py: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    print("\n".join(lines(report, chosen)))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if args.picture:
+        from infra.scaling_picture import draw  # matplotlib takes a second to import
+
+        draw(report, args.picture)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="infra/plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="as for train/main.py")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("--instance", default="p4d.24xlarge", help="an instance type of infra/machines.yaml")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument(
+        "--stored", choices=list(KB_PER_IMAGE), default="original", help="how the images were converted"
+    )
+    parser.add_argument(
+        "--storage", choices=["s3", "fsx", "nvme"], default="s3", help="where the shards are (default s3)"
+    )
+    parser.add_argument("--fsx-tib", type=float, default=1.2, help="size of the FSx file system, TiB")
+    parser.add_argument("--core-images-per-sec", type=float, help="what the loader decodes on a core of the instance")
+    parser.add_argument("--loader-json", type=Path, metavar="FILE", help="the same, from benchmarks/loader.py --json")
+    parser.add_argument("--gpu-images-per-sec", type=float, help="what one GPU of the instance trains at 224 px")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="the same, from benchmarks/scaling.py --json")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the scaling from 1 to 64 nodes (PNG)")
+    return parser.parse_intermixed_args(argv)
+
+
+def choose_machine(args: argparse.Namespace) -> Machine:
+    """The instance, with the GPU's speed as measured where it was."""
+    chosen = machine(args.instance)
+    rate = args.gpu_images_per_sec or (measured_gpu_rate(args.measured) if args.measured else None)
+    return dataclasses.replace(chosen, gpu_images_per_sec=rate) if rate else chosen
+
+
+def plan(cfg: Config, chosen: Machine, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything there is to say, as plain JSON.
+
+    Raises:
+        PlanError: the batch does not divide, or a file of measurements has nothing usable.
+    """
+    ranks = args.nodes * chosen.gpus
+    if args.nodes < 1 or cfg.global_batch_size % ranks:
+        raise PlanError(
+            f"global_batch_size: {cfg.global_batch_size} does not divide over {args.nodes} x {chosen.gpus} GPUs; "
+            f"give another --nodes, or global_batch_size={math.ceil(cfg.global_batch_size / ranks) * ranks}"
+        )
+    recipe = recipe_of(cfg, args.stored)
+    storage = storage_of(args)
+    core_rate = core_images_per_sec(args)
+    here = predict(chosen, args.nodes, recipe, storage, core_rate)
+    hours = here.total_s / 3600
+    fsx_usd = hours * fsx_usd_per_hour(args.fsx_tib) if args.storage == "fsx" else 0.0
+    return {
+        "config": str(args.config),
+        "instance": chosen.name,
+        "nodes": args.nodes,
+        "stored": args.stored,
+        "storage": args.storage,
+        "core_images_per_sec": core_rate,
+        "global_batch_size": cfg.global_batch_size,
+        "device_batch_size": cfg.global_batch_size // ranks,
+        "epochs": recipe.epochs,
+        "prediction": dataclasses.asdict(here),
+        "hours": hours,
+        "usd_on_demand": hours * args.nodes * chosen.usd_per_hour + fsx_usd,
+        "usd_spot": hours * args.nodes * chosen.spot_usd_per_hour + fsx_usd,
+        "advice": ADVICE[here.binding],
+        "prices_read": read_table()["prices_read"],
+        "scaling": scaling(chosen, recipe, storage, core_rate),
+    }
+
+
+def recipe_of(cfg: Config, stored: str) -> Recipe:
+    """What of a configuration decides a run's speed; ImageNet's counts."""
+    steps = TRAIN_IMAGES // cfg.global_batch_size
+    length = int(cfg.max_duration[:-2])
+    epochs = float(length) if cfg.max_duration.endswith("ep") else length / steps
+    interval = int(cfg.eval_interval[:-2])
+    between = interval if cfg.eval_interval.endswith("ep") else interval / steps
+    return Recipe(
+        train_images=TRAIN_IMAGES,
+        val_images=VAL_IMAGES,
+        bytes_per_image=KB_PER_IMAGE[stored] * 1e3,
+        epochs=epochs,
+        global_batch_size=cfg.global_batch_size,
+        pixels=pixels_over_the_run(cfg, epochs),
+        eval_px=cfg.data.eval_crop_size,
+        evaluations=max(1, math.floor(epochs / between)),
+        gpu_cost=gpu_cost(cfg),
+    )
+
+
+def pixels_over_the_run(cfg: Config, epochs: float) -> tuple[int, ...]:
+    """The training crops' edge, px, at evenly spaced moments of the run."""
+    schedule = next((entry for entry in cfg.algorithms if isinstance(entry, SizeSchedule)), None)
+    if schedule is None:
+        return (cfg.data.crop_size,)
+    moments = [(moment + 0.5) / MOMENTS for moment in range(MOMENTS)]
+    return tuple(
+        schedule.image_px(cfg.data.crop_size, epoch=int(elapsed * epochs), elapsed_fraction=elapsed)
+        for elapsed in moments
+    )
+
+
+def gpu_cost(cfg: Config) -> float:
+    """How much longer the algorithms make a step on the GPU; those not named here cost too little to count."""
+    cost = 1.0
+    for entry in cfg.algorithms:
+        if entry.name == "blurpool":
+            cost *= BLURPOOL_COST
+        if entry.name == "sam":  # a second forward and backward pass, every `interval` steps
+            cost *= 1 + 1 / entry.model_dump()["interval"]
+    return cost
+
+
+def storage_of(args: argparse.Namespace) -> Storage:
+    """Where the shards come from, and how fast."""
+    if args.storage == "fsx":
+        return Storage("fsx", total_bytes_per_sec=args.fsx_tib * FSX_MB_PER_SEC_PER_TIB * 1e6)
+    return Storage(args.storage)
+
+
+def fsx_usd_per_hour(tib: float) -> float:
+    """Price of the file system while it exists."""
+    return tib * 1024 * FSX_USD_PER_GB_MONTH / HOURS_PER_MONTH
+
+
+def core_images_per_sec(args: argparse.Namespace) -> float:
+    """What one core decodes: as given, as measured by benchmarks/loader.py, or docs/data.md's figure."""
+    if args.core_images_per_sec:
+        return float(args.core_images_per_sec)
+    if not args.loader_json:
+        return CORE_IMAGES_PER_SEC[args.stored]
+    rows = json.loads(args.loader_json.read_text())
+    ours = [row for row in rows if row["storage"] == args.stored and "native" in str(row["loader"])]
+    if not ours:
+        known = sorted({f"{row['loader']} of {row['storage']}" for row in rows})
+        raise PlanError(f"{args.loader_json} has no native loader of {args.stored} images, but {', '.join(known)}")
+    return max(float(row["images_per_sec"]["median"]) for row in ours)
+
+
+def measured_gpu_rate(path: Path) -> float:
+    """Images/s of one GPU at 224 px from benchmarks/scaling.py's file: the median over its rounds at the most ranks.
+
+    Raises:
+        PlanError: it was measured on CPUs.
+    """
+    report = json.loads(path.read_text())
+    if report["device"] == "cpu":
+        raise PlanError(f"{path} was measured on CPUs, which says nothing of a GPU")
+    row = max(report["rows"], key=lambda row: int(row["ranks"]))
+    rate = statistics.median(row["images_per_sec_rounds"]) / row["ranks"]
+    return float(rate * (report["image_px"] / 224) ** 2)
+
+
+def scaling(chosen: Machine, recipe: Recipe, storage: Storage, core_rate: float) -> list[dict[str, Any]]:
+    """From 1 to 64 nodes: the whole run at the recipe's batch (as far as it divides), and at its batch on each node."""
+    rows = []
+    for nodes in NODES_DRAWN:
+        row: dict[str, Any] = {"nodes": nodes}
+        ways = {"strong": recipe, "weak": with_batch(recipe, recipe.global_batch_size * nodes)}
+        for way, what in ways.items():
+            if what.global_batch_size % (nodes * chosen.gpus) == 0:
+                found = predict(chosen, nodes, what, storage, core_rate)
+                hours = found.total_s / 3600
+                row[way] = {
+                    "images_per_sec": found.images_per_sec,
+                    "hours": hours,
+                    "usd_on_demand": hours * nodes * chosen.usd_per_hour,
+                    "binding": found.binding,
+                }
+        rows.append(row)
+    return rows
+
+
+def lines(report: dict[str, Any], chosen: Machine) -> list[str]:
+    """The report for a person."""
+    found = Prediction(**report["prediction"])
+    parts = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in found.seconds_by.items())
+    table = [
+        f"{row['nodes']:>6}" + "".join(f"   {_cell(row.get(way))}" for way in ("strong", "weak"))
+        for row in report["scaling"]
+    ]
+    batch = report["global_batch_size"]
+    return [
+        f"{report['config']} on {report['nodes']} x {chosen.name} ({chosen.gpus} {chosen.gpu}, {chosen.vcpus} vCPUs), "
+        f"images stored as {report['stored']}, from {report['storage']}",
+        f"  images/s      {found.images_per_sec:,.0f}; the GPUs alone {found.gpu_images_per_sec:,.0f}, the loader "
+        f"alone {found.loader_images_per_sec:,.0f}",
+        f"  an epoch      {found.epoch_s / 60:.1f} min; the first one {found.first_epoch_s / 60:.1f} min",
+        f"  the run       {report['hours']:.2f} h for {report['epochs']:g} epochs, with its evaluations",
+        f"  cost          ${report['usd_on_demand']:,.0f} on demand, about ${report['usd_spot']:,.0f} on spot "
+        f"(prices of {report['prices_read']} in us-east-1; check them)",
+        f"  ms a step     {parts} (of {batch:,} images; storage as in the first epoch for s3)",
+        f"  binding       {found.binding}: {report['advice']}",
+        f"{'nodes':>6}   {f'batch {batch:,}':<38}   {f'batch {batch:,} a node':<38}",
+        *table,
+        "Predicted, not measured. A larger batch needs another learning rate, and over 8,192 a recipe made for it.",
+    ]
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return f"{'does not divide':<38}"
+    text = f"{row['images_per_sec']:>9,.0f}/s {row['hours']:>6.2f} h ${row['usd_on_demand']:<5,.0f} {row['binding']}"
+    return f"{re.sub('kernel launches', 'launches', text):<38}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

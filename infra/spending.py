@@ -1,0 +1,85 @@
+"""What things cost, and the questions that come before anything is spent."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.machines import machine, read_table
+from infra.plan import fsx_usd_per_hour
+
+# USD an hour in us-east-1, read 2025-11 from AWS's price pages: check. The NAT gateway bills each GB besides.
+NAT_USD_PER_HOUR, HEAD_NODE_USD_PER_HOUR, ADDRESS_USD_PER_HOUR = 0.045, 0.192, 0.005
+S3_USD_PER_GB_MONTH = 0.023
+
+
+class RefusedError(ValueError):
+    """Nothing was done; the message says why and what would help."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that would be done, and what it costs while it exists."""
+
+    what: str
+    usd_per_hour: float = 0.0
+
+
+def foundation_steps(name: str, fsx_gib: int, *, cluster: bool) -> list[Step]:
+    """What `up` makes."""
+    steps = [
+        Step(f"stack {name}-foundation: VPC, subnets, buckets, image registry, policies, budget"),
+        Step("  NAT gateway with its address", NAT_USD_PER_HOUR + ADDRESS_USD_PER_HOUR),
+    ]
+    if fsx_gib:
+        steps.append(Step(f"  FSx for Lustre, {fsx_gib} GiB", fsx_usd_per_hour(fsx_gib / 1024)))
+    if cluster:
+        steps.append(Step(f"cluster {name}: head node; compute nodes only while jobs run", HEAD_NODE_USD_PER_HOUR))
+    return steps
+
+
+def job_step(instance: str, nodes: int, *, spot: bool) -> Step:
+    """A job's nodes."""
+    found = machine(instance)
+    price = found.spot_usd_per_hour if spot else found.usd_per_hour
+    return Step(f"a job on {nodes} x {instance}, {'spot' if spot else 'on demand'}", nodes * price)
+
+
+def show(steps: Sequence[Step]) -> None:
+    """Print the steps and their price."""
+    for step in steps:
+        print(f"  {step.what:<90}" + (f"${step.usd_per_hour:.3f}/h" if step.usd_per_hour else ""))
+    total = sum(step.usd_per_hour for step in steps)
+    if total:
+        print(
+            f"  ${total:.2f} an hour while it exists (prices of {read_table()['prices_read']}, us-east-1; check them)"
+        )
+
+
+def agree(question: str, *, yes: bool) -> None:
+    """Ask, unless it was answered on the command line.
+
+    Raises:
+        RefusedError: anything but "yes", or nobody to ask.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise RefusedError(f"{question} Nobody is here to ask; give --yes")
+    if input(f"{question} [yes/no] ").strip().lower() != "yes":
+        raise RefusedError("nothing was done")
+
+
+def monthly_budget(budgets: Any, account: str, name: str) -> float:
+    """The limit of this project's budget, USD.
+
+    Raises:
+        RefusedError: there is none, so nobody would notice what is spent.
+    """
+    try:
+        found = budgets.describe_budget(AccountId=account, BudgetName=f"{name}-monthly")
+    except budgets.exceptions.NotFoundException:
+        raise RefusedError(
+            f"there is no budget {name}-monthly, and without one nothing is started; `up` makes it"
+        ) from None
+    return float(found["Budget"]["BudgetLimit"]["Amount"])

@@ -1,0 +1,177 @@
+"""One machine's watcher: what it passes on to the ranks, and when it ends them."""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra import node
+from infra.node import Node, Settings, SettingsError
+from tests.conftest import REPOSITORY
+
+# A launcher with one rank that, like train/main.py, ends with 75 at SIGUSR1; deaf at first, as while importing torch.
+RANK = """
+import os, signal, sys, time
+time.sleep(0.5)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+time.sleep(60)
+"""
+LAUNCHER = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {RANK!r}]))"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    monkeypatch.setattr(node, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(node, "SECONDS_BETWEEN_NOTICE_LOOKS", 0.1)
+    monkeypatch.setattr(Settings, "launcher", lambda self, argv: [sys.executable, "-c", argv[0]])
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def settings(tmp_path: Path, **env: str) -> Settings:
+    return Settings.of({"LOG_DIR": str(tmp_path), "RANKS": "1", **env})
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_reaches_the_ranks_once_they_listen(tmp_path: Path, number: signal.Signals) -> None:
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+    assert Node(settings(tmp_path)).run([LAUNCHER]) == 75
+    assert f"{number.name}: the ranks are told to save" in (tmp_path / "node-0.log").read_text()
+
+
+def test_ranks_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "SECONDS_TO_SAVE", 0.5)
+    deaf = LAUNCHER.replace("sys.exit(75)", "None")
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    began = time.monotonic()
+    assert Node(settings(tmp_path)).run([deaf]) == 1
+    assert time.monotonic() - began < 10
+
+
+def test_a_run_without_a_sign_of_life_is_ended(tmp_path: Path) -> None:
+    assert Node(settings(tmp_path, STALL_S="1")).run(["import time; time.sleep(60)"]) == 1
+    assert "no sign of life for 1 s (STALL_S), before its first batch" in (tmp_path / "node-0.log").read_text()
+
+
+def test_a_run_with_signs_of_life_is_left_alone(tmp_path: Path) -> None:
+    beats = (
+        "import json, os, time\n"
+        "for n in range(40):\n"
+        "    beat = {'batch': n, 'epoch': 0, 'unix_time_s': time.time()}\n"
+        "    path = os.environ['HEARTBEAT_FILE']\n"
+        "    open(path + '.part', 'w').write(json.dumps(beat))\n"
+        "    os.replace(path + '.part', path)\n"
+        "    time.sleep(0.1)\n"
+    )
+    assert Node(settings(tmp_path, STALL_S="2")).run([beats]) == 0
+
+
+def test_a_spot_interruptions_notice_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By IMDSv2, from a server that answers as EC2 does."""
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self._answer(200, b"token")
+
+        def do_GET(self) -> None:
+            if self.headers["X-aws-ec2-metadata-token"] != "token":
+                self._answer(401, b"")
+            elif time.monotonic() - began < 1:
+                self._answer(404, b"")
+            else:
+                self._answer(200, json.dumps({"action": "terminate", "time": "2026-01-01T00:00:00Z"}).encode())
+
+        def _answer(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    began = time.monotonic()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    try:
+        assert Node(settings(tmp_path, WATCH_SPOT="1")).run([LAUNCHER]) == 75
+    finally:
+        server.shutdown()
+    assert "spot interruption (terminate at 2026-01-01T00:00:00Z)" in (tmp_path / "node-0.log").read_text()
+
+
+def test_no_notice_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
+    assert node.spot_notice() == ""
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"NODES": "2"}, "NODE_RANK or SLURM_NODEID is not set"),
+        ({"NODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR is not set"),
+        ({"NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "a"}, "NODE_RANK=2 must be below NODES=2"),
+        ({"NODES": "two"}, "NODES=two must be a whole number"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(env: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        Settings.of(env)
+
+
+def test_the_container_gets_the_same_part(tmp_path: Path) -> None:
+    """train.sbatch with IMAGE, before a Slurm that notes how it was called."""
+    for name, text in {
+        "scontrol": "echo n1",
+        "srun": f'printf "%s\\n" "$@" > {tmp_path}/called',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "SLURM_JOB_ID": "5",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_NODELIST": "n1",
+        "LOG_ROOT": str(tmp_path),
+        "IMAGE": "/fsx/resnet.sqsh",
+    }
+    script = ["bash", str(REPOSITORY / "infra/slurm/train.sbatch"), "yamls/full.yaml", "seed=3"]
+    subprocess.run(script, env=env, check=True, timeout=60)
+    called = (tmp_path / "called").read_text().split("\n")
+    assert "--container-image=/fsx/resnet.sqsh" in called
+    assert called[-5:-1] == ["python", "infra/node.py", "yamls/full.yaml", "seed=3"]
+
+
+def test_fsx_is_loaded_until_nothing_is_left_in_s3(tmp_path: Path) -> None:
+    """fsx.sh before an `lfs` that releases a file's content at the second look."""
+    data = tmp_path / "imagenet"
+    data.mkdir()
+    for name in ("a.mds", "b.mds"):
+        (data / name).write_bytes(b"x")
+    lfs = tmp_path / "lfs"
+    lfs.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {tmp_path}/calls
+case $1 in hsm_state) shift; for f in "$@"; do
+  if [ $(grep -c hsm_state {tmp_path}/calls) -lt 2 ]; then echo "$f: (0x0000000d) released exists archived"
+  else echo "$f: (0x00000009) exists archived"; fi; done ;; esac
+"""
+    )
+    lfs.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SECONDS_BETWEEN_LOOKS": "0"}
+    done = subprocess.run(
+        [REPOSITORY / "infra/fsx.sh", "hydrate", data], env=env, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "2 files are still in S3 alone" in done.stdout and "is in FSx" in done.stdout
+    assert "hsm_restore" in (tmp_path / "calls").read_text()

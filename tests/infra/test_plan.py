@@ -1,0 +1,145 @@
+"""The predictions follow from the machine and the recipe, and agree with what others have published."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.machines import UnknownMachineError, machine, read_table
+from infra.plan import main, pixels_over_the_run, recipe_of
+from infra.published import STATED_ERROR, checks, table
+from infra.speed import Storage, predict, storage_seconds, with_batch
+from tests.conftest import REPOSITORY
+from train.config import load_config
+
+FULL = str(REPOSITORY / "yamls/full.yaml")
+CORE = 941.0
+
+
+def plan(*argv: str, tmp_path: Path) -> dict[str, Any]:
+    out = tmp_path / "plan.json"
+    assert main([FULL, "--json", str(out), *argv]) == 0
+    report: dict[str, Any] = json.loads(out.read_text())
+    return report
+
+
+def test_published_runs_are_predicted_within_the_stated_error() -> None:
+    assert [check.what for check in checks() if abs(check.error) > STATED_ERROR] == []
+    assert len(checks()) == 5
+
+
+def test_the_documented_table_is_what_the_model_says() -> None:
+    assert "\n".join(table()) in (REPOSITORY / "docs/cloud.md").read_text()
+
+
+def test_the_documented_bindings_are_what_the_model_says() -> None:
+    from infra.published import bindings
+
+    assert "\n".join(bindings()) in (REPOSITORY / "docs/cloud.md").read_text()
+
+
+def test_a_plan_says_time_cost_and_what_binds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = plan("--instance", "p4d.24xlarge", "--nodes", "2", tmp_path=tmp_path)
+    assert report["usd_on_demand"] == pytest.approx(report["hours"] * 2 * 21.96)
+    assert report["device_batch_size"] == 128
+    assert [row["nodes"] for row in report["scaling"]] == [1, 2, 4, 8, 16, 32, 64]
+    printed = capsys.readouterr().out
+    assert "binding" in printed and "check them" in printed and "Predicted, not measured" in printed
+
+
+def test_progressive_resizing_is_followed_over_the_run() -> None:
+    cfg = load_config(FULL, check_paths=False)
+    pixels = pixels_over_the_run(cfg, 90)
+    assert (pixels[0], pixels[79], pixels[-1]) == (88, 88, 176)
+    assert list(pixels) == sorted(pixels)
+    assert pixels_over_the_run(load_config(FULL, ["algorithms=[]"], check_paths=False), 90) == (176,)
+
+
+@pytest.mark.parametrize(
+    ("argv", "binding"),
+    [
+        (["--instance", "g6.48xlarge", "data.crop_size=224"], "GPU"),
+        (["--instance", "p4d.24xlarge", "--core-images-per-sec", "100"], "decode"),
+        (["--instance", "p4d.24xlarge", "--storage", "fsx", "--fsx-tib", "1.2"], "storage"),
+        (["--instance", "p4d.24xlarge", "--nodes", "16"], "kernel launches"),
+        (["--instance", "g5.xlarge", "--nodes", "16", "--gpu-images-per-sec", "9000"], "all-reduce"),
+    ],
+)
+def test_each_resource_can_be_the_one_that_binds(argv: list[str], binding: str, tmp_path: Path) -> None:
+    report = plan(*argv, tmp_path=tmp_path)
+    assert report["prediction"]["binding"] == binding
+    assert len(report["advice"]) > 20
+
+
+def test_a_cache_saves_later_epochs_the_download_and_more_nodes_fill_it_later() -> None:
+    recipe = recipe_of(load_config(FULL, check_paths=False), "original")
+    on = machine("p4d.24xlarge")
+    one = [storage_seconds(on, 1, recipe, Storage("s3"), epoch=epoch) for epoch in (0, 1, 50)]
+    four = [storage_seconds(on, 4, recipe, Storage("s3"), epoch=epoch) for epoch in (0, 1, 50)]
+    assert one[0] > one[1] == one[2]
+    assert four[0] > four[1] > four[2]
+    assert four[0] == pytest.approx(one[0] / 4)
+
+
+def test_more_nodes_are_never_predicted_to_scale_better_than_linearly() -> None:
+    recipe = recipe_of(load_config(FULL, check_paths=False), "original")
+    for name in read_table()["machines"]:
+        on = machine(name)
+        one = predict(on, 1, recipe, Storage("s3"), CORE).images_per_sec
+        for nodes in (2, 8, 64):
+            strong = predict(on, nodes, recipe, Storage("s3"), CORE).images_per_sec
+            weak = predict(on, nodes, with_batch(recipe, 2048 * nodes), Storage("s3"), CORE).images_per_sec
+            assert strong <= weak * 1.001 and weak <= nodes * one * 1.001, (name, nodes)
+
+
+def test_measured_figures_take_the_estimates_place(tmp_path: Path) -> None:
+    rows = [
+        {"loader": "native", "storage": "original", "size": 224, "images_per_sec": {"min": 1, "median": 500, "max": 2}},
+        {"loader": "pillow", "storage": "original", "size": 224, "images_per_sec": {"min": 1, "median": 300, "max": 2}},
+    ]
+    (tmp_path / "loader.json").write_text(json.dumps(rows))
+    scaling = {
+        "device": "H100",
+        "image_px": 112,
+        "rows": [{"ranks": 8, "images_per_sec_rounds": [64000, 63000, 65000]}],
+    }
+    (tmp_path / "scaling.json").write_text(json.dumps(scaling))
+    files = ("--loader-json", str(tmp_path / "loader.json"), "--measured", str(tmp_path / "scaling.json"))
+    report = plan(*files, "algorithms=[]", "data.crop_size=224", tmp_path=tmp_path)
+    assert report["core_images_per_sec"] == 500
+    assert report["prediction"]["gpu_images_per_sec"] == pytest.approx(8 * 2000)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--instance", "p9.huge"], "p9.huge: not in infra/machines.yaml, which has p4d.24xlarge"),
+        (["--nodes", "3"], "does not divide over 3 x 8 GPUs; give another --nodes, or global_batch_size=2064"),
+        (["data.crop_sise=3"], "unknown key; did you mean 'crop_size'?"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([FULL, *argv]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_cpus_figures_are_not_taken_for_a_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scaling.json").write_text(json.dumps({"device": "cpu", "image_px": 64, "rows": []}))
+    assert main([FULL, "--measured", str(tmp_path / "scaling.json")]) == 2
+    assert "measured on CPUs" in capsys.readouterr().err
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    plan("--picture", str(tmp_path / "scaling.png"), tmp_path=tmp_path)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_machine_has_a_gpu_with_a_figure_and_a_date_of_its_price() -> None:
+    for name in read_table()["machines"]:
+        found = machine(name)
+        assert found.gpu_images_per_sec > 0 and found.spot_usd_per_hour < found.usd_per_hour
+    assert re.fullmatch(r"20\d\d-\d\d", read_table()["prices_read"])
+    with pytest.raises(UnknownMachineError):
+        machine("m5.large")

@@ -1,0 +1,128 @@
+"""`train.sbatch` on a real Slurm cluster of two nodes that stream from a real S3 server and save to it."""
+
+import json
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import S3Server
+from tests.infra.hosts import forwarded
+from tests.infra.slurm_cluster import Cluster, running_cluster
+from tests.integration.problem import command, what_must_match
+
+pytestmark = pytest.mark.machine
+
+
+class Lab:
+    """The cluster, the bucket as its nodes reach it, and the training problem."""
+
+    def __init__(self, cluster: Cluster, server: S3Server, address: str) -> None:
+        self.cluster, self.server = cluster, server
+        self.env = server.env_through(f"http://{address}") | {
+            "VENV": sys.prefix,
+            "LOG_ROOT": str(cluster.folder / "logs"),
+            "RANKS": "1",
+            "WATCH_SPOT": "0",
+            "CUDA_VISIBLE_DEVICES": "",
+            "TMPDIR": str(cluster.private),  # with one /tmp, two nodes would take each other for jobs of one machine
+        }
+
+    def submit(self, run: str, *more: str, options: tuple[str, ...] = (), **env: str) -> int:
+        cache = self.cluster.private / run  # a disk of each node's own
+        bucket = f"s3://{self.server.bucket}"
+        argv = command(cache, f"{bucket}/{run}", f"data.remote={bucket}/data", "max_duration=3ep", *more)
+        return self.cluster.submit(argv, self.env | env, *options)
+
+    def saved(self, run: str) -> list[int]:
+        """The batches of a run's checkpoints."""
+        listed = self.server.client.list_objects_v2(Bucket=self.server.bucket, Prefix=f"{run}/").get("Contents", [])
+        names = [item["Key"].rpartition("/")[2] for item in listed]
+        return sorted(int(name.partition("-ba")[2][:-3]) for name in names if name.endswith(".pt"))
+
+    def record(self, run: str) -> dict[str, Any]:
+        body = self.server.client.get_object(Bucket=self.server.bucket, Key=f"{run}/run.json")["Body"].read()
+        record: dict[str, Any] = json.loads(body)
+        return record
+
+    def wait_for_checkpoint(self, job: int, run: str) -> None:
+        self.cluster.wait_until(lambda: bool(self.saved(run)), 120, "a checkpoint", job)
+
+
+@pytest.fixture(scope="module")
+def lab(s3_server: S3Server, shards: Path) -> Iterator[Lab]:
+    for path in sorted(path for path in shards.rglob("*") if path.is_file()):
+        key = f"data/{path.relative_to(shards)}"
+        s3_server.client.put_object(Bucket=s3_server.bucket, Key=key, Body=path.read_bytes())
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        running_cluster(Path(folder)) as cluster,
+        forwarded(cluster.gateway, s3_server.port) as address,
+    ):
+        yield Lab(cluster, s3_server, address)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab) -> dict[str, Any]:
+    job = lab.submit("undisturbed")
+    assert lab.cluster.wait_for_end(job) == "COMPLETED", lab.cluster.output(job)
+    assert lab.cluster.starts(job) == 1
+    record = lab.record("undisturbed")
+    assert record["hardware"]["world_size"] == 2
+    return what_must_match(record)
+
+
+def test_a_job_whose_node_is_lost_in_mid_epoch_is_queued_again_and_ends_the_same(
+    lab: Lab, undisturbed: dict[str, Any]
+) -> None:
+    job = lab.submit("lost")
+    lab.wait_for_checkpoint(job, "lost")
+    node = lab.cluster.hosts[1]
+    node.kill_everything()
+    lab.cluster.wait_until(lambda: lab.cluster.state(job) != "RUNNING", 60, "Slurm to notice", job)
+    lab.cluster.boot(node)
+    assert lab.cluster.wait_for_end(job) == "COMPLETED", lab.cluster.output(job)
+    assert lab.cluster.starts(job) == 2
+    assert "resume: from s3://" in lab.cluster.output(job)
+    assert what_must_match(lab.record("lost")) == undisturbed
+
+
+def test_usr1_ahead_of_the_time_limit_saves_first_and_loses_no_step(lab: Lab, undisturbed: dict[str, Any]) -> None:
+    job = lab.submit("warned", "checkpoint.save_interval=1ep")
+    beat = Path(lab.env["LOG_ROOT"]) / str(job) / "heartbeat-node0.json"
+    lab.cluster.wait_until(lambda: beat.exists() and json.loads(beat.read_text())["batch"] >= 8, 120, "batch 8", job)
+    lab.cluster.signal(job, "USR1")
+    assert lab.cluster.wait_for_end(job) == "COMPLETED", lab.cluster.output(job)
+    output = lab.cluster.output(job)
+    assert lab.cluster.starts(job) == 2
+    stopped_at = int(output.partition(" after batch ")[2].partition(";")[0])
+    assert f"-ba{stopped_at}.pt" in output.partition("resume: from")[2], output
+    assert "a checkpoint is saved; queued again" in output
+    assert what_must_match(lab.record("warned")) == undisturbed
+
+
+def test_scancel_ends_a_job_for_good(lab: Lab) -> None:
+    job = lab.submit(f"cancelled-{uuid.uuid4().hex}", "max_duration=400ep")
+    beat = Path(lab.env["LOG_ROOT"]) / str(job) / "heartbeat-node0.json"
+    lab.cluster.wait_until(beat.exists, 120, "the first batch", job)
+    lab.cluster.cancel(job)
+    assert lab.cluster.wait_for_end(job) == "CANCELLED"
+    lab.cluster.wait_until(lambda: not lab.cluster._field(job, "JobState").startswith("COMPL"), 30, "its end", job)
+    assert lab.cluster.starts(job) == 1
+    assert lab.cluster.state(job) == "CANCELLED"
+    assert "queued again" not in lab.cluster.output(job)
+
+
+def test_what_is_refused_is_not_queued_again_and_a_failure_only_so_often(lab: Lab) -> None:
+    refused = lab.submit("refused", "data.crop_size=33")
+    failing = lab.submit("failing", "optimizer.lr=1e18", "scheduler.t_warmup=0ba", MAX_FAILURES="2")
+    assert lab.cluster.wait_for_end(refused) == "FAILED"
+    assert lab.cluster.starts(refused) == 1
+    assert "must be a multiple of 16" in lab.cluster.output(refused)
+    assert lab.cluster.wait_for_end(failing) == "FAILED", lab.cluster.output(failing)
+    assert lab.cluster.starts(failing) == 2
+    assert "not queued again" in lab.cluster.output(failing)
