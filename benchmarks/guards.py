@@ -1,6 +1,6 @@
 """What the guards of a training step cost: seconds a step with them and without, in turns.
 
-    python benchmarks/guards.py [--blocks 12] [--steps 20]
+    python benchmarks/guards.py [--blocks 12] [--steps 3]
 
 One process trains a ResNet on random images. Blocks of steps alternate: with what train/main.py adds to each step (the
 reseeding, the ledger, the watch for signals and gradients that are not finite, the buffers shared, the loss noted), and
