@@ -133,7 +133,12 @@ class Config(Section):
         crop_size = info.data["data"].crop_size if "data" in info.data else 0
         sized = [i for i, algorithm in enumerate(value) if isinstance(algorithm, SizeSchedule)]
         if len(sized) > 1:
-            raise _fault_at(value[sized[1]].name, f"goes not with {value[sized[0]].name}; keep one", sized[1], "name")
+            raise _fault_at(
+                value[sized[1]].name,
+                f"sets the images' size, as {value[sized[0]].name} does; keep one",
+                sized[1],
+                "name",
+            )
         for i, algorithm in enumerate(value):
             if isinstance(algorithm, SizeSchedule) and crop_size % algorithm.size_increment:
                 raise _fault_at(

@@ -71,5 +71,5 @@ def test_a_ramp_that_never_ends_or_a_second_schedule_is_refused() -> None:
     with pytest.raises(ConfigError, match="end_epoch: 4 must be below max_duration, which is 4ep"):
         load_config(tiny, [RAMP % 4], check_paths=False)
     both = (RAMP % 3)[:-1] + ", {name: progressive_resizing, size_increment: 16}]"
-    with pytest.raises(ConfigError, match="progressive_resizing goes not with resolution_ramp"):
+    with pytest.raises(ConfigError, match="'progressive_resizing' sets the images' size, as resolution_ramp does"):
         load_config(tiny, [both], check_paths=False)
