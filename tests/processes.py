@@ -6,10 +6,12 @@ the `composer` launcher: one process a rank, told of the others by the launcher'
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -22,6 +24,7 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["train.run", "train.evaluate"])
 
 SECONDS_FOR_A_RUN = 300
+NODE_LOCAL = "node-local"
 
 
 class Run:
@@ -65,38 +68,76 @@ class Run:
 
 
 def start(
-    argv: Sequence[str], log: Path, *, ranks: int = 1, env: dict[str, str] | None = None, program: str = "train.main"
+    argv: Sequence[str],
+    log: Path,
+    *,
+    ranks: int = 1,
+    nodes: int = 1,
+    env: dict[str, str] | None = None,
+    program: str = "train.main",
 ) -> Run:
-    """Start `program`'s `main(argv)` on a number of ranks."""
+    """Start `program`'s `main(argv)` on a number of ranks, each on a node of its own if there are as many `nodes`."""
+    assert nodes in (1, ranks), "several ranks of a node would have to share its /dev/shm"
+    local_ranks = ranks // nodes
     port = free_port()
     processes: list[BaseProcess] = []
     for rank in range(ranks):
         world = {
             "RANK": rank,
-            "LOCAL_RANK": rank,
+            "LOCAL_RANK": rank % local_ranks,
             "WORLD_SIZE": ranks,
-            "LOCAL_WORLD_SIZE": ranks,
-            "NODE_RANK": 0,
+            "LOCAL_WORLD_SIZE": local_ranks,
+            "NODE_RANK": rank // local_ranks,
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
         variables = {name: str(value) for name, value in world.items()} | (env or {})
-        process = _server.Process(target=_rank_main, args=(program, list(argv), f"{log}.{rank}", variables))
+        process = _server.Process(target=_rank_main, args=(program, list(argv), f"{log}.{rank}", variables, nodes > 1))
         process.start()
         processes.append(process)
     return Run(processes, log)
 
 
 def run(
-    argv: Sequence[str], log: Path, *, ranks: int = 1, env: dict[str, str] | None = None, program: str = "train.main"
+    argv: Sequence[str],
+    log: Path,
+    *,
+    ranks: int = 1,
+    nodes: int = 1,
+    env: dict[str, str] | None = None,
+    program: str = "train.main",
 ) -> tuple[int, str]:
     """Run to the end; return the exit code and rank 0's output."""
-    started = start(argv, log, ranks=ranks, env=env, program=program)
+    started = start(argv, log, ranks=ranks, nodes=nodes, env=env, program=program)
     return started.wait(), started.output()
 
 
-def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str]) -> None:
+def leave_this_machine(folder: Path) -> None:
+    """Give this process a /dev/shm and a temporary folder that it shares with its children alone; needs root.
+
+    So it does with `NODE_LOCAL`, a folder beside that one.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    private, tmpfs, shm = 1 << 18 | 1 << 14, b"tmpfs", b"/dev/shm"  # MS_PRIVATE | MS_REC
+    local = folder.parent / NODE_LOCAL
+    local.mkdir(exist_ok=True)
+    steps = [
+        lambda: libc.unshare(0x20000),  # CLONE_NEWNS
+        lambda: libc.mount(b"none", b"/", None, private, None),
+        lambda: libc.mount(tmpfs, shm, tmpfs, 0, None),
+        lambda: libc.mount(tmpfs, bytes(local), tmpfs, 0, None),
+    ]
+    for step in steps:
+        if step() != 0:
+            raise OSError(ctypes.get_errno(), "a mount namespace of its own, which a node of a test needs")
+    folder.mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str], own_machine: bool) -> None:
     os.setpgid(0, 0)
+    if own_machine:
+        leave_this_machine(Path(f"{log}.tmp"))
     multiprocessing.set_start_method("fork", force=True)  # for its loader workers, as in a process started by hand
     os.chdir(REPOSITORY)
     os.environ.update(variables)

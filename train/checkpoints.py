@@ -26,10 +26,12 @@ from composer.utils import checkpoint as composer_checkpoint
 from composer.utils import dist
 
 from train.folders import Folder, FolderError, LocalFolder
+from train.job_dir import scratch_folder
 
 log = logging.getLogger(__name__)
 
 DAMAGED = ".damaged"
+PART = ".part-"
 PIECE_BYTES = 16 * 2**20  # of a checkpoint on its way to another node; each rank holds one at a time
 NAME = re.compile(r"ep(\d+)-ba(\d+)\.pt")
 
@@ -58,7 +60,11 @@ class DurableCheckpointSaver(CheckpointSaver):
 
     def __init__(self, folder: Folder, *, save_interval: str, keep: int) -> None:
         self.store, self.keep = folder, keep
-        self._scratch = folder.path if isinstance(folder, LocalFolder) else Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        # A rename is atomic within a file system only, so what is meant for a disk is written there.
+        self._scratch = folder.path if isinstance(folder, LocalFolder) else scratch_folder()
+        if isinstance(folder, LocalFolder) and dist.get_global_rank() == 0:
+            for part in folder.path.glob(f"{PART}*"):  # a run was killed while it wrote
+                part.unlink(missing_ok=True)
         super().__init__(
             folder=str(self._scratch),
             remote_file_name=None,
@@ -76,7 +82,7 @@ class DurableCheckpointSaver(CheckpointSaver):
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
         self.last_checkpoint_batch = state.timestamp.batch
         name = f"ep{int(state.timestamp.epoch)}-ba{int(state.timestamp.batch)}.pt"
-        part = self._scratch / f".part-{name}"
+        part = self._scratch / f"{PART}{name}"
         composer_checkpoint.save_checkpoint(state=state, filename=str(part))
         if dist.get_global_rank() == 0:
             self.store.put(name, part)
@@ -157,7 +163,7 @@ def newest_whole(folder: Folder) -> tuple[str, dict[str, Any]] | None:
     names = list_checkpoints(folder)
     damaged = []
     for name in reversed(names):
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch_folder()) as scratch:
             try:
                 content = load(folder.get(name, Path(scratch)))
             except CheckpointError as error:
@@ -185,7 +191,7 @@ def on_every_node(folder: Folder, found: str | None) -> Iterator[str | None]:
     if found is None:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch_folder()) as scratch:
         problem, path, lacks = "", None, False
         if dist.get_local_rank() == 0:
             try:

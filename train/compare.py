@@ -47,6 +47,8 @@ NOT_COMPARED_NAMES = (
     "repr",
     "images_per_sec",
     "data_wait_fraction",
+    "stages",
+    "bottleneck",
     "total_wct",
     "epoch_wct",
     "batch_wct",

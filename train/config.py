@@ -206,11 +206,19 @@ def device_batch_size(cfg: Config, world_size: int) -> int:
     size, rest = divmod(cfg.global_batch_size, world_size)
     if rest:
         nearest = " and ".join(str(n * world_size) for n in (size, size + 1) if n)
+        ranks = " or ".join(map(str, _nearest_divisors(cfg.global_batch_size, world_size)))
         raise ConfigError(
             f"global_batch_size: {cfg.global_batch_size} must be a multiple of the {world_size} ranks; "
-            f"nearest: {nearest}, as in global_batch_size={(size + 1) * world_size}"
+            f"nearest: {nearest}, as in global_batch_size={(size + 1) * world_size}; or keep it and run {ranks} ranks"
         )
     return size
+
+
+def _nearest_divisors(number: int, near: int) -> list[int]:
+    """Return the next divisor of `number` below `near` and the next one above, if there is one."""
+    below = max(n for n in range(1, near + 1) if number % n == 0)
+    above = next((n for n in range(near, number + 1) if number % n == 0), None)
+    return sorted({below, above or below})
 
 
 def _error_from(faults: Iterable[Fault]) -> ConfigError:

@@ -13,9 +13,11 @@ import fcntl
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from composer.utils import dist
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
@@ -47,7 +49,11 @@ def one_at_a_time() -> Iterator[None]:
 
     Streaming looks for a free name and then takes it, two steps that two starting jobs could interleave. Collective:
     the node's first rank holds the lock, and the others go on only once it does, since they look for names as well.
+
+    Raises:
+        ValueError: two nodes of this job are one machine; each would wait for the lock that the other holds.
     """
+    _check_machines()
     if dist.get_local_rank() != 0:
         dist.barrier()
         yield
@@ -60,8 +66,15 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
+def scratch_folder() -> Path:
+    """Return a folder for this process's temporary files; if it is killed, the next job on the machine removes it."""
+    folder = _jobs_root() / f"{os.getpid()}-{_start_time(os.getpid())}" / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def remove_what_dead_jobs_left() -> int:
-    """Delete shared memory, lock files and links whose owning process is gone; return how many jobs that were."""
+    """Delete shared memory, locks, links and temporary files of processes that are gone; return how many they were."""
     dead = {job.name for job in _jobs_root().glob("*-*") if not _is_alive(job.name)}
     for prefix, job in _shared_memory_owners():
         if job in dead:
@@ -71,6 +84,30 @@ def remove_what_dead_jobs_left() -> int:
     if dead:
         log.info("removed what %d dead job(s) left in shared memory", len(dead))
     return len(dead)
+
+
+def _check_machines() -> None:
+    """Raise ValueError, on all ranks, where nodes share a machine's shared memory and temporary folder."""
+    _jobs_root().mkdir(parents=True, exist_ok=True)
+    places = [(SHARED_MEMORY, os.stat(SHARED_MEMORY)), (_jobs_root(), os.stat(_jobs_root()))]
+    mine = (dist.get_node_rank(), _boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
+    nodes: dict[tuple[Any, ...], int] = {}
+    for node, boot, seen in dist.all_gather_object(mine):
+        for place in seen:
+            other = nodes.setdefault((boot, *place), node)
+            if other != node:
+                raise ValueError(
+                    f"nodes {other} and {node} are one machine, with one {place[0]}; start one launcher for all GPUs "
+                    "of a machine, or give each launcher a container, or a TMPDIR and a /dev/shm of its own"
+                )
+
+
+def _boot_id() -> str:
+    """What tells two running machines apart, however alike they are; the same in all containers of one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return socket.gethostname()
 
 
 def _jobs_root() -> Path:

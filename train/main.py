@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         cfg = load_config(args.config, args.overrides)
         # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
-        from train.run import RefusedError, plan, train
+        from train.run import RefusedError, SavingFailedError, plan, train
         from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested
 
         if args.dry_run:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         return refuse(error)
     except StopRequested as error:
         return say(error, EXIT_STOPPED)
-    except NonFiniteError as error:
+    except (NonFiniteError, SavingFailedError) as error:
         return say(error, EXIT_FAILED)
     return 0
 

@@ -111,7 +111,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
             cfg, device, facts, train_set, val_set, [watch, guard, record, saver, Heartbeat()], load_path
         )
     if not is_finished(trainer):
-        trainer.fit()
+        fit(trainer)
     use_averaged_weights(trainer.state)
     record.note_weights(trainer.state)
     if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
@@ -126,6 +126,25 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     )
     trainer.close()
     return result
+
+
+class SavingFailedError(RuntimeError):
+    """The save folder was there at the start, and now cannot be written."""
+
+
+def fit(trainer: Trainer) -> None:
+    """Train to the end.
+
+    Raises:
+        SavingFailedError: a checkpoint or the record cannot be stored.
+    """
+    try:
+        trainer.fit()
+    except FolderError as error:
+        raise SavingFailedError(
+            f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}; once that is mended, the "
+            "same command goes on from the newest checkpoint"
+        ) from error
 
 
 def plan(cfg: Config) -> str:

@@ -12,12 +12,18 @@ from tests.processes import run
 
 
 @pytest.fixture(scope="session")
-def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of a run that nothing disturbed."""
+def undisturbed_folder(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The save folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     code, output = run(command(shards, folder), folder / "log")
     assert code == 0, output
-    return record_of(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_folder: Path) -> dict[str, Any]:
+    """Its record."""
+    return record_of(undisturbed_folder)
 
 
 @pytest.fixture

@@ -40,9 +40,8 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def what_must_match(record: dict[str, Any]) -> dict[str, Any]:
     """Everything of a record that is not about time."""
-    epochs = [
-        {k: v for k, v in row.items() if k not in ("images_per_sec", "data_wait_fraction")} for row in record["epochs"]
-    ]
+    times = ("images_per_sec", "data_wait_fraction", "stages", "bottleneck")
+    epochs = [{k: v for k, v in row.items() if k not in times} for row in record["epochs"]]
     curve = [{k: v for k, v in point.items() if k != "images_per_sec"} for point in record["curve"]]
     finals = {k: record[k] for k in ("top1", "top5", "loss", "samples_evaluated", "weights_sha256", "batches")}
     return {"ledger": record["ledger"], "epochs": epochs, "curve": curve, **finals}

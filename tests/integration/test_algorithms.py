@@ -21,6 +21,8 @@ ALGORITHMS = {
     "label_smoothing": "{name: label_smoothing}",
     "resize": RESIZING + "}",
     "crop": RESIZING + ", mode: crop}",
+    "decode": RESIZING + ", mode: decode}",
+    "ramp": "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}",
     "ema": EMA,
     "mixup": "{name: mixup}",
     "mixup_of_losses": "{name: mixup, interpolate_loss: true}",
@@ -40,7 +42,21 @@ ALGORITHMS = {
     "medium": MILD + ", {name: mixup}, " + SAM,
     "hot": MILD + ", {name: mixup}, {name: randaugment, depth: 1}, {name: colout}, " + DEPTH + "sample}, " + SAM,
 }
-IN_EVERY_RUN = {("sam", 2, 0), ("swa", 2, 0), ("cutmix", 1, 2), ("medium", 1, 0)}
+SGD = ["optimizer.name=sgd", "optimizer.decay_batchnorm=false"]
+SETTINGS = {
+    "sgd_in_steps": [
+        *SGD,
+        "scheduler.name=steps_with_warmup",
+        "scheduler.milestones=[7ba, 10ba]",
+        "scheduler.alpha_f=0.01",
+    ],
+    "nesterov_linear": [*SGD, "optimizer.nesterov=true", "scheduler.name=linear_with_warmup"],
+    "accumulation": ["device_train_microbatch_size=4"],
+}
+"""With the mild set: optimizers, schedules, and gradients added up over microbatches."""
+ALGORITHMS |= dict.fromkeys(SETTINGS, MILD)
+
+IN_EVERY_RUN = {("sam", 2, 0), ("swa", 2, 0), ("decode", 1, 2), ("medium", 1, 0), ("randaugment", 1, 2)}
 """The few that `make test` takes; `make test-exhaustive` takes all."""
 
 CASES = [
@@ -67,6 +83,7 @@ def test_killed_at_a_random_batch_it_ends_with_identical_weights(
     killed_after = random.Random(seed).randrange(1, 12)
     model = "resnet50" if "depth" in ALGORITHMS[name] else "resnet18"
     more = [f"algorithms=[{ALGORITHMS[name]}]", f"model.name={model}", f"data.num_workers={workers}"]
+    more += SETTINGS.get(name, [])
     more += ["checkpoint.save_interval=1ba", "checkpoint.keep=2", "eval_interval=5ba"]
     records: list[dict[str, Any]] = []
     for folder in (tmp_path / "undisturbed", tmp_path / "interrupted"):

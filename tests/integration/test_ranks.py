@@ -10,7 +10,6 @@ from tests.integration.problem import command, record_of
 from tests.processes import run
 from train.checkpoints import load
 
-TWO_EPOCHS = ["algorithms=[]", "max_duration=2ep", "checkpoint.save_interval=2ep", "eval_interval=2ep"]
 FOUR_STEPS = ["max_duration=4ba", "checkpoint.save_interval=4ba", "eval_interval=4ba"]
 ONE_PLAIN_STEP = ["max_duration=1ba", "algorithms=[]", "scheduler.t_warmup=0ba", "optimizer.lr=0.1"]
 
@@ -29,19 +28,6 @@ def test_gradients_are_averaged_over_ranks_and_microbatches(shards: Path, tmp_pa
     for other in weights[1:]:
         assert list(other) == list(weights[0])
         assert [name for name in other if not torch.allclose(other[name], weights[0][name], rtol=0, atol=1e-6)] == []
-
-
-def test_the_global_batches_are_the_same_for_1_and_2_ranks(shards: Path, tmp_path: Path) -> None:
-    ledgers = []
-    for ranks in (1, 2):
-        folder = tmp_path / str(ranks)
-        code, output = run(command(shards, folder, *TWO_EPOCHS), tmp_path / f"log{ranks}", ranks=ranks)
-        assert code == 0, output
-        record = record_of(folder)
-        assert record["samples_evaluated"] == 23
-        ledgers.append(record["ledger"])
-    assert len(ledgers[0]["epochs"]) == 2
-    assert ledgers[0] == ledgers[1]
 
 
 def test_the_number_of_loader_workers_does_not_change_a_bit(shards: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from train.config import Config, ConfigError, config_from_dict, device_batch_siz
 
 ALGORITHMS = (
     "augmix, blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
-    "progressive_resizing, randaugment, sam, squeeze_excite, stochastic_depth, swa"
+    "progressive_resizing, randaugment, resolution_ramp, sam, squeeze_excite, stochastic_depth, swa"
 )
 BASE = Path(__file__).parents[2] / "yamls" / "base.yaml"
 
@@ -217,9 +217,10 @@ def test_the_device_batch_is_an_even_share_of_the_global_batch(run_in: Path) -> 
     with pytest.raises(ConfigError) as caught:
         device_batch_size(cfg, 6)
     assert str(caught.value) == (
-        "global_batch_size: 256 must be a multiple of the 6 ranks; nearest: 252 and 258, as in global_batch_size=258"
+        "global_batch_size: 256 must be a multiple of the 6 ranks; nearest: 252 and 258, as in global_batch_size=258; "
+        "or keep it and run 4 or 8 ranks"
     )
-    with pytest.raises(ConfigError, match="nearest: 512, as in global_batch_size=512"):
+    with pytest.raises(ConfigError, match=r"nearest: 512, as in global_batch_size=512; .* run 256 ranks"):
         device_batch_size(cfg, 512)
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,3 +58,24 @@ def test_what_a_killed_job_left_is_removed_and_a_live_jobs_is_not(machine: Path)
 
 def test_nothing_to_remove_is_no_error(machine: Path) -> None:
     assert job_dir.remove_what_dead_jobs_left() == 0
+
+
+def test_temporary_files_of_a_killed_process_are_removed_and_a_live_ones_are_not(machine: Path) -> None:
+    mine = job_dir.scratch_folder()
+    dead = mine.parents[1] / f"{dead_pid()}-123" / "scratch"
+    for folder in (mine, dead):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "ep0-ba4.pt").write_bytes(b"x")
+    job_dir.remove_what_dead_jobs_left()
+    assert (mine / "ep0-ba4.pt").exists() and not dead.parent.exists()
+
+
+def test_two_nodes_of_a_job_on_one_machine_are_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gathered(mine: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return [mine, (1, *mine[1:])]
+
+    monkeypatch.setattr(job_dir.dist, "all_gather_object", gathered)
+    with pytest.raises(ValueError, match=r"nodes 0 and 1 are one machine, with one .*shm; start one launcher"):
+        job_dir._check_machines()
+    monkeypatch.setattr(job_dir.dist, "all_gather_object", lambda mine: [mine, (1, "another boot", *mine[2:])])
+    job_dir._check_machines()

@@ -1,0 +1,332 @@
+"""Time our loader beside those that people would otherwise use, on the same images, interleaved.
+
+    python benchmarks/loader.py --images DIR [--peers mosaicml,imagefolder,webdataset,ffcv,dali] [--sizes 224,128]
+                                [--storage original,max=400] [--rounds 5] [--cores 1] [--copies 8] [--json FILE]
+
+DIR is an ImageFolder with train/. Its files are stored --copies times for each loader in the form that it reads. Each
+loader is a process of its own, started and warmed up once; then each round has every loader read all the images, in
+turn. With --cores 1 all are pinned to one core with one worker each. The figures are medians with minimum and maximum,
+and the ratio is the median over the rounds of ours to MosaicML's in the same round.
+
+A peer that is not among the project's requirements gets an environment of its own in --venvs, made when it is first
+asked for (FFCV also needs OpenCV's and libturbojpeg's headers).
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tqdm import tqdm
+
+PEERS_FILE = ROOT / "benchmarks/loader_peers.py"
+IMAGES_PER_TAR = 500
+VENVS = Path(tempfile.gettempdir()) / "loader-peers"
+# What pip installs, step by step, for a peer that is not among the project's requirements; torch and numpy are the
+# project's. FFCV 1.0.2 (2023) compiles itself with the setuptools of its time, and lists packages it can do without.
+INSTALLS = {
+    "webdataset": [["webdataset==1.0.2", "braceexpand==0.1.7", "--no-deps"]],
+    "dali": [["nvidia-dali-cuda120==2.4.0"]],
+    "ffcv": [
+        ["wheel", "setuptools<75"],
+        ["ffcv==1.0.2", "--no-deps", "--no-build-isolation"],
+        ["numba", "llvmlite", "opencv-python-headless", "terminaltables", "fastargs", "assertpy", "--no-deps"],
+    ],
+}
+OURS, BASE = ("ours", "ours_pillow", "ours_dct"), "mosaicml"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One loader on one storage at one size."""
+
+    loader: str
+    storage: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.loader}, {self.storage}, {self.size} px"
+
+
+class Contestant:
+    """A running loader, which reads its data once each time it is asked to."""
+
+    def __init__(self, contest: Contest, data: Path, python: str, cores: Sequence[int]) -> None:
+        command = [python, str(PEERS_FILE), contest.loader, str(data), str(contest.size), str(len(cores))]
+        self.contest = contest
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment | {"OMP_NUM_THREADS": str(len(cores))},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+
+    def read_all(self) -> dict[str, float]:
+        """Have it read its data once; images, wall_s and cpu_s."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.log.seek(0)
+            raise SystemExit(f"{self.contest} ended:\n{self.log.read()[-2000:]}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark, print its table, and write its JSON."""
+    args = parse(argv)
+    cores = sorted(os.sched_getaffinity(0))[-args.cores :]
+    contests = list(contests_of(args))
+    with tempfile.TemporaryDirectory(prefix="bench-loader-") as scratch:
+        stores = Stores(args.images, Path(scratch), args.copies)
+        pythons = {contest.loader: python_for(contest.loader, args.venvs) for contest in contests}
+        data = {contest: stores.for_loader(contest.loader, contest.storage, pythons) for contest in contests}
+        rounds = measure(contests, data, pythons, cores, args.rounds)
+    rows = [row(contest, rounds, stores.bytes_per_image[contest.storage]) for contest in contests]
+    for found in rows:
+        if found["loader"] in OURS:
+            found["psnr_db"] = psnr(stores.images_of[found["storage"]], found["loader"], found["size"])
+    report = {
+        "machine": f"{platform.processor() or platform.machine()}, {len(cores)} of {os.cpu_count()} cores",
+        "images": stores.count,
+        "rounds": args.rounds,
+        "loaders": rows,
+    }
+    print("\n".join(lines_of(report)))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--peers", default="mosaicml,imagefolder", metavar="NAMES")
+    parser.add_argument("--ours", default="ours", metavar="NAMES", help=f"of {', '.join(OURS)}")
+    parser.add_argument("--sizes", default="224", metavar="PX")
+    parser.add_argument("--storage", default="original", metavar="NAMES", help="for ours: original or a --resize value")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--copies", type=int, default=8)
+    parser.add_argument("--venvs", type=Path, default=VENVS, metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args(argv)
+
+
+def contests_of(args: argparse.Namespace) -> Iterator[Contest]:
+    """Peers read the originals, FFCV its own format; ours read each storage. MosaicML's is always there."""
+    peers = list(dict.fromkeys([BASE, *filter(None, args.peers.split(","))]))
+    for size in map(int, args.sizes.split(",")):
+        for peer in peers:
+            yield Contest(peer, "ffcv" if peer == "ffcv" else "original", size)
+        for storage in args.storage.split(","):
+            for loader in args.ours.split(","):
+                yield Contest(loader, storage, size)
+
+
+def python_for(loader: str, venvs: Path) -> str:
+    """The Python that can import a loader; its environment is made where it is not there yet."""
+    if loader not in INSTALLS:
+        return sys.executable
+    python = venvs / loader / "bin/python"
+    if not (venvs / loader / ".ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(venvs / loader)], check=True)
+        site = next((venvs / loader / "lib").glob("python*/site-packages"))
+        (site / "project.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
+        for packages in INSTALLS[loader]:
+            command = [str(python), "-m", "pip", "install", "-q", *packages]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            if done.returncode:
+                raise SystemExit(f"{loader} cannot be installed; leave it out of --peers:\n{done.stderr[-2000:]}")
+        (venvs / loader / ".ready").touch()
+    return str(python)
+
+
+class Stores:
+    """The same images in the forms that the loaders read, each made once."""
+
+    def __init__(self, images: Path, scratch: Path, copies: int) -> None:
+        files = sorted(path for path in (images / "train").rglob("*") if path.is_file())
+        if not files:
+            raise SystemExit(f"benchmarks/loader.py: {images}/train holds no files; give an ImageFolder")
+        self.scratch, self.copies, self.count = scratch, copies, len(files) * copies
+        self.folder = scratch / "folder"
+        for number in range(copies):
+            for path in files:
+                target = self.folder / "train" / path.parent.name / f"{number}_{path.stem}.jpeg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        self.bytes_per_image: dict[str, float] = {}
+        self.images_of: dict[str, list[bytes]] = {}
+        self._made: dict[str, Path] = {}
+
+    def for_loader(self, loader: str, storage: str, pythons: dict[str, str]) -> Path:
+        """Where a loader's data is."""
+        if loader in ("imagefolder", "dali"):
+            return self.folder
+        form = "tar" if loader == "webdataset" else storage
+        if form not in self._made:
+            makers: dict[str, Callable[[Path], None]] = {
+                "tar": self._tars,
+                "ffcv": lambda out: self._beton(out, pythons["ffcv"]),
+            }
+            out = self.scratch / form.replace("=", "-")
+            out.mkdir()
+            makers.get(form, lambda out: self._shards(out, form))(out)
+            self._made[form] = out
+        self._weigh(storage)
+        return self._made[form]
+
+    def _shards(self, out: Path, storage: str) -> None:
+        options = [] if storage == "original" else ["--resize", storage]
+        command = [sys.executable, str(ROOT / "convert/imagenet_to_mds.py"), "--source", str(self.folder)]
+        command += ["--out", str(out), "--splits", "train", "--overwrite", *options]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def _tars(self, out: Path) -> None:
+        paths = sorted((self.folder / "train").rglob("*.jpeg"))
+        classes = sorted({path.parent.name for path in paths})
+        for start in range(0, len(paths), IMAGES_PER_TAR):
+            with tarfile.open(out / f"{start // IMAGES_PER_TAR:05}.tar", "w") as tar:
+                for number, path in enumerate(paths[start : start + IMAGES_PER_TAR], start):
+                    label = str(classes.index(path.parent.name)).encode()
+                    for ending, data in (("jpg", path.read_bytes()), ("cls", label)):
+                        member = tarfile.TarInfo(f"{number:08}.{ending}")
+                        member.size = len(data)
+                        tar.addfile(member, BytesIO(data))
+
+    def _beton(self, out: Path, python: str) -> None:
+        """FFCV's format as its ImageNet scripts write it: at most 400 px, half of the images JPEGs of quality 90."""
+        code = (
+            "import sys\nfrom torchvision.datasets import ImageFolder\n"
+            "from ffcv.fields import IntField, RGBImageField\n"
+            "from ffcv.writer import DatasetWriter\n"
+            "fields = {'image': RGBImageField(write_mode='proportion', max_resolution=400, compress_probability=0.5, "
+            "jpeg_quality=90), 'label': IntField()}\n"
+            "DatasetWriter(sys.argv[2], fields, num_workers=2).from_indexed_dataset(ImageFolder(sys.argv[1]))"
+        )
+        subprocess.run([python, "-c", code, str(self.folder / "train"), str(out / "train.beton")], check=True)
+
+    def _weigh(self, storage: str) -> None:
+        if storage in self.bytes_per_image:
+            return
+        if storage == "ffcv":
+            self.bytes_per_image[storage] = next(self._made[storage].glob("*.beton")).stat().st_size / self.count
+            return
+        from convert.images import check_image, parse_resize
+
+        resize = None if storage == "original" else parse_resize(storage, quality=90, subsampling="4:2:0")
+        paths = sorted((self.folder / "train").rglob("0_*.jpeg"))
+        self.images_of[storage] = [check_image(path.read_bytes(), resize).data for path in paths]
+        self.bytes_per_image[storage] = sum(map(len, self.images_of[storage])) / len(paths)
+
+
+def measure(
+    contests: Sequence[Contest], data: dict[Contest, Path], pythons: dict[str, str], cores: Sequence[int], rounds: int
+) -> dict[Contest, list[dict[str, float]]]:
+    """What each contest gave in each round; a first round, which fills caches and starts workers, is not counted."""
+    running = [Contestant(contest, data[contest], pythons[contest.loader], cores) for contest in contests]
+    found: dict[Contest, list[dict[str, float]]] = {contest: [] for contest in contests}
+    try:
+        for number in tqdm(range(rounds + 1), unit=" rounds", disable=None):
+            for contestant in running if number % 2 else running[::-1]:
+                answer = contestant.read_all()
+                if number:
+                    found[contestant.contest].append(answer)
+    finally:
+        for contestant in running:
+            contestant.stop()
+    return found
+
+
+def row(contest: Contest, rounds: dict[Contest, list[dict[str, float]]], bytes_per_image: float) -> dict[str, Any]:
+    """The figures of one contest."""
+    rates = [answer["images"] / answer["wall_s"] for answer in rounds[contest]]
+    base = [answer["images"] / answer["wall_s"] for answer in rounds[Contest(BASE, "original", contest.size)]]
+    return {
+        "loader": contest.loader,
+        "storage": contest.storage,
+        "size": contest.size,
+        "bytes_per_image": bytes_per_image,
+        "images_per_sec": spread(rates),
+        "cpu_us_per_image": statistics.median(1e6 * answer["cpu_s"] / answer["images"] for answer in rounds[contest]),
+        "ratio_to_mosaicml": spread([rate / other for rate, other in zip(rates, base, strict=True)]),
+        "psnr_db": None,
+    }
+
+
+def psnr(jpegs: Sequence[bytes], loader: str, size: int) -> dict[str, float]:
+    """Our pixels against the reference's on the same boxes, over one crop of each image; 99 dB stands for equal.
+
+    Peers draw boxes of their own. MosaicML's, ImageFolder's and WebDataset's pixels are the reference: PIL's.
+    """
+    import torch
+
+    from train.augment import random_resized_crop, sample_rng
+    from train.decode import pillow
+    from train.decode.backends import open_decoder
+
+    decoder = open_decoder("pillow" if loader == "ours_pillow" else "auto", dct_scaling=loader == "ours_dct")
+    options: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip_prob": 0.5}
+    sizes = decoder.image_sizes(jpegs)
+    views = [random_resized_crop(*edges, sample_rng(0, 0, number), **options) for number, edges in enumerate(sizes)]
+    mine = decoder.decode_batch(jpegs, views, size, bounded=True).double()
+    errors = (mine - pillow.decode_batch(jpegs, views, size, bounded=True).double()).pow(2).mean(dim=(1, 2, 3))
+    values = torch.where(errors > 0, 10 * torch.log10(255**2 / errors.clamp(min=1e-12)), torch.tensor(99.0).double())
+    return {"median": float(values.median()), "min": float(values.min())}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def lines_of(report: dict[str, Any]) -> Iterator[str]:
+    """The report, fit to be read."""
+    yield f"{report['images']:,} images, {report['rounds']} rounds, {report['machine']}"
+    yield (
+        f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{'images/s (min - max)':>24}{'to MosaicML (min - max)':>26}"
+        f"{'PSNR':>14}"
+    )
+    for found in report["loaders"]:
+        rate, ratio, fidelity = found["images_per_sec"], found["ratio_to_mosaicml"], found["psnr_db"]
+        rates = f"{rate['median']:,.0f} ({rate['min']:,.0f} - {rate['max']:,.0f})"
+        ratios = f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})"
+        pixels = "" if fidelity is None else f"{fidelity['median']:.1f}, {fidelity['min']:.1f}"
+        size = f"{found['loader']:13}{found['storage']:10}{found['size']:4}{found['bytes_per_image'] / 1e3:6.0f}"
+        yield f"{size}{rates:>24}{ratios:>26}{pixels:>14}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,204 @@
+"""The loaders that benchmarks/loader.py compares, each behind the same few lines; one process runs one of them.
+
+    python benchmarks/loader_peers.py LOADER DATA SIZE WORKERS
+
+For every line on standard input it reads its data once and answers with a line of JSON: images, wall_s and cpu_s (of
+the process and its workers). All of them cut RandomResizedCrop(0.08-1, 3/4-4/3), mirror half the images, and hand out
+batches of BATCH.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+BATCH = 64
+Epoch = Callable[[], Iterable[Any]]
+
+
+def ours(data: Path, size: int, workers: int, *options: str) -> Epoch:
+    """What train/main.py trains from: streaming, crops first, native decoder where it is built."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import torch
+    from composer.utils import dist, get_device
+
+    from train.config import load_config
+    from train.dataset import open_train
+    from train.loader import build_train_spec
+    from train.resolution import Resolution
+
+    dist.initialize_dist(get_device("cpu"), timeout=60)
+    root = Path(__file__).resolve().parents[1]
+    cfg = load_config(
+        root / "yamls/base.yaml",
+        [f"data.local={data}", f"data.crop_size={size}", f"data.num_workers={workers}", *options],
+    )
+    dataset = open_train(cfg.data, global_batch_size=BATCH, device_batch_size=BATCH, seed=1)
+    resolution = Resolution(size, dataset.steps_per_epoch, "1000ep")
+    spec = build_train_spec(
+        dataset, cfg.data, seed=1, resolution=resolution, device=torch.device("cpu"), on_batch=lambda batch: None
+    )
+    return lambda: spec.dataloader
+
+
+def ours_pillow(data: Path, size: int, workers: int) -> Epoch:
+    """The same with the reference decoder."""
+    return ours(data, size, workers, "data.decoder=pillow")
+
+
+def ours_dct(data: Path, size: int, workers: int) -> Epoch:
+    """The same with libjpeg's scaling of crops that are at least twice their target."""
+    return ours(data, size, workers, "data.decoder=native", "data.dct_scaling=true")
+
+
+def mosaicml(data: Path, size: int, workers: int) -> Epoch:
+    """StreamingImageNet, PIL and torchvision, as in MosaicML's ResNet example (examples/benchmarks/resnet_imagenet).
+
+    Its collate function, which Composer has dropped, stacked uint8 arrays as the one here does.
+    """
+    from streaming.vision import StreamingImageNet
+    from torch.utils.data import DataLoader
+
+    dataset = StreamingImageNet(
+        local=str(data), split="train", shuffle=True, batch_size=BATCH, transform=_torchvision_crop(size)
+    )
+    loader = DataLoader(
+        dataset, batch_size=BATCH, num_workers=workers, collate_fn=stack, persistent_workers=True, drop_last=True
+    )
+    return lambda: loader
+
+
+def imagefolder(data: Path, size: int, workers: int) -> Epoch:
+    """torchvision.datasets.ImageFolder with PIL, as torchvision's references load."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(str(data / "train"), transform=_torchvision_crop(size))
+    loader = DataLoader(
+        dataset,
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=workers,
+        collate_fn=stack,
+        persistent_workers=True,
+        drop_last=True,
+    )
+    return lambda: loader
+
+
+def webdataset(data: Path, size: int, workers: int) -> Epoch:
+    """WebDataset with PIL, over tars on the disk."""
+    import webdataset as wds
+    from torch.utils.data import DataLoader
+
+    crop = _torchvision_crop(size)
+    tars = sorted(map(str, data.glob("*.tar")))
+    dataset = wds.WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).decode("pil").to_tuple("jpg", "cls")
+    dataset = dataset.map_tuple(crop, lambda label: label).batched(BATCH, collation_fn=stack, partial=False)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=True)
+    return lambda: loader
+
+
+def ffcv(data: Path, size: int, workers: int) -> Epoch:
+    """FFCV with its ImageNet decoder; its batches are uint8 NHWC too."""
+    import torch
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
+
+    image = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip(), ToTensor()]
+    loader = Loader(
+        str(next(data.glob("*.beton"))),
+        batch_size=BATCH,
+        num_workers=workers,
+        order=OrderOption.QUASI_RANDOM,
+        os_cache=True,
+        drop_last=True,
+        pipelines={"image": [*image, ToTorchImage()], "label": [IntDecoder(), ToTensor(), Squeeze()]},
+    )
+    torch.set_num_threads(1)
+    return lambda: loader
+
+
+def dali(data: Path, size: int, workers: int) -> Epoch:
+    """NVIDIA DALI on the CPU: fused random-crop decoding, then its resize."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None, prefetch_queue_depth=2)  # type: ignore[untyped-decorator]
+    def pipeline() -> Any:
+        jpegs, labels = fn.readers.file(file_root=str(data / "train"), random_shuffle=True, name="reader")
+        images = fn.decoders.image_random_crop(
+            jpegs, device="cpu", output_type=types.RGB, random_aspect_ratio=[3 / 4, 4 / 3], random_area=[0.08, 1.0]
+        )
+        images = fn.resize(images, size=[size, size], interp_type=types.INTERP_TRIANGULAR, antialias=True)
+        return fn.flip(images, horizontal=fn.random.coin_flip(probability=0.5)), labels
+
+    built = pipeline()
+    built.build()
+    batches = built.epoch_size("reader") // BATCH
+
+    def epoch() -> Iterator[Any]:
+        for _ in range(batches):
+            images, _ = built.run()
+            yield images.as_array()
+
+    return epoch
+
+
+def stack(samples: Any) -> Any:
+    """uint8 (B, H, W, 3) and int64 (B,), of PIL images and labels."""
+    import numpy as np
+    import torch
+
+    images, labels = zip(*samples, strict=True)
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])), torch.tensor(labels)
+
+
+def _torchvision_crop(size: int) -> Any:
+    from torchvision import transforms
+
+    return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+
+
+LOADERS = {f.__name__: f for f in (ours, ours_pillow, ours_dct, mosaicml, imagefolder, webdataset, ffcv, dali)}
+
+
+def images_in(batch: Any) -> int:
+    """How many images a batch of any of the loaders holds."""
+    return len(batch[0]) if isinstance(batch, tuple | list) else len(batch)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children, ended or running."""
+    ticks, mine = 0, os.getpid()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(entry.parent.name) == mine or int(fields[1]) == mine:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main(argv: list[str]) -> int:
+    """Serve one loader."""
+    name, data, size, workers = argv
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to standard error
+    os.dup2(2, 1)
+    epoch = LOADERS[name](Path(data), int(size), int(workers))
+    for _ in sys.stdin:
+        images, wall, cpu = 0, time.perf_counter(), cpu_seconds()
+        for batch in epoch():
+            images += images_in(batch)
+        result = {"images": images, "wall_s": time.perf_counter() - wall, "cpu_s": cpu_seconds() - cpu}
+        print(json.dumps(result), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

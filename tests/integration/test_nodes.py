@@ -1,0 +1,56 @@
+"""Two nodes with a cache of their own each, and checkpoints in S3: one is lost, both are started again."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import S3Server
+from tests.integration.problem import command, what_must_match
+from tests.integration.test_s3 import upload
+from tests.processes import NODE_LOCAL, run, start
+from train.checkpoints import list_checkpoints
+from train.folders import S3Folder
+
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
+SECONDS_TO_END = 60  # for the node that is left: its next exchange with the other fails
+
+
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
+def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
+    shards: Path, s3_folder: str, s3_server: S3Server, tmp_path: Path, lost: int
+) -> None:
+    upload(shards, f"{s3_folder}/mds")
+    more = (
+        f"data.remote={s3_folder}/mds", f"data.local={tmp_path / NODE_LOCAL / 'cache'}", "data.num_workers=1",
+        "loggers.file=false",
+    )  # fmt: skip
+    folders = {name: f"{s3_folder}/{name}" for name in ("undisturbed", "interrupted")}
+    code, output = run(
+        command(shards, folders["undisturbed"], *more), tmp_path / "log", ranks=2, nodes=2, env=s3_server.env
+    )
+    assert code == 0, output
+    assert not (tmp_path / NODE_LOCAL / "cache").exists()  # outside the nodes
+
+    argv, saved = command(shards, folders["interrupted"], *more), S3Folder(folders["interrupted"])
+    started = start(argv, tmp_path / "killed", ranks=2, nodes=2, env=s3_server.env)
+    until = time.monotonic() + 120
+    while "ep0-ba4.pt" not in list_checkpoints(saved):
+        assert time.monotonic() < until, started.output()
+        time.sleep(0.1)
+    pid = started.ranks[lost].pid
+    assert pid
+    os.killpg(pid, signal.SIGKILL)
+    left = started.ranks[1 - lost]
+    left.join(SECONDS_TO_END)
+    code = left.exitcode
+    started.kill()
+    assert code not in (None, 0), started.output()
+    code, output = run(argv, tmp_path / "again", ranks=2, nodes=2, env=s3_server.env)
+    assert code == 0, output
+    assert f"resume: from {folders['interrupted']}/ep" in output
+    one, other = (json.loads(S3Folder(where).read("run.json") or b"") for where in folders.values())
+    assert what_must_match(one) == what_must_match(other)
