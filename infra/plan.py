@@ -24,7 +24,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 from infra.machines import Machine, UnknownMachineError, machine, read_table
-from infra.speed import BLURPOOL_COST, Prediction, Recipe, Storage, predict, with_batch
+from infra.speed import BLURPOOL_COST, REFERENCE_PX, Prediction, Recipe, Storage, predict, with_batch
 from train.algorithms import SizeSchedule
 from train.config import Config, ConfigError, load_config
 
@@ -206,12 +206,15 @@ def core_images_per_sec(args: argparse.Namespace) -> float:
         return float(args.core_images_per_sec)
     if not args.loader_json:
         return CORE_IMAGES_PER_SEC[args.stored]
-    rows = json.loads(args.loader_json.read_text())
-    ours = [row for row in rows if row["storage"] == args.stored and "native" in str(row["loader"])]
+    report = json.loads(args.loader_json.read_text())
+    rows = report["loaders"]
+    ours = [row for row in rows if row["storage"] == args.stored and row["loader"] == "ours"]
     if not ours:
         known = sorted({f"{row['loader']} of {row['storage']}" for row in rows})
-        raise PlanError(f"{args.loader_json} has no native loader of {args.stored} images, but {', '.join(known)}")
-    return max(float(row["images_per_sec"]["median"]) for row in ours)
+        raise PlanError(f"{args.loader_json} has no row of ours for {args.stored} images, but {', '.join(known)}")
+    nearest = min(ours, key=lambda row: abs(int(row["size"]) - REFERENCE_PX))
+    cores = re.search(r"(\d+) of \d+ cores", report["machine"])
+    return float(nearest["images_per_sec"]["median"]) / int(cores[1] if cores else 1)
 
 
 def measured_gpu_rate(path: Path) -> float:
@@ -225,7 +228,7 @@ def measured_gpu_rate(path: Path) -> float:
         raise PlanError(f"{path} was measured on CPUs, which says nothing of a GPU")
     row = max(report["rows"], key=lambda row: int(row["ranks"]))
     rate = statistics.median(row["images_per_sec_rounds"]) / row["ranks"]
-    return float(rate * (report["image_px"] / 224) ** 2)
+    return float(rate * (report["image_px"] / REFERENCE_PX) ** 2)
 
 
 def scaling(chosen: Machine, recipe: Recipe, storage: Storage, core_rate: float) -> list[dict[str, Any]]:

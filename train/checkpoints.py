@@ -199,6 +199,8 @@ def on_every_node(folder: Folder, found: str | None) -> Iterator[str | None]:
             except FolderError as error:
                 problem = str(error)
             if path and not os.path.exists(path):
+                if dist.get_global_rank() == 0:
+                    problem = f"{path} does not exist"
                 path, lacks = str(Path(scratch) / found), True
         seen = dist.all_gather_object((dist.get_node_rank(), path, problem, lacks))
         problems = [text for _, _, text, _ in seen if text]

@@ -121,7 +121,8 @@ def test_the_image_trains_and_evaluates(image: Builder, data: Path) -> None:
     image.run("train", *argv, mount=data)
     record = json.loads((data / "run/run.json").read_text())
     assert record["status"] == "finished" and record["batches"] == 2
-    printed = image.run("evaluate", "/data/run/ep1-ba2.pt", "--data", "/data/shards", mount=data)
+    (checkpoint,) = (data / "run").glob("ep*-ba2.pt")
+    printed = image.run("evaluate", f"/data/run/{checkpoint.name}", "--data", "/data/shards", mount=data)
     assert "top-1" in printed
 
 

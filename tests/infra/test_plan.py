@@ -96,10 +96,15 @@ def test_more_nodes_are_never_predicted_to_scale_better_than_linearly() -> None:
 
 def test_measured_figures_take_the_estimates_place(tmp_path: Path) -> None:
     rows = [
-        {"loader": "native", "storage": "original", "size": 224, "images_per_sec": {"min": 1, "median": 500, "max": 2}},
-        {"loader": "pillow", "storage": "original", "size": 224, "images_per_sec": {"min": 1, "median": 300, "max": 2}},
+        {"loader": "ours", "storage": "original", "size": 224, "images_per_sec": {"min": 1, "median": 500, "max": 2}},
+        {
+            "loader": "mosaicml",
+            "storage": "original",
+            "size": 224,
+            "images_per_sec": {"min": 1, "median": 300, "max": 2},
+        },
     ]
-    (tmp_path / "loader.json").write_text(json.dumps(rows))
+    (tmp_path / "loader.json").write_text(json.dumps({"machine": "x86_64, 2 of 4 cores", "loaders": rows}))
     scaling = {
         "device": "H100",
         "image_px": 112,
@@ -108,7 +113,7 @@ def test_measured_figures_take_the_estimates_place(tmp_path: Path) -> None:
     (tmp_path / "scaling.json").write_text(json.dumps(scaling))
     files = ("--loader-json", str(tmp_path / "loader.json"), "--measured", str(tmp_path / "scaling.json"))
     report = plan(*files, "algorithms=[]", "data.crop_size=224", tmp_path=tmp_path)
-    assert report["core_images_per_sec"] == 500
+    assert report["core_images_per_sec"] == 250
     assert report["prediction"]["gpu_images_per_sec"] == pytest.approx(8 * 2000)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from train import checkpoints
-from train.checkpoints import CheckpointError, list_checkpoints, load, newest_whole
+from train.checkpoints import CheckpointError, list_checkpoints, load, newest_whole, on_every_node
 from train.folders import LocalFolder
 
 
@@ -104,3 +104,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert folder.read("run.json") == b"second"
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
     assert not source.exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"ep1-ba2\.pt does not exist"),
+        on_every_node(LocalFolder(tmp_path), "ep1-ba2.pt"),
+    ):
+        pass
