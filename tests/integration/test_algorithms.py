@@ -56,7 +56,7 @@ SETTINGS = {
 """With the mild set: optimizers, schedules, and gradients added up over microbatches."""
 ALGORITHMS |= dict.fromkeys(SETTINGS, MILD)
 
-IN_EVERY_RUN = {("sam", 2, 0), ("swa", 2, 0), ("decode", 1, 2), ("medium", 1, 0), ("randaugment", 1, 2)}
+IN_EVERY_RUN = {("sam", 2, 0), ("decode", 1, 2), ("medium", 1, 0)}
 """The few that `make test` takes; `make test-exhaustive` takes all."""
 
 CASES = [

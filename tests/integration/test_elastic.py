@@ -11,6 +11,7 @@ from train.checkpoints import list_checkpoints, load
 from train.folders import LocalFolder
 
 pytestmark = pytest.mark.slow
+EXHAUSTIVE = [pytest.param(nodes, 4, marks=pytest.mark.exhaustive) for nodes in (1, 4)]
 MORE = ("algorithms=[]", "eval_interval=2ep", "checkpoint.save_interval=4ba")
 
 
@@ -24,7 +25,7 @@ def killed_on_two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.mark.parametrize(("nodes", "ranks"), [(1, 1), (1, 4), (2, 2), pytest.param(4, 4, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(("nodes", "ranks"), [(1, 1), (2, 2), *EXHAUSTIVE])
 def test_a_run_of_two_ranks_goes_on_with_the_same_global_batches(
     shards: Path, undisturbed_folder: Path, killed_on_two_ranks: Path, tmp_path: Path, nodes: int, ranks: int
 ) -> None:

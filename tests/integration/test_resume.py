@@ -10,7 +10,14 @@ from tests.processes import run, start
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", ["ep0-ba2.pt", "ep0-ba6.pt", "ep1-ba10.pt"], ids=["mid", "end", "second"])
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        pytest.param("ep0-ba2.pt", id="mid"),
+        pytest.param("ep0-ba6.pt", id="end", marks=pytest.mark.exhaustive),
+        pytest.param("ep1-ba10.pt", id="second", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_resume_after_kill_9_ends_with_identical_weights(
     shards: Path, undisturbed: dict[str, Any], tmp_path: Path, checkpoint: str
 ) -> None:
