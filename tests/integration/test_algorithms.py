@@ -22,7 +22,6 @@ ALGORITHMS = {
     "resize": RESIZING + "}",
     "crop": RESIZING + ", mode: crop}",
     "decode": RESIZING + ", mode: decode}",
-    "ramp": "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}",
     "ema": EMA,
     "mixup": "{name: mixup}",
     "mixup_of_losses": "{name: mixup, interpolate_loss: true}",
