@@ -43,7 +43,13 @@ def test_full_yaml_is_the_published_recipe() -> None:
         {"name": "blurpool"},
         {"name": "channels_last"},
         {"name": "label_smoothing", "smoothing": 0.08},
-        {"name": "progressive_resizing", "initial_scale": 0.5, "delay_fraction": 0.4, "finetune_fraction": 0.2},
+        {
+            "name": "progressive_resizing",
+            "mode": "decode",
+            "initial_scale": 0.5,
+            "delay_fraction": 0.4,
+            "finetune_fraction": 0.2,
+        },
         {"name": "ema", "half_life": "100ba", "update_interval": "20ba"},
     ]
 
