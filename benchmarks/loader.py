@@ -1,12 +1,16 @@
 """Time our loader beside those that people would otherwise use, on the same images, interleaved.
 
-    python benchmarks/loader.py --images DIR [--peers mosaicml,imagefolder,webdataset,ffcv,dali] [--sizes 224,128]
-                                [--storage original,max=400] [--rounds 5] [--cores 1] [--copies 8] [--json FILE]
+    python benchmarks/loader.py --images DIR [--peers mosaicml,imagefolder,webdataset,litdata,ffcv,dali]
+                                [--sizes 224,128] [--storage original,max=400] [--rounds 5] [--cores 1] [--copies 8]
+                                [--json FILE] [--chart PNG]
 
 DIR is an ImageFolder with train/. Its files are stored --copies times for each loader in the form that it reads. Each
 loader is a process of its own, started and warmed up once; then each round has every loader read all the images, in
 turn. With --cores 1 all are pinned to one core with one worker each. The figures are medians with minimum and maximum,
-and the ratio is the median over the rounds of ours to MosaicML's in the same round.
+and the ratio is the median over the rounds of ours to MosaicML's in the same round. Of ours the table also says what an
+image costs in microseconds of a core: reading its Huffman codes as far down as its crop goes, which no loader of these
+files can do without, and decoding it in all. `--ours ours_undecoded` leaves the decoding out: what remains is the
+loader's own work for a sample.
 
 A peer that is not among the project's requirements gets an environment of its own in --venvs, made when it is first
 asked for (FFCV also needs OpenCV's and libturbojpeg's headers).
@@ -23,6 +27,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -36,11 +41,13 @@ from tqdm import tqdm
 
 PEERS_FILE = ROOT / "benchmarks/loader_peers.py"
 IMAGES_PER_TAR = 500
+DECODING_ROUNDS = 5
 VENVS = Path(tempfile.gettempdir()) / "loader-peers"
 # What pip installs, step by step, for a peer that is not among the project's requirements; torch and numpy are the
 # project's. FFCV 1.0.2 (2023) compiles itself with the setuptools of its time, and lists packages it can do without.
 INSTALLS = {
     "webdataset": [["webdataset==1.0.2", "braceexpand==0.1.7", "--no-deps"]],
+    "litdata": [["litdata==0.2.61"]],
     "dali": [["nvidia-dali-cuda120==2.4.0"]],
     "ffcv": [
         ["wheel", "setuptools<75"],
@@ -48,7 +55,7 @@ INSTALLS = {
         ["numba", "llvmlite", "opencv-python-headless", "terminaltables", "fastargs", "assertpy", "--no-deps"],
     ],
 }
-OURS, BASE = ("ours", "ours_pillow", "ours_dct"), "mosaicml"
+OURS, BASE = ("ours", "ours_pillow", "ours_dct", "ours_undecoded"), "mosaicml"
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,8 @@ def main(argv: Sequence[str]) -> int:
         rounds = measure(contests, data, pythons, cores, args.rounds)
     rows = [row(contest, rounds, stores.bytes_per_image[contest.storage]) for contest in contests]
     for found in rows:
-        if found["loader"] in OURS:
-            found["psnr_db"] = psnr(stores.images_of[found["storage"]], found["loader"], found["size"])
+        if found["loader"] in OURS and found["loader"] != "ours_undecoded":
+            found |= decoding(stores.images_of[found["storage"]], found["loader"], found["size"], cores[-1])
     report = {
         "machine": f"{platform.processor() or platform.machine()}, {len(cores)} of {os.cpu_count()} cores",
         "images": stores.count,
@@ -125,6 +132,8 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(lines_of(report)))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if args.chart:
+        draw(report, args.chart)
     return 0
 
 
@@ -141,6 +150,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--copies", type=int, default=8)
     parser.add_argument("--venvs", type=Path, default=VENVS, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--chart", type=Path, metavar="PNG")
     return parser.parse_args(argv)
 
 
@@ -195,11 +205,12 @@ class Stores:
         """Where a loader's data is."""
         if loader in ("imagefolder", "dali"):
             return self.folder
-        form = "tar" if loader == "webdataset" else storage
+        form = {"webdataset": "tar", "litdata": "litdata"}.get(loader, storage)
         if form not in self._made:
             makers: dict[str, Callable[[Path], None]] = {
                 "tar": self._tars,
                 "ffcv": lambda out: self._beton(out, pythons["ffcv"]),
+                "litdata": lambda out: self._chunks(out, pythons["litdata"]),
             }
             out = self.scratch / form.replace("=", "-")
             out.mkdir()
@@ -225,6 +236,18 @@ class Stores:
                         member = tarfile.TarInfo(f"{number:08}.{ending}")
                         member.size = len(data)
                         tar.addfile(member, BytesIO(data))
+
+    def _chunks(self, out: Path, python: str) -> None:
+        """LitData's format, of the files' own bytes."""
+        code = (
+            "import sys\nfrom litdata.streaming.writer import BinaryWriter\nfrom PIL import Image\n"
+            "from torchvision.datasets import ImageFolder\n"
+            "writer = BinaryWriter(sys.argv[2], chunk_bytes='64MB')\n"
+            "for number, (path, label) in enumerate(ImageFolder(sys.argv[1]).samples):\n"
+            "    writer[number] = (Image.open(path), label)\n"
+            "writer.done()\nwriter.merge()"
+        )
+        subprocess.run([python, "-c", code, str(self.folder / "train"), str(out)], check=True, capture_output=True)
 
     def _beton(self, out: Path, python: str) -> None:
         """FFCV's format as its ImageNet scripts write it: at most 400 px, half of the images JPEGs of quality 90."""
@@ -283,19 +306,24 @@ def row(contest: Contest, rounds: dict[Contest, list[dict[str, float]]], bytes_p
         "cpu_us_per_image": statistics.median(1e6 * answer["cpu_s"] / answer["images"] for answer in rounds[contest]),
         "ratio_to_mosaicml": spread([rate / other for rate, other in zip(rates, base, strict=True)]),
         "psnr_db": None,
+        "entropy_us": None,
+        "decode_us": None,
     }
 
 
-def psnr(jpegs: Sequence[bytes], loader: str, size: int) -> dict[str, float]:
-    """Our pixels against the reference's on the same boxes, over one crop of each image; 99 dB stands for equal.
+def decoding(jpegs: Sequence[bytes], loader: str, size: int, core: int) -> dict[str, Any]:
+    """What our decoder does with one random crop of each image: fidelity, and microseconds of a core.
 
-    Peers draw boxes of their own. MosaicML's, ImageFolder's and WebDataset's pixels are the reference: PIL's.
+    psnr_db is against the reference's pixels of the same boxes, 99 dB for equal ones. Peers draw boxes of their own;
+    MosaicML's, ImageFolder's and WebDataset's pixels are the reference: PIL's. entropy_us is what reading an image's
+    Huffman codes takes, by the share of its rows above the crop's last: codes are about evenly spread over rows.
     """
     import torch
 
     from train.augment import random_resized_crop, sample_rng
     from train.decode import pillow
     from train.decode.backends import open_decoder
+    from train.decode.native.library import is_sound
 
     decoder = open_decoder("pillow" if loader == "ours_pillow" else "auto", dct_scaling=loader == "ours_dct")
     options: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip_prob": 0.5}
@@ -304,7 +332,32 @@ def psnr(jpegs: Sequence[bytes], loader: str, size: int) -> dict[str, float]:
     mine = decoder.decode_batch(jpegs, views, size, bounded=True).double()
     errors = (mine - pillow.decode_batch(jpegs, views, size, bounded=True).double()).pow(2).mean(dim=(1, 2, 3))
     values = torch.where(errors > 0, 10 * torch.log10(255**2 / errors.clamp(min=1e-12)), torch.tensor(99.0).double())
-    return {"median": float(values.median()), "min": float(values.min())}
+
+    def entropy() -> None:
+        for jpeg in jpegs:
+            is_sound(jpeg)
+
+    torch.set_num_threads(1)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    took: list[tuple[float, float]] = []
+    for _ in range(DECODING_ROUNDS):
+        took.append((seconds(entropy), seconds(lambda: decoder.decode_batch(jpegs, views, size, bounded=True))))
+    os.sched_setaffinity(0, before)
+    rows = statistics.mean(view.box[3] / height for view, (_, height) in zip(views, sizes, strict=True))
+    per_image = 1e6 / len(jpegs)
+    return {
+        "psnr_db": {"median": float(values.median()), "min": float(values.min())},
+        "entropy_us": per_image * rows * statistics.median(codes for codes, _ in took),
+        "decode_us": per_image * statistics.median(all_of_it for _, all_of_it in took),
+    }
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -317,7 +370,7 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
     yield f"{report['images']:,} images, {report['rounds']} rounds, {report['machine']}"
     yield (
         f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{'images/s (min - max)':>24}{'to MosaicML (min - max)':>26}"
-        f"{'PSNR':>14}"
+        f"{'PSNR':>12}{'us: codes':>10}{'decode':>7}"
     )
     for found in report["loaders"]:
         rate, ratio, fidelity = found["images_per_sec"], found["ratio_to_mosaicml"], found["psnr_db"]
@@ -325,7 +378,33 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
         ratios = f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})"
         pixels = "" if fidelity is None else f"{fidelity['median']:.1f}, {fidelity['min']:.1f}"
         size = f"{found['loader']:13}{found['storage']:10}{found['size']:4}{found['bytes_per_image'] / 1e3:6.0f}"
-        yield f"{size}{rates:>24}{ratios:>26}{pixels:>14}"
+        costs = "" if fidelity is None else f"{found['entropy_us']:10.0f}{found['decode_us']:7.0f}"
+        yield f"{size}{rates:>24}{ratios:>26}{pixels:>12}{costs}".rstrip()
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Write a PNG: images/s of each loader, median with minimum and maximum, a panel for each size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sizes = sorted({row["size"] for row in report["loaders"]}, reverse=True)
+    most = max(sum(row["size"] == size for row in report["loaders"]) for size in sizes)
+    shape = {"figsize": (9, 0.4 * most * len(sizes) + 1.2), "layout": "constrained", "squeeze": False}
+    figure, panels = plt.subplots(len(sizes), 1, **shape)
+    for axes, size in zip(panels[:, 0], sizes, strict=True):
+        rows = [row for row in report["loaders"] if row["size"] == size][::-1]
+        names = [f"{row['loader']}, {row['storage']}, {row['bytes_per_image'] / 1e3:.0f} KB" for row in rows]
+        rates = [row["images_per_sec"] for row in rows]
+        medians = [rate["median"] for rate in rates]
+        errors = [[rate["median"] - rate["min"] for rate in rates], [rate["max"] - rate["median"] for rate in rates]]
+        colours = ["tab:blue" if row["loader"] in OURS else "lightgrey" for row in rows]
+        axes.barh(names, medians, xerr=errors, color=colours, ecolor="black", capsize=2)
+        axes.set(xlabel="images/s", title=f"{size} px")
+    figure.suptitle(f"{report['machine']}; {report['rounds']} rounds, interleaved")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """The loaders that benchmarks/loader.py compares, each behind the same few lines; one process runs one of them.
 
-    python benchmarks/loader_peers.py LOADER DATA SIZE WORKERS
+    python benchmarks/loader_peers.py LOADER DATA SIZE WORKERS [--first-batch]
 
 For every line on standard input it reads its data once and answers with a line of JSON: images, wall_s and cpu_s (of
 the process and its workers). All of them cut RandomResizedCrop(0.08-1, 3/4-4/3), mirror half the images, and hand out
-batches of BATCH.
+batches of BATCH. With --first-batch it answers once, with the seconds from building the loader to its first batch.
+`ours` and `mosaicml` also take DATA in s3://, which they stream through a cache that is empty at first.
 """
 
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ BATCH = 64
 Epoch = Callable[[], Iterable[Any]]
 
 
-def ours(data: Path, size: int, workers: int, *options: str) -> Epoch:
+def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
     """What train/main.py trains from: streaming, crops first, native decoder where it is built."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import torch
@@ -32,9 +34,10 @@ def ours(data: Path, size: int, workers: int, *options: str) -> Epoch:
 
     dist.initialize_dist(get_device("cpu"), timeout=60)
     root = Path(__file__).resolve().parents[1]
+    place = [f"data.remote={data}", f"data.local={tempfile.mkdtemp()}"] if "://" in data else [f"data.local={data}"]
     cfg = load_config(
         root / "yamls/base.yaml",
-        [f"data.local={data}", f"data.crop_size={size}", f"data.num_workers={workers}", *options],
+        [*place, f"data.crop_size={size}", f"data.num_workers={workers}", *options],
     )
     dataset = open_train(cfg.data, global_batch_size=BATCH, device_batch_size=BATCH, seed=1)
     resolution = Resolution(size, dataset.steps_per_epoch, "1000ep")
@@ -44,17 +47,26 @@ def ours(data: Path, size: int, workers: int, *options: str) -> Epoch:
     return lambda: spec.dataloader
 
 
-def ours_pillow(data: Path, size: int, workers: int) -> Epoch:
+def ours_pillow(data: str, size: int, workers: int) -> Epoch:
     """The same with the reference decoder."""
     return ours(data, size, workers, "data.decoder=pillow")
 
 
-def ours_dct(data: Path, size: int, workers: int) -> Epoch:
+def ours_dct(data: str, size: int, workers: int) -> Epoch:
     """The same with libjpeg's scaling of crops that are at least twice their target."""
     return ours(data, size, workers, "data.decoder=native", "data.dct_scaling=true")
 
 
-def mosaicml(data: Path, size: int, workers: int) -> Epoch:
+def ours_undecoded(data: str, size: int, workers: int) -> Epoch:
+    """The same with batches that nobody fills: all that is done for a sample but its decoding."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from train.decode.native.decoder import NativeDecoder
+
+    NativeDecoder.decode_batch = lambda self, jpegs, views, size, *, bounded, out: out  # type: ignore[method-assign]
+    return ours(data, size, workers, "data.decoder=native")
+
+
+def mosaicml(data: str, size: int, workers: int) -> Epoch:
     """StreamingImageNet, PIL and torchvision, as in MosaicML's ResNet example (examples/benchmarks/resnet_imagenet).
 
     Its collate function, which Composer has dropped, stacked uint8 arrays as the one here does.
@@ -62,8 +74,9 @@ def mosaicml(data: Path, size: int, workers: int) -> Epoch:
     from streaming.vision import StreamingImageNet
     from torch.utils.data import DataLoader
 
+    remote, local = (data, tempfile.mkdtemp()) if "://" in data else (None, data)
     dataset = StreamingImageNet(
-        local=str(data), split="train", shuffle=True, batch_size=BATCH, transform=_torchvision_crop(size)
+        remote=remote, local=local, split="train", shuffle=True, batch_size=BATCH, transform=_torchvision_crop(size)
     )
     loader = DataLoader(
         dataset, batch_size=BATCH, num_workers=workers, collate_fn=stack, persistent_workers=True, drop_last=True
@@ -71,12 +84,12 @@ def mosaicml(data: Path, size: int, workers: int) -> Epoch:
     return lambda: loader
 
 
-def imagefolder(data: Path, size: int, workers: int) -> Epoch:
+def imagefolder(data: str, size: int, workers: int) -> Epoch:
     """torchvision.datasets.ImageFolder with PIL, as torchvision's references load."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(str(data / "train"), transform=_torchvision_crop(size))
+    dataset = ImageFolder(f"{data}/train", transform=_torchvision_crop(size))
     loader = DataLoader(
         dataset,
         batch_size=BATCH,
@@ -89,20 +102,39 @@ def imagefolder(data: Path, size: int, workers: int) -> Epoch:
     return lambda: loader
 
 
-def webdataset(data: Path, size: int, workers: int) -> Epoch:
+def webdataset(data: str, size: int, workers: int) -> Epoch:
     """WebDataset with PIL, over tars on the disk."""
     import webdataset as wds
     from torch.utils.data import DataLoader
 
     crop = _torchvision_crop(size)
-    tars = sorted(map(str, data.glob("*.tar")))
+    tars = sorted(map(str, Path(data).glob("*.tar")))
     dataset = wds.WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).decode("pil").to_tuple("jpg", "cls")
     dataset = dataset.map_tuple(crop, lambda label: label).batched(BATCH, collation_fn=stack, partial=False)
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=True)
     return lambda: loader
 
 
-def ffcv(data: Path, size: int, workers: int) -> Epoch:
+def litdata(data: str, size: int, workers: int) -> Epoch:
+    """LitData with its own JPEG decoding (torchvision's, to a tensor) and torchvision's transforms of tensors."""
+    from litdata import StreamingDataLoader, StreamingDataset
+    from torchvision.transforms import v2
+
+    crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+
+    class Crops(StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            image, label = super().__getitem__(index)
+            return crop(image.expand(3, -1, -1)), label
+
+    dataset = Crops(data, shuffle=True, drop_last=True)
+    loader = StreamingDataLoader(
+        dataset, batch_size=BATCH, num_workers=workers, drop_last=True, persistent_workers=True
+    )
+    return lambda: loader
+
+
+def ffcv(data: str, size: int, workers: int) -> Epoch:
     """FFCV with its ImageNet decoder; its batches are uint8 NHWC too."""
     import torch
     from ffcv.fields.basics import IntDecoder
@@ -112,7 +144,7 @@ def ffcv(data: Path, size: int, workers: int) -> Epoch:
 
     image = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip(), ToTensor()]
     loader = Loader(
-        str(next(data.glob("*.beton"))),
+        str(next(Path(data).glob("*.beton"))),
         batch_size=BATCH,
         num_workers=workers,
         order=OrderOption.QUASI_RANDOM,
@@ -124,13 +156,13 @@ def ffcv(data: Path, size: int, workers: int) -> Epoch:
     return lambda: loader
 
 
-def dali(data: Path, size: int, workers: int) -> Epoch:
+def dali(data: str, size: int, workers: int) -> Epoch:
     """NVIDIA DALI on the CPU: fused random-crop decoding, then its resize."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None, prefetch_queue_depth=2)  # type: ignore[untyped-decorator]
     def pipeline() -> Any:
-        jpegs, labels = fn.readers.file(file_root=str(data / "train"), random_shuffle=True, name="reader")
+        jpegs, labels = fn.readers.file(file_root=f"{data}/train", random_shuffle=True, name="reader")
         images = fn.decoders.image_random_crop(
             jpegs, device="cpu", output_type=types.RGB, random_aspect_ratio=[3 / 4, 4 / 3], random_area=[0.08, 1.0]
         )
@@ -164,7 +196,13 @@ def _torchvision_crop(size: int) -> Any:
     return transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
 
 
-LOADERS = {f.__name__: f for f in (ours, ours_pillow, ours_dct, mosaicml, imagefolder, webdataset, ffcv, dali)}
+LOADERS = {
+    loader.__name__: loader
+    for loader in (
+        *(ours, ours_pillow, ours_dct, ours_undecoded),
+        *(mosaicml, imagefolder, webdataset, litdata, ffcv, dali),
+    )
+}
 
 
 def images_in(batch: Any) -> int:
@@ -187,10 +225,15 @@ def cpu_seconds() -> float:
 
 def main(argv: list[str]) -> int:
     """Serve one loader."""
-    name, data, size, workers = argv
+    name, data, size, workers = argv[:4]
     answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to standard error
     os.dup2(2, 1)
-    epoch = LOADERS[name](Path(data), int(size), int(workers))
+    started = time.perf_counter()
+    epoch = LOADERS[name](data, int(size), int(workers))
+    if argv[4:] == ["--first-batch"]:
+        next(iter(epoch()))
+        print(json.dumps({"first_batch_s": time.perf_counter() - started}), file=answers, flush=True)
+        os._exit(0)  # the rest of the epoch is of no interest
     for _ in sys.stdin:
         images, wall, cpu = 0, time.perf_counter(), cpu_seconds()
         for batch in epoch():

@@ -46,6 +46,7 @@ from infra.spending import (
     show,
 )
 from infra.upload import files_of, upload
+from train.config import ConfigError, load_config
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 # AWS answers "slow down" to bursts; botocore then waits and tries again, this often.
@@ -230,10 +231,7 @@ def submit(args: argparse.Namespace, account: Account) -> None:
     commit = _run(["git", "rev-parse", "HEAD"]).strip()
     run = args.run or Path(args.config).stem
     bucket = account.bucket("data")
-    settings = [
-        *(args.config, f"data.remote=s3://{bucket}/imagenet", "data.local=/scratch/mds"),
-        *(f"checkpoint.save_folder=s3://{bucket}/runs/{run}", f"run_name={run}", *args.overrides),
-    ]
+    settings = [args.config, *places(args.config, args.overrides, bucket, run), f"run_name={run}", *args.overrides]
     sbatch = ["sbatch", "--parsable", f"--nodes={args.nodes}", f"--partition={args.queue}"]
     sbatch += ["infra/slurm/train.sbatch", *settings]
     print(f"  commit {commit[:12]}: {shlex.join(sbatch)}")
@@ -259,6 +257,24 @@ def submit(args: argparse.Namespace, account: Account) -> None:
     ]
     printed = head.on_head(account.client("ssm"), instance, lines)
     print(f"job {printed.strip().splitlines()[-1]} is queued; `logs --job N` shows it")
+
+
+def places(config: str, overrides: Sequence[str], bucket: str, run: str) -> list[str]:
+    """Where a run reads and saves: in the bucket, unless its configuration reads shards in place, as from FSx.
+
+    Raises:
+        RefusedError: the configuration is faulty; each fault is named.
+    """
+    try:
+        data = load_config(head.ROOT / config, overrides, check_paths=False).data
+    except ConfigError as error:
+        raise RefusedError(str(error)) from error
+    if data.remote is None:
+        return []
+    return [
+        *(f"data.remote=s3://{bucket}/imagenet", "data.local=/scratch/mds"),
+        f"checkpoint.save_folder=s3://{bucket}/runs/{run}",
+    ]
 
 
 def status(args: argparse.Namespace, account: Account) -> None:

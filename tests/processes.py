@@ -20,11 +20,14 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 from tests.s3_server import free_port
 
+# Several runs share the processors here. Where one's threads wait for each other spinning, another's cannot work.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["train.run", "train.evaluate"])
+_server.set_forkserver_preload(["tests.warm"])
 
 SECONDS_FOR_A_RUN = 300
 NODE_LOCAL = "node-local"
+NODE_TMPDIR = Path(tempfile.gettempdir(), "resnet-streaming-node")  # short: sockets' names have at most 107 bytes
 
 
 class Run:
@@ -73,11 +76,16 @@ def start(
     *,
     ranks: int = 1,
     nodes: int = 1,
+    disks: Sequence[Path] = (),
     env: dict[str, str] | None = None,
     program: str = "train.main",
 ) -> Run:
-    """Start `program`'s `main(argv)` on a number of ranks, each on a node of its own if there are as many `nodes`."""
+    """Start `program`'s `main(argv)` on a number of ranks, each on a node of its own if there are as many `nodes`.
+
+    `disks` are what the nodes have as `NODE_LOCAL` beside the log, in the nodes' order; by default new ones.
+    """
     assert nodes in (1, ranks), "several ranks of a node would have to share its /dev/shm"
+    disks = disks or [Path(f"{log}.{node}.disk") for node in range(nodes)]
     local_ranks = ranks // nodes
     port = free_port()
     processes: list[BaseProcess] = []
@@ -92,7 +100,8 @@ def start(
             "MASTER_PORT": port,
         }
         variables = {name: str(value) for name, value in world.items()} | (env or {})
-        process = _server.Process(target=_rank_main, args=(program, list(argv), f"{log}.{rank}", variables, nodes > 1))
+        disk = disks[rank] if nodes > 1 else None
+        process = _server.Process(target=_rank_main, args=(program, list(argv), f"{log}.{rank}", variables, disk))
         process.start()
         processes.append(process)
     return Run(processes, log)
@@ -104,40 +113,42 @@ def run(
     *,
     ranks: int = 1,
     nodes: int = 1,
+    disks: Sequence[Path] = (),
     env: dict[str, str] | None = None,
     program: str = "train.main",
 ) -> tuple[int, str]:
     """Run to the end; return the exit code and rank 0's output."""
-    started = start(argv, log, ranks=ranks, nodes=nodes, env=env, program=program)
+    started = start(argv, log, ranks=ranks, nodes=nodes, disks=disks, env=env, program=program)
     return started.wait(), started.output()
 
 
-def leave_this_machine(folder: Path) -> None:
+def leave_this_machine(disk: Path) -> None:
     """Give this process a /dev/shm and a temporary folder that it shares with its children alone; needs root.
 
-    So it does with `NODE_LOCAL`, a folder beside that one.
+    `NODE_LOCAL`, a folder beside `disk`, becomes that one, for them alone.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    private, tmpfs, shm = 1 << 18 | 1 << 14, b"tmpfs", b"/dev/shm"  # MS_PRIVATE | MS_REC
-    local = folder.parent / NODE_LOCAL
-    local.mkdir(exist_ok=True)
+    private, bind, tmpfs = 1 << 18 | 1 << 14, 1 << 12, b"tmpfs"  # MS_PRIVATE | MS_REC, MS_BIND
+    local = disk.parent / NODE_LOCAL
+    for folder in (local, disk, NODE_TMPDIR):
+        folder.mkdir(exist_ok=True)
     steps = [
         lambda: libc.unshare(0x20000),  # CLONE_NEWNS
         lambda: libc.mount(b"none", b"/", None, private, None),
-        lambda: libc.mount(tmpfs, shm, tmpfs, 0, None),
-        lambda: libc.mount(tmpfs, bytes(local), tmpfs, 0, None),
+        lambda: libc.mount(tmpfs, b"/dev/shm", tmpfs, 0, None),
+        lambda: libc.mount(tmpfs, bytes(NODE_TMPDIR), tmpfs, 0, None),
+        lambda: libc.mount(bytes(disk), bytes(local), None, bind, None),
     ]
     for step in steps:
         if step() != 0:
             raise OSError(ctypes.get_errno(), "a mount namespace of its own, which a node of a test needs")
-    folder.mkdir(exist_ok=True)
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(NODE_TMPDIR)
 
 
-def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str], own_machine: bool) -> None:
+def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str], disk: Path | None) -> None:
     os.setpgid(0, 0)
-    if own_machine:
-        leave_this_machine(Path(f"{log}.tmp"))
+    if disk:
+        leave_this_machine(disk)
     multiprocessing.set_start_method("fork", force=True)  # for its loader workers, as in a process started by hand
     os.chdir(REPOSITORY)
     os.environ.update(variables)

@@ -2,13 +2,17 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 from streaming import StreamingDataset
 
 
 def main(argv: Sequence[str]) -> int:
     """Arguments: remote folder or `none`, local folder, and more of StreamingDataset's as `name=value`."""
-    more = dict(word.split("=") for word in argv[2:])
+    more: dict[str, Any] = dict(word.split("=") for word in argv[2:])
+    prints_state = more.pop("print_state", "")
+    if "num_canonical_nodes" in more:
+        more["num_canonical_nodes"] = int(more["num_canonical_nodes"])
     dataset = StreamingDataset(
         remote=None if argv[0] == "none" else argv[0],
         local=argv[1],
@@ -21,5 +25,7 @@ def main(argv: Sequence[str]) -> int:
     for sample in dataset:
         digest.update(sample["x"].tobytes())
         seen += 1
+    if prints_state:
+        print(dataset.state_dict(num_samples=seen, from_beginning=True))
     print(f"{seen} of {len(dataset)} samples, no exception; sha256 {digest.hexdigest()}")
     return 0

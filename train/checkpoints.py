@@ -10,6 +10,7 @@ import datetime
 import logging
 import os
 import re
+import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ DAMAGED = ".damaged"
 PART = ".part-"
 PIECE_BYTES = 16 * 2**20  # of a checkpoint on its way to another node; each rank holds one at a time
 NAME = re.compile(r"ep(\d+)-ba(\d+)\.pt")
+ELSEWHERE = ".on-"  # and a host: an empty file in the save folder of a node that does not share rank 0's
 
 SAFE_GLOBALS: list[Any] = [
     torch.torch_version.TorchVersion,  # the version that wrote it; a str
@@ -60,6 +62,7 @@ class DurableCheckpointSaver(CheckpointSaver):
 
     def __init__(self, folder: Folder, *, save_interval: str, keep: int) -> None:
         self.store, self.keep = folder, keep
+        self._first_host = _host_of_first_rank()
         # A rename is atomic within a file system only, so what is meant for a disk is written there.
         self._scratch = folder.path if isinstance(folder, LocalFolder) else scratch_folder()
         if isinstance(folder, LocalFolder) and dist.get_global_rank() == 0:
@@ -89,6 +92,8 @@ class DurableCheckpointSaver(CheckpointSaver):
             for old in list_checkpoints(self.store)[: -self.keep]:
                 self.store.remove(old)
         dist.barrier()
+        if dist.get_local_rank() == 0 and isinstance(self.store, LocalFolder):
+            note_where(self.store, name, self._first_host)
 
 
 def use_averaged_weights(state: State) -> None:
@@ -107,9 +112,61 @@ def list_checkpoints(folder: Folder) -> list[str]:
 
 
 def _progress(name: str) -> tuple[int, int]:
-    match = NAME.fullmatch(name)
+    match = NAME.match(name)
     assert match
     return int(match[2]), int(match[1])
+
+
+def _host_of_first_rank() -> str:
+    host = [socket.gethostname()]
+    dist.broadcast_object_list(host)
+    return host[0]
+
+
+def note_where(folder: LocalFolder, name: str, host: str) -> None:
+    """In the save folder of a node that does not share rank 0's, note the newest checkpoint and the host that has it.
+
+    Raises:
+        FolderError: it cannot be written.
+    """
+    if (folder.path / name).exists():
+        return
+    mark = f"{name}{ELSEWHERE}{host}"
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        (folder.path / mark).touch()
+    except OSError as error:
+        raise FolderError(f"{folder.path / mark} cannot be written: {error.strerror}") from error
+    for other in folder.names():
+        if other != mark and NAME.match(other) and ELSEWHERE in other:
+            folder.remove(other)
+
+
+def refuse_to_fall_behind(folder: Folder) -> None:
+    """Refuse to begin where some node knows of a newer checkpoint than rank 0's folder has. Collective.
+
+    Nodes that share no folder leave the checkpoints with the node of rank 0; when another takes its place, its folder
+    is empty, and a run would begin anew without a word. A damaged checkpoint counts as there.
+
+    Raises:
+        CheckpointError: on all ranks.
+    """
+    host, names = socket.gethostname(), list[str]()
+    if isinstance(folder, LocalFolder) and dist.get_local_rank() == 0:
+        names = [name for name in folder.names() if NAME.match(name)]
+    everywhere: list[tuple[str, list[str]]] = dist.all_gather_object((host, names))
+    first, here = everywhere[0][0], [name for name in everywhere[0][1] if ELSEWHERE not in name]
+    known = [(_progress(name), name, host) for host, names in everywhere for name in names]
+    if not known or (here and max(known)[0] <= max(map(_progress, here))):
+        return
+    _, newest, witness = max(known)
+    name, _, owner = newest.partition(ELSEWHERE)
+    raise CheckpointError(
+        f"rank 0 is now on {first}, whose save folder has {max(here, key=_progress) if here else 'no checkpoint'}, and "
+        f"{name} of this run is on {owner or witness}; start with that host as the first node, or copy the checkpoint "
+        "to the first node's folder. With s3:// or a shared folder any node can be the first. To go on without it, "
+        f"delete {newest} on {witness}"
+    )
 
 
 def load(path: Path) -> dict[str, Any]:

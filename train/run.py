@@ -22,6 +22,7 @@ from train.checkpoints import (
     newest_whole,
     on_every_node,
     only_load_safely,
+    refuse_to_fall_behind,
     use_averaged_weights,
 )
 from train.config import Config, ConfigError, device_batch_size, resolved_yaml
@@ -257,8 +258,11 @@ def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allow
     """Return the name of the checkpoint to continue from, the same on all ranks, or None to start at the beginning.
 
     Raises:
-        RefusedError: it is of another run, none is usable, or the folder cannot be read; on all ranks alike.
+        RefusedError: it is of another run, none is usable, a newer one is on another node, or the folder cannot be
+            read; on all ranks alike.
     """
+    if cfg.checkpoint.autoresume:
+        refuse_to_fall_behind(folder)
     outcome: list[Any] = [None, None]
     if dist.get_global_rank() == 0:
         try:

@@ -24,7 +24,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_demo_kills_a_run_and_ends_with_identical_weights(out: Path) -> None:
-    done = run_demo("--epochs", "2", "--out", str(out))
+    done = run_demo("--epochs", "1", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
 
     undisturbed, interrupted = (
@@ -44,6 +44,7 @@ def test_the_demo_kills_a_run_and_ends_with_identical_weights(out: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_quick_demo_trains_and_evaluates(out: Path) -> None:
     done = run_demo("--quick", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr

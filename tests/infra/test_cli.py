@@ -302,14 +302,25 @@ def test_submit_brings_the_commit_and_queues_it(
     monkeypatch.setattr(cli, "_run", lambda command, text=None: "" if "status" in command else "HEAD\n")
     monkeypatch.setattr(head, "head_node", lambda *_: "i-1")
     monkeypatch.setattr(head, "on_head", on_head)
-    argv = ["submit", "--yes", "--nodes", "4", "--queue", "p4d-spot", "yamls/full.yaml", "optimizer.lr=1; rm -rf /"]
+    argv = ["submit", "--yes", "--nodes", "4", "--queue", "p4d-spot", "yamls/full.yaml", "data.local=/a; rm -rf /"]
     assert cli.main(argv) == 0
     printed = capsys.readouterr().out
     assert "job 7 is queued" in printed and "$48.000/h" in printed and "4.2 hours of it" in printed
     assert f"checkpoint.save_folder=s3://{DATA}/runs/full" in scripts[0]
-    assert "'optimizer.lr=1; rm -rf /'" in scripts[0]
+    assert "'data.local=/a; rm -rf /'" in scripts[0]
     stored = boto3.client("s3").get_object(Bucket=DATA, Key="runs/code/HEAD.tar.gz")["Body"].read()
     assert stored.startswith(b"\x1f\x8b")
+
+
+def test_submit_leaves_a_run_that_reads_from_fsx_its_places(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", "--dry-run", "yamls/full-fsx.yaml"]) == 0
+    assert "yamls/full-fsx.yaml run_name=full-fsx\n" in capsys.readouterr().out
+
+
+def test_submit_refuses_a_faulty_configuration_before_anything_is_spent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", "--yes", "yamls/full.yaml", "optimizer.lr=-1"]) == 2
+    assert "optimizer.lr" in capsys.readouterr().err
+    assert cli.main(["submit", "--yes", "yamls/absent.yaml"]) == 2
 
 
 def test_submit_refuses_what_is_not_committed(

@@ -54,3 +54,33 @@ def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
     assert f"resume: from {folders['interrupted']}/ep" in output
     one, other = (json.loads(S3Folder(where).read("run.json") or b"") for where in folders.values())
     assert what_must_match(one) == what_must_match(other)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_when_another_node_becomes_the_first_one_the_run_does_not_begin_anew(
+    shards: Path, tmp_path: Path, shared: bool
+) -> None:
+    save_folder = tmp_path / ("shared" if shared else f"{NODE_LOCAL}/run")
+    argv = command(shards, save_folder, "max_duration=1ep")
+    disks = [tmp_path / "disk-a", tmp_path / "disk-b"]
+    code, output = run(argv, tmp_path / "first", ranks=2, nodes=2, disks=disks)
+    assert code == 0, output
+    longer = [*argv, "max_duration=2ep", "--allow-changed", "max_duration"]
+    code, output = run(longer, tmp_path / "swapped", ranks=2, nodes=2, disks=disks[::-1])
+    if not shared:
+        assert code == 2
+        assert "whose save folder has no checkpoint, and ep0-ba6.pt of this run is on" in output
+        assert [path.name for path in (disks[1] / "run").glob("*.pt*")] == [f"ep0-ba6.pt.on-{os.uname().nodename}"]
+        code, output = run(longer, tmp_path / "as-before", ranks=2, nodes=2, disks=disks)
+    assert code == 0, output
+    assert "resume: from" in output
+
+
+def test_when_the_first_node_is_gone_for_good_the_run_does_not_begin_anew(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path / NODE_LOCAL / "run", "max_duration=2ba")
+    disks = [tmp_path / "disk-a", tmp_path / "disk-b", tmp_path / "disk-c"]
+    code, output = run(argv, tmp_path / "first", ranks=2, nodes=2, disks=disks[:2])
+    assert code == 0, output
+    code, output = run(argv, tmp_path / "second", ranks=2, nodes=2, disks=disks[2:] + disks[1:2])
+    assert code == 2
+    assert "delete ep0-ba2.pt.on-" in output

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import Run, run, start
 
@@ -52,6 +55,35 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_batch(shards: Path, tmp_path
     assert stop(started, signal.SIGUSR1, tmp_path / "ep0-ba2.pt", rank=1) == EXIT_STOPPED, started.output()
     assert "stopped by a signal to another rank after batch" in started.output()
     assert [rank.exitcode for rank in started.ranks] == [EXIT_STOPPED, EXIT_STOPPED]
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_composers_launcher_saves_and_nothing_is_lost(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path / "run", "eval_interval=2ep")
+    launcher = [str(Path(sys.executable).parent / "composer"), "-n", "2", "train/main.py", *argv]
+    with open(tmp_path / "launched", "w") as log:
+        process = subprocess.Popen(launcher, cwd=REPOSITORY, stdout=log, stderr=log, process_group=0)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run/ep0-ba2.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "launched").read_text()[-2000:]
+            time.sleep(0.01)
+        process.terminate()
+        code = process.wait(60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    said = (tmp_path / "launched").read_text()
+    assert code == EXIT_STOPPED, said[-2000:]
+    assert "stopped by SIGTERM after batch" in said
+    stopped_at = int(said.partition("after batch ")[2].partition(";")[0])
+    assert 2 <= stopped_at < 12
+    code, output = run(argv, tmp_path / "again", ranks=2)
+    assert code == 0, output
+    assert f"-ba{stopped_at}.pt" in output
+    code, output = run(command(shards, tmp_path / "calm", "eval_interval=2ep"), tmp_path / "calm.log", ranks=2)
+    assert code == 0, output
+    assert what_must_match(record_of(tmp_path / "run")) == what_must_match(record_of(tmp_path / "calm"))
 
 
 def test_gradients_that_are_not_finite_end_the_run_before_the_step(shards: Path, tmp_path: Path) -> None:
