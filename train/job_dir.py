@@ -25,6 +25,9 @@ from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLE
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes. A loader worker hands a batch over through a Unix socket of such a name in TMPDIR, and Linux allows 107. With a
+longer one the batch never arrives: the error is raised in a thread, and only printed."""
 
 
 def link_for_this_job(target: str) -> str:
@@ -51,9 +54,11 @@ def one_at_a_time() -> Iterator[None]:
     the node's first rank holds the lock, and the others go on only once it does, since they look for names as well.
 
     Raises:
-        ValueError: two nodes of this job are one machine; each would wait for the lock that the other holds.
+        ValueError: two nodes of this job are one machine; each would wait for the lock that the other holds. Or TMPDIR
+            is too long for loader workers.
     """
     _check_machines()
+    _check_tmpdir()
     if dist.get_local_rank() != 0:
         dist.barrier()
         yield
@@ -100,6 +105,16 @@ def _check_machines() -> None:
                     f"nodes {other} and {node} are one machine, with one {place[0]}; start one launcher for all GPUs "
                     "of a machine, or give each launcher a container, or a TMPDIR and a /dev/shm of its own"
                 )
+
+
+def _check_tmpdir() -> None:
+    folder = tempfile.gettempdir()
+    length = len(os.fsencode(folder))
+    if length > LONGEST_TMPDIR:
+        raise ValueError(
+            f"the temporary folder {folder} has {length} bytes in its name, and loader workers can use one of "
+            f"{LONGEST_TMPDIR} at most; set TMPDIR to a shorter one"
+        )
 
 
 def _boot_id() -> str:

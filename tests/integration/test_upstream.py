@@ -57,12 +57,6 @@ def test_streaming_evaluates_samples_twice(shards: Path, tmp_path: Path) -> None
     assert re.search(r"\b24 of \d+ samples, no exception", output), "the split has 23"
 
 
-def test_streaming_refuses_the_folder_of_a_job_that_was_killed(shards: Path, tmp_path: Path) -> None:
-    """Guard: train.job_dir."""
-    _, output = run([str(shards / "val"), str(tmp_path)], tmp_path / "log", program="tests.upstream_reuse")
-    assert "refused: Reused local directory" in output
-
-
 def test_streamings_state_does_not_say_of_what_it_is(shards: Path, tmp_path: Path) -> None:
     """Guard: train.resume.contract_of."""
     argv = ["none", str(shards / "val"), "print_state=1"]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import tempfile
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,23 @@ def test_two_nodes_of_a_job_on_one_machine_are_refused(machine: Path, monkeypatc
         job_dir._check_machines()
     monkeypatch.setattr(job_dir.dist, "all_gather_object", lambda mine: [mine, (1, "another boot", *mine[2:])])
     job_dir._check_machines()
+
+
+@pytest.mark.parametrize("too_long_by", [0, 1])
+def test_a_temporary_folder_whose_name_leaves_no_room_for_a_sockets_is_refused(
+    monkeypatch: pytest.MonkeyPatch, too_long_by: int
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "x" * (job_dir.LONGEST_TMPDIR + too_long_by - len(scratch) - 1))
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        # multiprocessing names its sockets so, in a folder that it makes (multiprocessing.util.get_temp_dir)
+        (folder / "pymp-12345678").mkdir(parents=True)
+        place = str(folder / "pymp-12345678/listener-12345678")
+        if too_long_by:
+            with pytest.raises(OSError, match="path too long"):
+                Listener(place)
+            with pytest.raises(ValueError, match="has 76 bytes in its name, and loader workers can use one of 75"):
+                job_dir._check_tmpdir()
+        else:
+            Listener(place).close()
+            job_dir._check_tmpdir()
