@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
-"""Bytes. A loader worker hands a batch over through a Unix socket of such a name in TMPDIR, and Linux allows 107. With a
-longer one the batch never arrives: the error is raised in a thread, and only printed."""
+"""Bytes. A loader worker hands a batch over through a Unix socket of such a name in TMPDIR, and Linux allows 107. With
+a longer one the batch never arrives: the error is raised in a thread, and only printed."""
 
 
 def link_for_this_job(target: str) -> str:
