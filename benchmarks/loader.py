@@ -47,7 +47,7 @@ VENVS = Path(tempfile.gettempdir()) / "loader-peers"
 # project's. FFCV 1.0.2 (2023) compiles itself with the setuptools of its time, and lists packages it can do without.
 INSTALLS = {
     "webdataset": [["webdataset==1.0.2", "braceexpand==0.1.7", "--no-deps"]],
-    "litdata": [["litdata==0.2.61"]],
+    "litdata": [["litdata==0.2.76"]],
     "dali": [["nvidia-dali-cuda120==2.4.0"]],
     "ffcv": [
         ["wheel", "setuptools<75"],

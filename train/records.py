@@ -61,18 +61,20 @@ class Records:
             RecordError: the file ends before the record does.
         """
         shard = self._open.get(shard_id) or self._opened(shard_id)
+        begin, end = int(shard.offsets[index]), int(shard.offsets[index + 1])
         try:
-            begin, end = int(shard.offsets[index]), int(shard.offsets[index + 1])
-            record = os.pread(shard.descriptor, end - begin, begin) if end > begin else b""
+            image, label = _read_columns(shard.descriptor, self._columns[shard_id], begin, end)
+            there = os.fstat(shard.descriptor).st_size if image is None else end
         finally:
             if not self._keep_open:
                 os.close(shard.descriptor)
-        if len(record) != end - begin or not record:
+        if image is None:
+            why = f"{max(0, there - begin):,} of them could be read" if there < end else "its columns take other space"
             raise RecordError(
-                f"{self._where(shard_id)}: sample {index} is at bytes {begin:,} to {end:,}, and {len(record):,} of "
-                "them could be read; fetch or convert the shard again"
+                f"{self._where(shard_id)}: sample {index} is at bytes {begin:,} to {end:,}, and {why}; fetch or "
+                "convert the shard again"
             )
-        return self._parse(shard_id, record)
+        return image, int(mds_decode(self._columns[shard_id].label_encoding, label))
 
     def close(self) -> None:
         """Close all files."""
@@ -93,18 +95,6 @@ class Records:
                 os.close(self._open.popitem(last=False)[1].descriptor)
         return shard
 
-    def _parse(self, shard_id: int, record: bytes) -> tuple[bytes, int]:
-        columns = self._columns[shard_id]
-        sizes = np.frombuffer(record, np.uint32, columns.variable).tolist()
-        place, found = 4 * columns.variable, {}
-        for name, fixed in zip(columns.names, columns.sizes, strict=True):
-            size = sizes.pop(0) if fixed is None else fixed
-            found[name] = record[place : place + size] if name in "xy" else b""
-            place += size
-        if place != len(record):
-            raise RecordError(f"{self._where(shard_id)}: a record of {len(record):,} bytes has columns of {place:,}")
-        return found["x"], int(mds_decode(columns.label_encoding, found["y"]))
-
     def _where(self, shard_id: int) -> Path:
         return Path(self._paths[shard_id]).resolve()
 
@@ -114,6 +104,25 @@ class _Columns(NamedTuple):
     sizes: list[int | None]  # bytes; None: each record says
     variable: int  # how many of them are None
     label_encoding: str
+
+
+def _read_columns(descriptor: int, columns: _Columns, begin: int, end: int) -> tuple[bytes | None, bytes]:
+    """Return the image and the label of the record from `begin` to `end`; None where there is no such record.
+
+    The image is read by itself: a copy out of the whole record would take as long as the reading.
+    """
+    head = os.pread(descriptor, 4 * columns.variable, begin)
+    if len(head) != 4 * columns.variable:
+        return None, b""
+    sizes, place, found = np.frombuffer(head, np.uint32).tolist(), begin + len(head), {}
+    for name, fixed in zip(columns.names, columns.sizes, strict=True):
+        size = sizes.pop(0) if fixed is None else fixed
+        if name in "xy":
+            found[name] = os.pread(descriptor, min(size, end - begin), place)
+            if len(found[name]) != size:
+                return None, b""
+        place += size
+    return (found["x"] if place == end else None), found["y"]
 
 
 def _columns_of(shard: Any) -> _Columns:

@@ -89,3 +89,16 @@ def test_columns_that_are_no_images_and_labels_are_refused(tmp_path: Path) -> No
     shards[0].column_encodings = ["int", "str", "int"]
     with pytest.raises(RecordError, match=r"has columns .*'x': 'str'.*; needed are x \(one of jpeg, png, bytes\)"):
         Records(shards)
+
+
+def test_a_record_whose_columns_do_not_fill_it_is_an_error(tmp_path: Path) -> None:
+    shards = shards_in(tmp_path, {"x": "bytes", "y": "int"})
+    path = tmp_path / shards[0].raw_data.basename
+    begin = int.from_bytes(path.read_bytes()[4:8], "little")
+    with open(path, "rb+") as file:
+        for size in (1, 0, 2**31):
+            file.seek(begin)
+            file.write(size.to_bytes(4, "little"))
+            file.flush()
+            with pytest.raises(RecordError, match=r"sample 0 is at bytes .* its columns take other space; fetch"):
+                Records(shards).read(0, 0)

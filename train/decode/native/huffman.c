@@ -33,12 +33,13 @@ static int extend(int value, int bits) {
   return value < 1 << (bits - 1) ? value - (1 << bits) + 1 : value;
 }
 
-static void note_code(struct huffman_table *table, int code, int length, int symbol) {
+static void note_code(struct huffman_table *table, int code, int length, int symbol, int for_ac) {
   int size = symbol & 15, run = symbol >> 4, all = length + size, spare = PEEK_BITS - length;
   int is_end = !size && run != 15;
   for (int rest = 0; rest < 1 << spare; rest++) {
     int peek = (code << spare) + rest;
     table->symbol[peek] = (uint16_t)(length << 8 | symbol);
+    if (!for_ac) continue; /* of a DC value only the size is looked up */
     table->skip_one[peek] = (uint16_t)((is_end ? END_OF_BLOCK : run + 1) << 8 | all);
     if (all > PEEK_BITS) continue;
     int value = size ? extend((rest >> (spare - size)) & ((1 << size) - 1), size) : 0;
@@ -68,7 +69,7 @@ static void pair_codes(struct huffman_table *table) {
 }
 
 /* Lay out a table; -1 where its codes do not fit their lengths (libjpeg has refused such tables before). */
-static int make_table(struct huffman_table *table, const JHUFF_TBL *source) {
+static int make_table(struct huffman_table *table, const JHUFF_TBL *source, int for_ac) {
   if (!source) return -1;
   if (table->is_made && !memcmp(table->source.bits, source->bits, sizeof source->bits) &&
       !memcmp(table->source.huffval, source->huffval, sizeof source->huffval))
@@ -80,10 +81,10 @@ static int make_table(struct huffman_table *table, const JHUFF_TBL *source) {
     table->offset[length] = place - code;
     if (code + codes > 1 << length || place + codes > 256) return -1;
     for (int i = 0; i < codes; i++, code++, place++)
-      if (length <= PEEK_BITS) note_code(table, code, length, source->huffval[place]);
+      if (length <= PEEK_BITS) note_code(table, code, length, source->huffval[place], for_ac);
     table->largest[length] = codes ? code - 1 : -1;
   }
-  pair_codes(table);
+  if (for_ac) pair_codes(table);
   table->source = *source;
   table->is_made = 1;
   return 0;
@@ -260,8 +261,8 @@ int entropy_start(struct entropy *entropy, const struct jpeg_decompress_struct *
     const jpeg_component_info *info = jpeg->cur_comp_info[component];
     int dc = info->dc_tbl_no, ac = info->ac_tbl_no;
     if (dc < 0 || dc >= NUM_HUFF_TBLS || ac < 0 || ac >= NUM_HUFF_TBLS) return -1;
-    if (make_table(&entropy->dc[dc], jpeg->dc_huff_tbl_ptrs[dc])) return -1;
-    if (make_table(&entropy->ac[ac], jpeg->ac_huff_tbl_ptrs[ac])) return -1;
+    if (make_table(&entropy->dc[dc], jpeg->dc_huff_tbl_ptrs[dc], 0)) return -1;
+    if (make_table(&entropy->ac[ac], jpeg->ac_huff_tbl_ptrs[ac], 1)) return -1;
     entropy->component[i] = component;
     entropy->dc_of[i] = &entropy->dc[dc], entropy->ac_of[i] = &entropy->ac[ac];
   }
