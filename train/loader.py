@@ -1,6 +1,5 @@
 """From undecoded samples to normalised batches on the device."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
 from train.algorithms import PerSampleAlgorithm
 from train.augment import View, center_view, random_resized_crop, sample_rng, view_hash
+from train.buffers import NO_BLOCK, SharedBlocks
 from train.dataset import IGNORED_LABEL, MAX_AUTO_WORKERS, Sample, StreamingImages
 from train.decode.backends import Decoder, open_decoder
 from train.decode.pillow import DecodeError
@@ -33,6 +33,7 @@ class RawBatch(NamedTuple):
         view_hashes: int64 (B,), the ledger's entries.
         step: the training batch that it is, from 0 over the whole run; 0 at evaluation.
         stage_s: float64 (3,), seconds that the worker spent on it: waiting for shards, reading records, decoding.
+        block: of `train.buffers`, in which the images are.
     """
 
     images: torch.Tensor
@@ -40,10 +41,16 @@ class RawBatch(NamedTuple):
     view_hashes: torch.Tensor
     step: int
     stage_s: torch.Tensor
+    block: int = NO_BLOCK
+
+
+BLOCKS_BEYOND_PREFETCH = 4  # one is filled, one used, one copied ahead, and one may be on its way
 
 
 class TrainCollate:
     """Cut, decode, mirror and augment a batch as (seed, epoch, sample id) say, at the size that its step has."""
+
+    blocks = SharedBlocks(0, 0)
 
     def __init__(
         self, cfg: DataConfig, seed: int, resolution: Resolution, algorithms: Sequence[PerSampleAlgorithm] = ()
@@ -62,7 +69,7 @@ class TrainCollate:
             )
             views.append(view)
             hashes.append(view_hash(sample.epoch, sample.sample_id, view, size))
-        batch = _decode(self.decoder, samples, views, hashes, size, bounded=True)
+        batch = _decode(self.decoder, samples, views, hashes, size, self.blocks, bounded=True)
         if self.per_sample:
             draws = self.per_sample(batch.images, [(sample.epoch, sample.sample_id) for sample in samples])
             batch.view_hashes.add_(draws)  # wraps around, as it should
@@ -73,6 +80,8 @@ class TrainCollate:
 class EvalCollate:
     """Cut the centre out of each image and decode it."""
 
+    blocks = SharedBlocks(0, 0)
+
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
         self.decoder = open_decoder(cfg.decoder, dct_scaling=cfg.dct_scaling)
@@ -81,7 +90,7 @@ class EvalCollate:
         size = self.cfg.eval_crop_size
         sizes = _image_sizes(self.decoder, samples)
         views = [center_view(*edges, resize_size=self.cfg.eval_resize_size, crop_size=size) for edges in sizes]
-        return _decode(self.decoder, samples, views, [0] * len(samples), size, bounded=False)
+        return _decode(self.decoder, samples, views, [0] * len(samples), size, self.blocks, bounded=False)
 
 
 class TimedLoader(DataLoader[RawBatch]):
@@ -92,12 +101,14 @@ class TimedLoader(DataLoader[RawBatch]):
         copied_seconds: of the rank, handing batches to the device, so far.
         stage_seconds: [waiting for shards, reading, decoding] of all its workers together, so far.
         device: where batches go, if copies are to go ahead of their use.
+        blocks: the memory in which workers hand over images.
     """
 
     waited_seconds = copied_seconds = 0.0
     stage_seconds: torch.Tensor = torch.zeros(3, dtype=torch.float64)
     watch: AbstractContextManager[None] = nullcontext()
     device: torch.device | None = None
+    blocks = SharedBlocks(0, 0)
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch promises its own iterator class
         batches = self._batches()
@@ -107,6 +118,7 @@ class TimedLoader(DataLoader[RawBatch]):
         with self.watch:
             batches = super().__iter__()
         while True:
+            self.blocks.give_back()
             start = time.perf_counter()
             try:
                 with self.watch:
@@ -115,7 +127,9 @@ class TimedLoader(DataLoader[RawBatch]):
                 return
             self.waited_seconds += time.perf_counter() - start
             self.stage_seconds = self.stage_seconds + batch.stage_s
+            self.blocks.received(batch.images, batch.block)
             yield batch
+            del batch  # or its memory would be in use until the next one is here
 
 
 def copied_ahead(batches: Iterable[RawBatch], device: torch.device) -> Iterator[RawBatch]:
@@ -210,13 +224,14 @@ def worker_count(cfg: DataConfig) -> int:
 
 def _build_loader(
     dataset: StreamingImages,
-    collate: Callable[[Sequence[Sample]], RawBatch],
+    collate: TrainCollate | EvalCollate,
     cfg: DataConfig,
     device: torch.device,
     *,
     drop_last: bool,
 ) -> TimedLoader:
     workers = worker_count(cfg)
+    collate.blocks = SharedBlocks(workers, cfg.prefetch_factor + BLOCKS_BEYOND_PREFETCH)
     watch = StallWatch(cfg.stall_limit_s, workers=workers, rank=dist.get_global_rank(), doing=dataset.says_what_it_does)
     loader = TimedLoader(
         dataset,
@@ -229,7 +244,7 @@ def _build_loader(
         pin_memory=device.type == "cuda",
         drop_last=drop_last,
     )
-    loader.watch = watch
+    loader.watch, loader.blocks = watch, collate.blocks
     loader.device = device if device.type == "cuda" else None
     return loader
 
@@ -247,30 +262,23 @@ def _image_sizes(decoder: Decoder, samples: Sequence[Sample]) -> list[tuple[int,
 
 
 def _decode(
-    decoder: Decoder, samples: Sequence[Sample], views: list[View], hashes: list[int], size: int, *, bounded: bool
+    decoder: Decoder,
+    samples: Sequence[Sample],
+    views: list[View],
+    hashes: list[int],
+    size: int,
+    blocks: SharedBlocks,
+    *,
+    bounded: bool,
 ) -> RawBatch:
-    images = images_to_fill(len(samples), size)
+    images, block = blocks.images_to_fill(len(samples), size)
     try:
         decoder.decode_batch([s.image for s in samples], views, size, bounded=bounded, out=images)
     except DecodeError as error:
         raise _naming_the_sample(error, samples) from error
     labels = torch.tensor([s.label for s in samples], dtype=torch.int64)
     stage_s = torch.tensor([sum(s.wait_s for s in samples), sum(s.read_s for s in samples), 0.0], dtype=torch.float64)
-    return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64), samples[0].step, stage_s)
-
-
-def images_to_fill(count: int, size: int) -> torch.Tensor:
-    """Return uint8 (count, size, size, 3) of no certain content: in a loader worker, in memory shared with its rank.
-
-    Images that are decoded there need no copy to get to the rank. It is how torch's own collate function does it.
-    """
-    shape = (count, size, size, 3)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    make_shared = getattr(torch.UntypedStorage, "_new_shared", None)
-    if make_shared is None:  # a later torch without it: the worker's queue copies
-        return torch.empty(shape, dtype=torch.uint8)
-    return torch.empty(0, dtype=torch.uint8).set_(make_shared(math.prod(shape))).view(shape)
+    return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64), samples[0].step, stage_s, block)
 
 
 def _naming_the_sample(error: DecodeError, samples: Sequence[Sample]) -> DecodeError:
