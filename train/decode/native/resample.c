@@ -197,10 +197,10 @@ __attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *sourc
   P##_srli_epi32(P##_add_epi32(P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), half), WEIGHT_BITS)
 
 __attribute__((target("avx2"))) static __m256i vertical_32(const uint8_t *const *rows, const int16_t *weights,
-                                                           int groups, size_t at) {
+                                                           int taps, size_t at) {
   const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(HALF);
   __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
-  for (int t = 0; t < 4 * groups; t += 2) {
+  for (int t = 0; t < taps; t += 2) { /* an odd one's neighbour has weight 0 */
     const int16_t *pair = weights + t / 4 * GROUP_STRIDE + t % 4;
     __m256i upper = _mm256_set1_epi32(two_weights(pair)), lower = _mm256_set1_epi32(two_weights(pair + 4));
     __m256i a = _mm256_loadu_si256((const __m256i *)(rows[t] + at));
@@ -225,10 +225,10 @@ __attribute__((target("avx2"))) static void vertical_avx2(const uint8_t *const *
   const int16_t *weights = weights_of(filter, o);
   size_t at = 0;
   for (; at + 32 <= bytes; at += 32)
-    _mm256_storeu_si256((__m256i *)(out + at), vertical_32(rows, weights, filter->groups, at));
+    _mm256_storeu_si256((__m256i *)(out + at), vertical_32(rows, weights, filter->count[o], at));
   if (at < bytes) {
     uint8_t rest[32];
-    _mm256_storeu_si256((__m256i *)rest, vertical_32(rows, weights, filter->groups, at));
+    _mm256_storeu_si256((__m256i *)rest, vertical_32(rows, weights, filter->count[o], at));
     memcpy(out + at, rest, bytes - at);
   }
 }
@@ -270,7 +270,7 @@ TARGET_AVX512 static void vertical_avx512(const uint8_t *const *rows, const stru
   for (size_t at = 0; at < bytes; at += 64) {
     __mmask64 there = bytes - at >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (bytes - at)) - 1;
     __m512i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
-    for (int t = 0; t < 4 * filter->groups; t += 2) {
+    for (int t = 0; t < filter->count[o]; t += 2) { /* an odd one's neighbour has weight 0 */
       const int16_t *pair = weights_of(filter, o) + t / 4 * GROUP_STRIDE + t % 4;
       __m512i upper = _mm512_set1_epi32(two_weights(pair)), lower = _mm512_set1_epi32(two_weights(pair + 4));
       __m512i a = _mm512_maskz_loadu_epi8(there, rows[t] + at), b = _mm512_maskz_loadu_epi8(there, rows[t + 1] + at);
