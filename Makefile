@@ -7,9 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
-# Four for two cores: half of the tests' time is waiting. A file's tests share fixtures, so they stay together; in the
-# folders' order, for the last ones, tests/unit, are quick.
-SEVERAL_AT_A_TIME := -n 4 --dist loadfile --no-loadscope-reorder
+# A file's tests share fixtures, so they stay together; in the folders' order, for the last ones, tests/unit, are quick.
+TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
@@ -46,14 +45,14 @@ demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate
 quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
-test: $(READY_DEV)  ## the tests, on four processes
-	$(BIN)/python -m pytest $(SEVERAL_AT_A_TIME) -m "not exhaustive and not machine"
+test: $(READY_DEV)  ## the tests, on two processes
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not exhaustive and not machine"
 
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
-	$(BIN)/python -m pytest $(SEVERAL_AT_A_TIME) -m "not machine"
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not machine"
 
 test-fast: $(READY_DEV)  ## the unit tests, which take seconds
-	$(BIN)/python -m pytest $(SEVERAL_AT_A_TIME) -m "not slow and not exhaustive and not machine" tests/unit
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not exhaustive and not machine" tests/unit
 
 test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server
 	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_hosts.py

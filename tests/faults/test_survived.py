@@ -19,7 +19,12 @@ exhaustive = pytest.mark.exhaustive
 
 @pytest.mark.parametrize(
     ("workers", "ranks"),
-    [(2, 1), pytest.param(0, 1, marks=exhaustive), (0, 2), pytest.param(2, 2, marks=exhaustive)],
+    [
+        (2, 1),
+        pytest.param(0, 1, marks=exhaustive),
+        pytest.param(0, 2, marks=exhaustive),
+        pytest.param(2, 2, marks=exhaustive),
+    ],
 )
 @pytest.mark.parametrize(
     ("fault", "every"),

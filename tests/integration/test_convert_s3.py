@@ -86,7 +86,7 @@ def test_ten_seconds_of_500_are_ridden_out(source: Path, tmp_path: Path, s3_serv
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("fault", ["503", "reset", "silence:1"])
+@pytest.mark.parametrize("fault", ["503", "reset", pytest.param("silence:1", marks=pytest.mark.exhaustive)])
 def test_faults_now_and_then_change_nothing(source: Path, tmp_path: Path, s3_server: S3Server, fault: str) -> None:
     prefix = f"faults-{tmp_path.name}"
     proxy = FaultProxy(s3_server.port)

@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.s3, pytest.mark.slow]
 SECONDS_TO_END = 60  # for the node that is left: its next exchange with the other fails
 
 
-@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("lost", [0, 1])
 def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
     shards: Path, s3_folder: str, s3_server: S3Server, tmp_path: Path, lost: int
 ) -> None:
@@ -56,7 +57,7 @@ def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
     assert what_must_match(one) == what_must_match(other)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_when_another_node_becomes_the_first_one_the_run_does_not_begin_anew(
     shards: Path, tmp_path: Path, shared: bool
 ) -> None:

@@ -31,6 +31,7 @@ def test_resume_after_kill_9_ends_with_identical_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_resume_on_two_ranks_ends_with_identical_weights_and_figures(shards: Path, tmp_path: Path) -> None:
     """Two ranks have two sets of BatchNorm statistics, of which a checkpoint holds one."""
     log = tmp_path / "log"

@@ -25,6 +25,7 @@ def upload(folder: Path, s3_folder: str) -> None:
         client.upload_file(str(path), bucket, f"{prefix}/{path.relative_to(folder)}")
 
 
+@pytest.mark.exhaustive
 def test_a_run_from_and_to_s3_resumes_after_kill_9_with_the_weights_of_a_local_run(
     shards: Path, undisturbed: dict[str, Any], s3_folder: str, s3_server: S3Server, tmp_path: Path
 ) -> None:

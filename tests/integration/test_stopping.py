@@ -30,7 +30,7 @@ def stop(started: Run, number: int, ready: Path, *, rank: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.exhaustive)])
 def test_a_signal_saves_a_checkpoint_at_the_batch_and_nothing_is_lost(
     shards: Path, undisturbed: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -58,6 +58,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_batch(shards: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sigterm_to_composers_launcher_saves_and_nothing_is_lost(shards: Path, tmp_path: Path) -> None:
     argv = command(shards, tmp_path / "run", "eval_interval=2ep")
     launcher = [str(Path(sys.executable).parent / "composer"), "-n", "2", "train/main.py", *argv]
