@@ -59,9 +59,11 @@ def test_each_block_is_of_a_known_kind() -> None:
         assert {block.language for block in blocks(page)} <= {*SHELL, *PLAIN}, page.name
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param(command, marks=pytest.mark.slow if HOW[command][1] else ()) for command in HOW]
-)
+def marks_of(command: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] * HOW[command][1] + [pytest.mark.exhaustive] * ("benchmarks/" in command)
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, marks=marks_of(command)) for command in HOW])
 def test_the_command_works(
     command: str, images: Path, shards: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

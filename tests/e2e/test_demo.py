@@ -1,4 +1,4 @@
-"""`make demo`, as a user runs it."""
+"""`make demo`, as a user runs it; `.ci/run` runs it whole."""
 
 import json
 import subprocess
@@ -23,6 +23,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_demo_kills_a_run_and_ends_with_identical_weights(out: Path) -> None:
     done = run_demo("--epochs", "1", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,7 +15,7 @@ from tests.processes import run
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[300, 299])
+@pytest.fixture(scope="module", params=[299, pytest.param(300, marks=pytest.mark.exhaustive)])
 def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A validation split of this many samples, and 16 to train on."""
     from convert.imagenet_to_mds import main
