@@ -120,7 +120,7 @@ def test_a_run_killed_many_times_ends_with_the_weights_of_an_undisturbed_one(
         last = moments(trace)[-1]
         print(f"kill {number + 1:2} aimed at {place.name}: landed in {where} (batch {last.batch}, {last.event}), "
               f"{in_flight} downloads in flight")  # fmt: skip
-    last_run = start([*argv, "checkpoint.save_interval=12ba"], tmp_path / "last.log", ranks=ranks, env=env)
+    last_run = start([*argv, "checkpoint.save_interval=7ba"], tmp_path / "last.log", ranks=ranks, env=env)
     assert last_run.wait(900) == 0, last_run.output()
     print("landed:", dict(landed))
 
