@@ -43,11 +43,11 @@ class Step:
         self.labels = torch.randint(0, 1000, (batch,), device=place)
         self.raw = RawBatch(torch.zeros(0), self.labels, torch.arange(batch), step=0, stage_s=torch.zeros(3))
         self.guard = ResumeGuard({}, seed=17, steps_per_epoch=1000)
-        self.watch = BatchWatch(StopSignals(), SimpleNamespace(), skips=0)  # type: ignore[arg-type]
+        self.watch = BatchWatch(StopSignals(), SimpleNamespace(), skips=0)  # type: ignore[arg-type]  # nothing is saved
         self.state: Any = SimpleNamespace(
             model=self.model, device=device, scaler=None, timestamp=SimpleNamespace(batch=0), total_loss_dict={}
         )
-        self.guard.init(self.state, None)  # type: ignore[arg-type]
+        self.guard.init(self.state, None)  # type: ignore[arg-type]  # it logs nothing
         self.synchronize = torch.cuda.synchronize if place.type == "cuda" else lambda: None
 
     def __call__(self, guarded: bool) -> None:

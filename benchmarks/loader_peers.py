@@ -61,6 +61,7 @@ def ours_undecoded(data: str, size: int, workers: int) -> Epoch:
     """The same with batches that nobody fills: all that is done for a sample but its decoding."""
     from train.decode.native.decoder import NativeDecoder
 
+    # In place of the method, so that all else is what trains.
     NativeDecoder.decode_batch = lambda self, jpegs, views, size, *, bounded, out: out  # type: ignore[method-assign]
     return ours(data, size, workers, "data.decoder=native")
 
@@ -159,6 +160,7 @@ def dali(data: str, size: int, workers: int) -> Epoch:
     """NVIDIA DALI on the CPU: fused random-crop decoding, then its resize."""
     from nvidia.dali import fn, pipeline_def, types
 
+    # DALI ships no types
     @pipeline_def(batch_size=BATCH, num_threads=workers, device_id=None, prefetch_queue_depth=2)  # type: ignore[untyped-decorator]
     def pipeline() -> Any:
         jpegs, labels = fn.readers.file(file_root=f"{data}/train", random_shuffle=True, name="reader")

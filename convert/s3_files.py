@@ -64,7 +64,7 @@ class S3Files:
             except _ConnectionLost:  # boto3 repeats requests, but not the reading of an answer that breaks off
                 if attempt == READ_ATTEMPTS:
                     raise
-                time.sleep(random.uniform(0, 2 ** min(attempt, 4)))
+                time.sleep(random.uniform(0, 2 ** min(attempt, 4)))  # full jitter, 16 s at most
         raise AssertionError("not reached")
 
     def open(self, name: str, *, most_of_it: bool = False) -> BinaryIO:

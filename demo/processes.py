@@ -61,7 +61,7 @@ def kill_session(process: "subprocess.Popen[bytes]") -> int:
             except ProcessLookupError:
                 pass
         process.poll()  # reaps the leader
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_LOOKS)  # until the process ends or its limit is over
     process.wait(timeout=SECONDS_TO_DIE)
     return len(killed)
 
@@ -133,7 +133,7 @@ def follow(
             progress.show(log.batch, log.total)
             if time.monotonic() - start > limit_s:
                 raise DemoError(f"not done after {limit_s:.0f} s; the end of {log.path}:\n{log.tail()}")
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_LOOKS)  # until the process ends or its limit is over
         log.read()
     if status != 0:
         raise DemoError(f"failed with exit status {status}; the end of {log.path}:\n{log.tail()}")

@@ -90,7 +90,7 @@ def _wait(name: str, region: str) -> str:
     while (found := cluster_state(name, region)).endswith("_IN_PROGRESS"):
         if time.monotonic() > deadline:
             raise HeadError(f"cluster {name} is still {found} after an hour")
-        time.sleep(10 * SECONDS_BETWEEN_LOOKS)
+        time.sleep(10 * SECONDS_BETWEEN_LOOKS)  # a cluster takes minutes; bounded above
     return found
 
 
@@ -140,4 +140,4 @@ def on_head(ssm: Any, instance: str, lines: Sequence[str]) -> str:
         if found["Status"] not in ("Pending", "InProgress", "Delayed") or time.monotonic() > deadline:
             said = (found.get("StandardOutputContent", "") + found.get("StandardErrorContent", ""))[-2000:]
             raise HeadError(f"on the head node ({found['Status']}): {said}")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_LOOKS)  # bounded above

@@ -48,7 +48,7 @@ def scratch_file(folder: Path) -> Iterator[BinaryIO]:
     """A temporary file in the spool, to be removed at the end. Raises SourceError as `whole_file` does."""
     file = None
     try:
-        file = tempfile.NamedTemporaryFile("w+b", dir=folder, prefix=".", suffix=".tmp", delete=False)  # noqa: SIM115
+        file = tempfile.NamedTemporaryFile("w+b", dir=folder, prefix=".", suffix=".tmp", delete=False)  # noqa: SIM115  # closed below
         yield file.file  # type: ignore[misc]  # its `name` is the path
     except OSError as error:
         if error.errno not in _WRITING_FAILED:
