@@ -320,7 +320,7 @@ def decoding(jpegs: Sequence[bytes], loader: str, size: int, core: int) -> dict[
     """
     import torch
 
-    from train.augment import random_resized_crop, sample_rng
+    from train.augment import random_resized_crop, sample_draws
     from train.decode import pillow
     from train.decode.backends import open_decoder
     from train.decode.native.library import is_sound
@@ -328,7 +328,7 @@ def decoding(jpegs: Sequence[bytes], loader: str, size: int, core: int) -> dict[
     decoder = open_decoder("pillow" if loader == "ours_pillow" else "auto", dct_scaling=loader == "ours_dct")
     options: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip_prob": 0.5}
     sizes = decoder.image_sizes(jpegs)
-    views = [random_resized_crop(*edges, sample_rng(0, 0, number), **options) for number, edges in enumerate(sizes)]
+    views = [random_resized_crop(*edges, sample_draws(0, 0, number), **options) for number, edges in enumerate(sizes)]
     mine = decoder.decode_batch(jpegs, views, size, bounded=True).double()
     errors = (mine - pillow.decode_batch(jpegs, views, size, bounded=True).double()).pow(2).mean(dim=(1, 2, 3))
     values = torch.where(errors > 0, 10 * torch.log10(255**2 / errors.clamp(min=1e-12)), torch.tensor(99.0).double())

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from convert.images import check_image, parse_resize
-from train.augment import random_resized_crop, sample_rng
+from train.augment import random_resized_crop, sample_draws
 from train.decode.backends import open_decoder
 
 WAYS = (None, "max=500", "max=400", "short=256")
@@ -82,7 +82,7 @@ def images_per_sec(decoder: Any, images: Sequence[bytes], *, epoch: int) -> floa
             random_resized_crop(
                 width,
                 height,
-                sample_rng(0, epoch, start + number),
+                sample_draws(0, epoch, start + number),
                 scale=(0.08, 1.0),
                 ratio=(3 / 4, 4 / 3),
                 flip_prob=0.5,

@@ -23,6 +23,10 @@ MAX_FILE_BYTES = 256 * 1024**2
 MENDED_QUALITY = 95
 MENDED_SUBSAMPLING = 0  # Pillow's code for 4:4:4
 
+# A restart marker after so many blocks (of 16 x 16 px at 4:2:0) lets our decoder pass over what lies outside a crop;
+# every other decoder reads such a JPEG as well. They make a file 1 to 2% larger.
+BLOCKS_BETWEEN_RESTARTS = 2
+
 BYTES_PER_PX = 0.35  # of a JPEG of quality 90, 4:2:0, about; only the filling of shards depends on it
 
 # What may hide behind the name .JPEG. A closed list, because some of Pillow's other readers start programs
@@ -177,7 +181,8 @@ def _smaller(image: Image.Image, resize: Resize) -> Image.Image:
 def _encode(image: Image.Image, *, quality: int, subsampling: int) -> bytes:
     image.info = {}  # the old profile, EXIF and comments describe the old pixels
     encoded = BytesIO()
-    image.save(encoded, "JPEG", quality=quality, subsampling=subsampling, optimize=False)
+    options = {"optimize": False, "restart_marker_blocks": BLOCKS_BETWEEN_RESTARTS}
+    image.save(encoded, "JPEG", quality=quality, subsampling=subsampling, **options)
     return encoded.getvalue()
 
 

@@ -6,7 +6,9 @@ visits each sample once, and failures that are raised rather than logged. What m
 `train.downloads`.
 """
 
+import bisect
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -15,7 +17,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from composer.utils import dist
 from streaming import StreamingDataset
+from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
 from streaming.base.hashing import is_hash
 
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 """Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
+
+SAMPLES_AT_A_LOOK = 4096  # ahead of the reader, for shards that are missing
 
 MAX_AUTO_WORKERS = 8  # per rank; more did not help in MosaicML's and FFCV's published settings
 FAST_HASHES = ("xxh64", "xxh3_64", "xxh128", "sha1", "md5", "sha256")
@@ -104,6 +109,25 @@ class _StopEvent(threading.Event):
         return super().is_set() or bool(self._failure)
 
 
+class ShardOfSample:
+    """Where each sample is, as Streaming's `Spanner` has it, in a tenth of its time."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self._starts = [0, *itertools.accumulate(counts)]
+
+    def shards_of(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the shard of each."""
+        return np.searchsorted(self._starts, sample_ids, side="right") - 1
+
+    def __getitem__(self, sample_id: int) -> tuple[int, int]:
+        """Return the shard and the place in it, both from 0."""
+        at = int(sample_id)
+        if not 0 <= at < self._starts[-1]:
+            raise IndexError(f"sample {at} of {self._starts[-1]:,}")
+        shard = bisect.bisect_right(self._starts, at) - 1
+        return shard, at - self._starts[shard]
+
+
 class StreamingImages(StreamingDataset):
     """The training split: shuffled by (seed, epoch), cut into the same global batches on any number of ranks.
 
@@ -119,12 +143,14 @@ class StreamingImages(StreamingDataset):
         super().__init__(**kwargs)
         # A file that is open takes up the disk's space even when Streaming has deleted it to make room.
         self.records = Records(self.shards, keep_open=0 if self.cache_limit else FILES_KEPT_OPEN)
+        self.spanner = ShardOfSample([int(shard.samples) for shard in self.shards])
         self._found = np.zeros(len(self.shards), dtype=bool)
         self.steps_per_epoch = self.num_samples // global_batch_size
         self.global_batch_size = global_batch_size
         self._epoch = 0
         self._planned = 0
         self._seen = 0
+        self._asked = 0.0
         self._steps = range(0)
         self._failure = SharedFailure()
         for stream in self.streams:
@@ -137,7 +163,8 @@ class StreamingImages(StreamingDataset):
         started = time.perf_counter()
         image, label = self.get_item(at)
         step = self._steps[self._seen // int(self.batch_size)] if self._steps else 0
-        return Sample(image, label, int(at), self._epoch, step, time.perf_counter() - started)
+        read_s, wait_s = time.perf_counter() - started, started - self._asked
+        return Sample(image, label, int(at), self._epoch, step, read_s, wait_s)
 
     def get_item(self, sample_id: int, retry: int = 7) -> tuple[bytes, int]:
         """Return a sample's image and label; its shard is fetched where it is not here (any more)."""
@@ -145,7 +172,8 @@ class StreamingImages(StreamingDataset):
         for _ in range(1 + retry):
             try:
                 found = self.records.read(shard_id, index)
-                self._shard_access_times[shard_id] = time.time_ns()  # by which Streaming chooses what to delete
+                if self.cache_limit:
+                    self._shard_access_times[shard_id] = time.time_ns()  # by which Streaming chooses what to delete
                 return found
             except FileNotFoundError:
                 self.prepare_shard(shard_id)
@@ -184,11 +212,11 @@ class StreamingImages(StreamingDataset):
         if not hasattr(self, "_event"):
             self._event = _StopEvent(self._failure)  # here and not sooner: it belongs to the worker's process
         self._seen = self._planned = 0
-        asked = time.perf_counter()
+        self._asked = time.perf_counter()
         for sample in super().__iter__():
             self._seen += 1
-            yield sample._replace(wait_s=time.perf_counter() - asked - sample.read_s)
-            asked = time.perf_counter()
+            yield sample
+            self._asked = time.perf_counter()
         if self._seen != self._planned:
             world = self._unique_worker_world
             raise ShortEpochError(
@@ -224,6 +252,67 @@ class StreamingImages(StreamingDataset):
             if not isinstance(error, StoppedError):
                 self._failure.note(error)
             raise
+
+    def _prepare_thread(self, it: Any) -> None:
+        """Ask for the shards of the samples to come, ahead of `_ready_thread`."""
+
+        def missing(shards: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+            return ~self._found[shards] | (self._shard_states.numpy()[shards] != _ShardState.LOCAL)
+
+        def ask(shard: int) -> bool:
+            self.prepare_shard(shard, False)
+            return True
+
+        self._run_ahead(it, "prepare_index", missing, ask)
+
+    def _ready_thread(self, it: Any) -> None:
+        """Wait for them, ahead of the samples' reader; ask again for one that was deleted to make room."""
+
+        def missing(shards: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+            found: npt.NDArray[np.bool_] = self._shard_states.numpy()[shards] != _ShardState.LOCAL
+            return found
+
+        def wait_for(shard: int) -> bool:
+            if self._shard_states[shard] == _ShardState.REMOTE:
+                self.prepare_shard(shard, False)
+            if self._shard_states[shard] == _ShardState.LOCAL:
+                return True
+            time.sleep(TICK)
+            return False
+
+        self._run_ahead(it, "ready_index", missing, wait_for)
+
+    def _run_ahead(
+        self,
+        it: Any,
+        index: str,
+        missing: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
+        settle: Callable[[int], bool],
+    ) -> None:
+        """Move one of an iterator's indices over the samples, at most `predownload` of them ahead of the reader.
+
+        Upstream's two threads look at each sample by itself, which takes as long as reading all of them.
+
+        Args:
+            missing: which of these shards have to be settled first.
+            settle: do so, and return whether the index can move on.
+        """
+        shards = self.spanner.shards_of(it.sample_ids)
+        while not it.should_exit() and not self._event.is_set():
+            at = getattr(it, index)
+            if it.total in (at, it.ready_index):
+                break
+            ahead = it.total if self.predownload is None else it.yield_index + self.predownload + 1
+            end = min(it.total, ahead, at + SAMPLES_AT_A_LOOK)
+            if at >= end:
+                time.sleep(TICK)
+                continue
+            stops = np.flatnonzero(missing(shards[at:end]))
+            at = at + int(stops[0]) if len(stops) else end
+            setattr(it, index, at)
+            if len(stops) and settle(int(shards[at])):
+                setattr(it, index, at + 1)
+        it.on_exit()
 
     def says_what_it_does(self) -> str:
         """Return which shards this node's workers are fetching or checking just now, in words."""

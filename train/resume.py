@@ -16,6 +16,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from train import augment
 from train.config import Config
 from train.dataset import ShortEpochError
 from train.loader import RawBatch
@@ -150,6 +151,7 @@ def contract_of(cfg: Config, *, fingerprint: str, decoder: str, num_classes: int
     dumped = cfg.model_dump(mode="json", exclude=NOT_PART_OF_THE_CONTRACT)
     data = dumped.pop("data")
     contract = {"data.fingerprint": fingerprint, "data.decoder": decoder, "model.num_classes": num_classes}
+    contract["data.augmentation"] = augment.ALGORITHM
     contract |= {f"data.{key}": data[key] for key in DATA_PART_OF_THE_CONTRACT}
     for key, value in dumped.items():
         if isinstance(value, dict):

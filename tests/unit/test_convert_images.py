@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.images import BadImage, Resize, check_image, parse_resize
+from convert.images import BLOCKS_BETWEEN_RESTARTS, BadImage, Resize, check_image, parse_resize
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
@@ -168,6 +168,12 @@ def test_resizing_is_antialiased_with_lanczos_over_all_pixels() -> None:
     expected = Image.open(BytesIO(data)).resize((smaller.width_px, smaller.height_px), Image.Resampling.LANCZOS)
     difference = np.asarray(Image.open(BytesIO(smaller.data)), float) - np.asarray(expected, float)
     assert np.sqrt((difference**2).mean()) < 8  # of 255: what the JPEG's quality costs
+
+
+def test_a_resized_image_can_be_entered_in_the_middle() -> None:
+    smaller = check_image(encode(noise()), shrink("max=10"))
+    interval = smaller.data.index(b"\xff\xdd")  # DRI, "define restart interval": length and number of MCUs follow
+    assert int.from_bytes(smaller.data[interval + 4 : interval + 6], "big") == BLOCKS_BETWEEN_RESTARTS
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])

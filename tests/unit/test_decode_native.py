@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.jpegs import SAMPLINGS, jpeg, photo
 from tests.unit.test_convert_fuzz import mutants
-from train.augment import View, center_view, random_resized_crop, sample_rng
+from train.augment import View, center_view, random_resized_crop, sample_draws
 from train.config import ConfigError
 from train.decode import backends, pillow
 from train.decode.backends import Decoder, open_decoder
@@ -32,7 +32,7 @@ def boxes(width: int, height: int, count: int, seed: int) -> list[View]:
     """Crops as in training, and at the extremes: everything, one pixel, one column, one row, the corners."""
     rng = random.Random(seed)
     views = [
-        random_resized_crop(width, height, rng, scale=(0.08, 1.0), ratio=(0.75, 1.3333), flip_prob=0.5)
+        random_resized_crop(width, height, rng.random, scale=(0.08, 1.0), ratio=(0.75, 1.3333), flip_prob=0.5)
         for _ in range(count)
     ]
     x, y = rng.randrange(width), rng.randrange(height)
@@ -77,14 +77,34 @@ def test_unbounded_boxes_look_over_their_edges_as_pillows_do(sampling: str) -> N
         assert_pixels_are_pillows([data] * len(views), views, 32, bounded=False)
 
 
+RESTARTS = [{"restart_marker_blocks": blocks} for blocks in (1, 2, 3, 5, 8, 17, 40)]
+
+
 @needs_native
 @pytest.mark.parametrize(
-    "options", [{"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"optimize": True}, {"quality": 100}], ids=str
+    "options", [*RESTARTS, {"restart_marker_rows": 1}, {"optimize": True}, {"quality": 100}], ids=str
 )
 def test_other_ways_to_write_a_jpeg_make_no_difference(options: dict[str, int]) -> None:
     for sampling in SAMPLINGS:
         views = boxes(120, 90, 10, 1)
         assert_pixels_are_pillows([jpeg(120, 90, sampling, 3, **options)] * len(views), views, 48, bounded=True)
+
+
+@needs_native
+@pytest.mark.parametrize("blocks", [1, 4, 15])
+def test_what_lies_outside_the_crop_is_not_read_where_restart_markers_allow(blocks: int) -> None:
+    """The image has 15 x 12 MCUs; the codes of its first row are made invalid, and a marker is changed at the end."""
+    sound, view = jpeg(240, 192, "4:2:0", 1, restart_marker_blocks=blocks), View((100, 60, 200, 150), True)
+    begin, end = sound.index(b"\xff\xda") + 14, sound.index(b"\xff\xd0")
+    damaged = sound[:begin] + b"\xfe" * (end - begin) + sound[end:]
+    decoder = NativeDecoder()
+    ours = decoder.decode_batch([sound, damaged], [view, view], 64, bounded=True)
+    assert torch.equal(ours[0], ours[1]) and decoder.left_to_pillow == 0
+    assert torch.equal(ours[0], pillow.decode_batch([sound], [view], 64, bounded=True)[0])
+    assert library.is_sound(sound) and not library.is_sound(damaged)
+    misnumbered = sound.replace(b"\xff\xd0", b"\xff\xd5", 1)
+    assert_pixels_are_pillows([misnumbered], [view], 64, bounded=True)
+    assert not library.is_sound(misnumbered)
 
 
 @needs_native
@@ -121,7 +141,7 @@ def test_all_instruction_sets_give_the_same_bytes(path: int, size: int) -> None:
 @needs_native
 def test_threads_change_nothing() -> None:
     jpegs = [jpeg(100 + seed, 80, SAMPLINGS[seed % len(SAMPLINGS)], seed) for seed in range(40)]
-    views = [random_resized_crop(100, 80, sample_rng(0, 0, i), scale=(0.08, 1.0), ratio=(0.75, 1.33), flip_prob=0.5)
+    views = [random_resized_crop(100, 80, sample_draws(0, 0, i), scale=(0.08, 1.0), ratio=(0.75, 1.33), flip_prob=0.5)
              for i in range(40)]  # fmt: skip
     one, *more = (NativeDecoder(threads=n).decode_batch(jpegs, views, 64, bounded=True) for n in (1, 2, 7, 100))
     assert all(torch.equal(one, other) for other in more)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from train.algorithms import ProgressiveResizing
-from train.augment import random_resized_crop, sample_rng, view_hash
+from train.augment import random_resized_crop, sample_draws, view_hash
 from train.config import load_config
 from train.dataset import Sample
 from train.decode import pillow
@@ -38,8 +38,8 @@ def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
     assert batch.images.shape == (5, 32, 32, 3)
     assert batch.labels.tolist() == [0, 1, 2, 3, 4]
     for at, sample in enumerate(samples(5)):
-        rng = sample_rng(17, 2, sample.sample_id)
-        view = random_resized_crop(120, 90, rng, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
+        draw = sample_draws(17, 2, sample.sample_id)
+        view = random_resized_crop(120, 90, draw, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
         assert torch.equal(batch.images[at], pillow.decode_batch([sample.image], [view], 32, bounded=True)[0])
         assert batch.view_hashes[at].item() == view_hash(2, sample.sample_id, view, 32)
 

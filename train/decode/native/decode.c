@@ -204,7 +204,7 @@ static void speed_up(struct worker *worker, int offset) {
   int edge = (int)jpeg->scale_num * (jpeg->comps_in_scan == 1 ? 1 : jpeg->max_h_samp_factor); /* px of an MCU */
   int last = (offset + (int)jpeg->output_width - 1) / edge;
   if (!jpeg_has_multiple_scans(jpeg) &&
-      !entropy_start(&worker->entropy, jpeg, (JDIMENSION)(offset / edge), (JDIMENSION)last))
+      !entropy_start(&worker->entropy, jpeg, (JDIMENSION)(offset / edge), (JDIMENSION)last, 0))
     jpeg->entropy->decode_mcu = decode_mcu;
 }
 
@@ -380,7 +380,7 @@ static void read_scan(struct worker *worker) {
   jpeg->scale_num = 1, jpeg->scale_denom = 8; /* libjpeg lays out buffers that nobody will fill */
   jpeg_start_decompress(jpeg);
   struct entropy *entropy = &worker->entropy;
-  if (entropy_start(entropy, jpeg, 0, 0)) give_up(worker, NOT_FOR_US, "not a baseline scan");
+  if (entropy_start(entropy, jpeg, 0, 0, 1)) give_up(worker, NOT_FOR_US, "not a baseline scan");
   uint64_t mcus = (uint64_t)jpeg->MCUs_per_row * jpeg->MCU_rows_in_scan;
   for (uint64_t at = 0; at < mcus; at++)
     if (entropy_decode(entropy, NULL)) give_up(worker, IRREGULAR, "irregular Huffman data");

@@ -1,11 +1,12 @@
 /* Huffman decoding of baseline JPEG (ITU-T T.81, annex F.2); see huffman.h.
  *
- * Four things make it fast: stuffed zeros are taken out beforehand; 64 bits are held, and filled without a branch; one
- * look at the next ten bits yields up to two runs, values and their length at once; and outside the crop values are not
- * formed at all.
+ * Five things make it fast: stuffed zeros are taken out beforehand; 64 bits are held, and filled without a branch; one
+ * look at the next ten bits yields up to two runs, values and their length at once; outside the crop values are not
+ * formed at all; and where an image has restart markers, codes outside the crop are not even read.
  */
 #include "huffman.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -112,6 +113,15 @@ static int load_interval(struct entropy *entropy) {
   entropy->interval_bytes = (size_t)(to - entropy->interval);
   entropy->reader = (struct bit_reader){.next = entropy->interval};
   memset(entropy->previous, 0, sizeof entropy->previous);
+  return 0;
+}
+
+/* Go to the next marker; -1 where there is none. */
+static int pass_interval(struct entropy *entropy) {
+  const uint8_t *at = entropy->data, *last = entropy->data_end - 1;
+  while (at < last && (at = memchr(at, 0xFF, (size_t)(last - at))) && !at[1]) at += 2;
+  if (!at || at >= last) return -1;
+  entropy->data = at;
   return 0;
 }
 
@@ -251,7 +261,7 @@ static inline __attribute__((always_inline)) int skip_ac(struct bit_reader *read
 /* ---- scans ---------------------------------------------------------------------------------------------------- */
 
 int entropy_start(struct entropy *entropy, const struct jpeg_decompress_struct *jpeg, JDIMENSION first_column,
-                  JDIMENSION last_column) {
+                  JDIMENSION last_column, int reads_all) {
   if (jpeg->progressive_mode || jpeg->arith_code || jpeg->comps_in_scan != jpeg->num_components ||
       jpeg->data_precision != 8 || jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1 || jpeg->Ah || jpeg->Al)
     return -1;
@@ -266,8 +276,9 @@ int entropy_start(struct entropy *entropy, const struct jpeg_decompress_struct *
     entropy->component[i] = component;
     entropy->dc_of[i] = &entropy->dc[dc], entropy->ac_of[i] = &entropy->ac[ac];
   }
-  entropy->restart_interval = entropy->restarts_to_go = jpeg->restart_interval;
-  entropy->next_restart = 0;
+  entropy->mcus_per_interval = jpeg->restart_interval ? jpeg->restart_interval : UINT_MAX;
+  entropy->mcus_to_go = entropy->intervals = 0;
+  entropy->is_passed_over = 0, entropy->reads_all = reads_all;
   entropy->column = 0, entropy->columns = jpeg->MCUs_per_row;
   entropy->first_column = first_column, entropy->last_column = last_column;
   size_t bytes = jpeg->src->bytes_in_buffer;
@@ -278,29 +289,43 @@ int entropy_start(struct entropy *entropy, const struct jpeg_decompress_struct *
     if (!entropy->interval) return -1;
   }
   entropy->data = jpeg->src->next_input_byte, entropy->data_end = entropy->data + bytes;
-  return load_interval(entropy);
+  return 0;
 }
 
 void entropy_free(struct entropy *entropy) {
   free(entropy->interval);
 }
 
+/* Whether the interval that begins at the current column may hold an MCU that is wanted; `blocks` is NULL in rows that
+ * are not. Of the row after this one only the columns are known. */
+static int may_be_wanted(const struct entropy *entropy, const JBLOCKROW *blocks) {
+  JDIMENSION columns = entropy->columns;
+  if (entropy->reads_all || entropy->mcus_per_interval > columns) return 1;
+  JDIMENSION end = entropy->column + entropy->mcus_per_interval;
+  if (blocks && entropy->column <= entropy->last_column && (end < columns ? end : columns) > entropy->first_column)
+    return 1;
+  return end > columns + entropy->first_column;
+}
+
 /* Go on behind the marker that ends an interval; -1 unless it is the right one, right here. */
-static int restart(struct entropy *entropy) {
-  if (bits_left(entropy, &entropy->reader) >= 8 || entropy->data[1] != 0xD0 + entropy->next_restart) return -1;
-  entropy->data += 2;
-  entropy->next_restart = (entropy->next_restart + 1) % 8;
-  entropy->restarts_to_go = entropy->restart_interval;
-  return load_interval(entropy);
+static int next_interval(struct entropy *entropy, const JBLOCKROW *blocks) {
+  if (entropy->intervals) {
+    if (!entropy->is_passed_over && bits_left(entropy, &entropy->reader) >= 8) return -1;
+    if (entropy->data[1] != 0xD0 + (entropy->intervals - 1) % 8) return -1;
+    entropy->data += 2;
+  }
+  entropy->intervals++;
+  entropy->mcus_to_go = entropy->mcus_per_interval;
+  entropy->is_passed_over = !may_be_wanted(entropy, blocks);
+  return entropy->is_passed_over ? pass_interval(entropy) : load_interval(entropy);
 }
 
 int entropy_decode(struct entropy *entropy, JBLOCKROW *blocks) {
-  if (entropy->restart_interval && entropy->restarts_to_go-- == 0) {
-    if (restart(entropy)) return -1;
-    entropy->restarts_to_go--;
-  }
+  if (entropy->mcus_to_go == 0 && next_interval(entropy, blocks)) return -1;
+  entropy->mcus_to_go--;
   int wanted = blocks && entropy->column >= entropy->first_column && entropy->column <= entropy->last_column;
   if (++entropy->column == entropy->columns) entropy->column = 0;
+  if (entropy->is_passed_over) return 0;
   struct bit_reader reader = entropy->reader; /* a copy that can live in registers */
   for (int i = 0; i < entropy->blocks; i++) {
     uint32_t *previous = &entropy->previous[entropy->component[i]];

@@ -38,13 +38,17 @@ struct entropy {
   const struct huffman_table *dc_of[D_MAX_BLOCKS_IN_MCU], *ac_of[D_MAX_BLOCKS_IN_MCU];
   int component[D_MAX_BLOCKS_IN_MCU], blocks;
   uint32_t previous[MAX_COMPS_IN_SCAN]; /* DC value */
-  unsigned restart_interval, restarts_to_go, next_restart;
+  unsigned mcus_per_interval, mcus_to_go, intervals; /* between markers; left of this one; begun so far */
+  int is_passed_over, reads_all;
   JDIMENSION column, columns, first_column, last_column; /* of MCUs; whose coefficients are wanted */
 };
 
-/* Prepare for the scan that libjpeg has just started; 0, or -1 where libjpeg had better decode it itself. */
+/* Prepare for the scan that libjpeg has just started; 0, or -1 where libjpeg had better decode it itself.
+ *
+ * Args: reads_all: read every code, where otherwise an interval between restart markers that holds nothing of what is
+ * wanted is passed over. */
 int entropy_start(struct entropy *entropy, const struct jpeg_decompress_struct *jpeg, JDIMENSION first_column,
-                  JDIMENSION last_column);
+                  JDIMENSION last_column, int reads_all);
 
 void entropy_free(struct entropy *entropy);
 

@@ -76,6 +76,7 @@ int filter_plan(struct filter *filter, int source_size, float from, float to, in
   }
   for (int at = size; at % 4; at++) filter->first[at] = filter->first[size - 1], filter->count[at] = 0;
   if (reserve_weights(filter, (most + 3) / 4)) return -1;
+  filter->most = most;
   for (int o = 0; o < size; o++) {
     int at = mirrored ? size - 1 - o : o, first = filter->first[at], count = filter->count[at];
     double center = from + (o + 0.5) * scale, sum = 0.0;
@@ -158,9 +159,11 @@ static const __m128i *at_pixel(const uint8_t *source, int pixel) {
   return (const __m128i *)(source + 4 * (ptrdiff_t)pixel);
 }
 
-/* The weighted sums of two output pixels, one in each lane. */
-__attribute__((target("avx2"))) static __m256i horizontal_2(const uint8_t *source, const int *first,
-                                                            const int16_t *weights, int groups) {
+#define INLINE_AVX2 __attribute__((target("avx2"), always_inline)) static inline
+
+/* The weighted sums of two output pixels, one in each lane; of each four taps only two have weight where `halved`. */
+INLINE_AVX2 __m256i horizontal_2(const uint8_t *source, const int *first, const int16_t *weights, int groups,
+                                 int halved) {
   const __m256i taps_01 = _mm256_setr_epi8(PAIR_OF_TAPS(0), PAIR_OF_TAPS(0));
   const __m256i taps_23 = _mm256_setr_epi8(PAIR_OF_TAPS(8), PAIR_OF_TAPS(8));
   __m256i high = _mm256_setzero_si256(), low = high;
@@ -168,28 +171,40 @@ __attribute__((target("avx2"))) static __m256i horizontal_2(const uint8_t *sourc
     __m256i taps = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(at_pixel(source, first[0]))),
                                            _mm_loadu_si128(at_pixel(source, first[1])), 1);
     __m256i factors = _mm256_loadu_si256((const __m256i *)weights);
-    __m256i a = _mm256_shuffle_epi8(taps, taps_01), b = _mm256_shuffle_epi8(taps, taps_23);
+    __m256i a = _mm256_shuffle_epi8(taps, taps_01);
     high = _mm256_add_epi32(high, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0x00)));
-    high = _mm256_add_epi32(high, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0x55)));
     low = _mm256_add_epi32(low, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0xAA)));
+    if (halved) continue;
+    __m256i b = _mm256_shuffle_epi8(taps, taps_23);
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0x55)));
     low = _mm256_add_epi32(low, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0xFF)));
   }
   __m256i sums = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
   return _mm256_srli_epi32(_mm256_add_epi32(sums, _mm256_set1_epi32(HALF)), WEIGHT_BITS);
 }
 
-__attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *source, const struct filter *filter,
-                                                            uint8_t *out) {
+INLINE_AVX2 void horizontal_row(const uint8_t *source, const struct filter *filter, int groups, int halved,
+                                uint8_t *out) {
   const __m128i compact = _mm_setr_epi8(RGB_OF_RGBX);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (int o = 0; o < filter->size; o += 4) {
     const int16_t *weights = weights_of(filter, o);
-    __m256i a = horizontal_2(source, filter->first + o, weights, filter->groups);
-    __m256i b = horizontal_2(source, filter->first + o + 2, weights + 16, filter->groups);
+    __m256i a = horizontal_2(source, filter->first + o, weights, groups, halved);
+    __m256i b = horizontal_2(source, filter->first + o + 2, weights + 16, groups, halved);
     __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_setzero_si256());
     __m128i pixels = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order)); /* 0 2 . . 1 3 -> 0 1 2 3 */
     _mm_storeu_si128((__m128i *)(out + 3 * (ptrdiff_t)o), _mm_shuffle_epi8(pixels, compact));
   }
+}
+
+__attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *source, const struct filter *filter,
+                                                            uint8_t *out) {
+  if (filter->most <= 2) /* most crops of small images are enlarged */
+    horizontal_row(source, filter, 1, 1, out);
+  else if (filter->groups == 1)
+    horizontal_row(source, filter, 1, 0, out);
+  else
+    horizontal_row(source, filter, filter->groups, 0, out);
 }
 
 /* Sums of 4-lane groups -> bytes in order; interleaving and packing both work within 128-bit lanes, so they cancel. */

@@ -16,7 +16,8 @@
  * pixels lie side by side, so that one load brings the same group of taps of each. */
 struct filter {
   int size;         /* output pixels */
-  int groups;       /* of four taps, that the pixel with the most of them has */
+  int most;         /* taps of the pixel with the most of them */
+  int groups;       /* of four taps, that it has */
   int *first;       /* (size rounded up to 4,) */
   int *count;       /* the same; 0 past size */
   int16_t *weights; /* (size / 4, groups, 4, 8); weights past a pixel's count are 0 */
