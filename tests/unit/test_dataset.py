@@ -1,16 +1,118 @@
-"""Where a sample is."""
+"""Where a sample is, and the threads that see to it that its shard is here."""
+
+import functools
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.spanner import Spanner
 
-from train.dataset import ShardOfSample
+from train.dataset import ShardOfSample, StreamingImages
+
+COUNTS = [4, 4, 4]
+IDS = np.array([4, 5, 0, 6, 1, 8, 9, 10])  # of shards 1, 1, 0, 1, 0, 2, 2, 2
 
 
 def test_samples_are_where_streaming_has_them() -> None:
     counts = [3, 1, 700, 2, 2, 250]
     theirs, ours = Spanner(np.array(counts)), ShardOfSample(counts)
-    assert [ours[at] for at in np.arange(sum(counts))] == [theirs[at] for at in range(sum(counts))]
+    everything = np.arange(sum(counts))
+    assert [ours[at] for at in everything] == [theirs[int(at)] for at in everything]
+    assert ours.shards_of(everything).tolist() == [ours[at][0] for at in everything]
     for outside in (-1, sum(counts)):
         with pytest.raises(IndexError, match=f"sample {outside} of 958"):
             ours[outside]
+
+
+class SharedStates:
+    """As Streaming's SharedArray: read by the element, or as a whole."""
+
+    def __init__(self, states: npt.NDArray[np.int64]) -> None:
+        self.numpy = lambda: states
+
+    def __getitem__(self, shard: Any) -> Any:
+        return self.numpy()[shard]
+
+
+class Thread:
+    """One of a dataset's threads at work on IDS; shards are here as soon as they are asked for."""
+
+    def __init__(self, name: str, predownload: int | None) -> None:
+        self.asked: list[int] = []
+        self.states = np.full(len(COUNTS), _ShardState.REMOTE)
+        self.it = _Iterator(IDS)
+        self.dataset: Any = SimpleNamespace(
+            spanner=ShardOfSample(COUNTS), predownload=predownload, _event=threading.Event(), prepare_shard=self.fetch
+        )
+        self.dataset._found = np.zeros(len(COUNTS), dtype=bool)
+        self.dataset._shard_states = SharedStates(self.states)
+        self.dataset._run_ahead = functools.partial(StreamingImages._run_ahead, self.dataset)
+        self.thread = threading.Thread(target=getattr(StreamingImages, name), args=(self.dataset, self.it), daemon=True)
+
+    def fetch(self, shard: int, blocking: bool) -> None:
+        assert not blocking
+        self.asked.append(shard)
+        self.states[shard], self.dataset._found[shard] = _ShardState.LOCAL, True
+
+    def moves(self, index: str, to: int) -> bool:
+        """Whether an index comes to stand at `to`."""
+        if not self.thread.is_alive():
+            self.thread.start()
+        deadline = time.monotonic() + 10
+        while getattr(self.it, index) != to and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.03)  # a few looks more, so that one step too many would be seen
+        return bool(getattr(self.it, index) == to)
+
+    def ends(self) -> bool:
+        self.thread.join(timeout=10)
+        return not self.thread.is_alive()
+
+
+@pytest.fixture
+def threads() -> Iterator[list[Thread]]:
+    started: list[Thread] = []
+    yield started
+    for each in started:
+        each.dataset._event.set()
+        assert each.ends()
+
+
+def test_each_shard_is_asked_for_once_in_the_order_of_need(threads: list[Thread]) -> None:
+    threads.append(prepare := Thread("_prepare_thread", predownload=None))
+    assert prepare.moves("prepare_index", len(IDS)) and prepare.ends()
+    assert prepare.asked == [1, 0, 2]
+
+
+def test_shards_are_asked_for_no_further_ahead_than_predownload(threads: list[Thread]) -> None:
+    threads.append(prepare := Thread("_prepare_thread", predownload=1))
+    assert prepare.moves("prepare_index", 2) and prepare.asked == [1]
+    prepare.it.yield_index = 1
+    assert prepare.moves("prepare_index", 3) and prepare.asked == [1, 0]
+    prepare.it.yield_index = 7
+    assert prepare.moves("prepare_index", len(IDS)) and prepare.ends()
+
+
+def test_samples_are_ready_only_when_their_shard_is_here(threads: list[Thread]) -> None:
+    threads.append(ready := Thread("_ready_thread", predownload=None))
+    ready.states[:] = [_ShardState.PREPARING, _ShardState.LOCAL, _ShardState.PREPARING]
+    assert ready.moves("ready_index", 2)
+    ready.states[0] = _ShardState.LOCAL
+    assert ready.moves("ready_index", 5) and ready.asked == []
+    ready.states[2] = _ShardState.REMOTE  # deleted to make room: it is asked for again
+    assert ready.moves("ready_index", len(IDS)) and ready.ends()
+    assert ready.asked == [2]
+
+
+def test_the_threads_end_when_another_process_has_failed(threads: list[Thread]) -> None:
+    threads.append(ready := Thread("_ready_thread", predownload=None))
+    ready.states[:] = _ShardState.PREPARING
+    assert ready.moves("ready_index", 0)
+    ready.dataset._event.set()
+    assert ready.ends() and ready.it.ready_index == 0

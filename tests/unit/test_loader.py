@@ -1,6 +1,7 @@
 """Batches: what a worker makes of samples, and what the device makes of a batch."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -42,6 +43,16 @@ def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
         view = random_resized_crop(120, 90, draw, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
         assert torch.equal(batch.images[at], pillow.decode_batch([sample.image], [view], 32, bounded=True)[0])
         assert batch.view_hashes[at].item() == view_hash(2, sample.sample_id, view, 32)
+
+
+def test_a_batch_is_the_same_in_another_process() -> None:
+    sent = TrainCollate(config(), 17, Resolution(32, 10, "1ep"))([one._replace(step=4) for one in samples(3)])
+    got = pickle.loads(pickle.dumps(sent))
+    assert type(got) is type(sent) and (got.step, got.block) == (4, sent.block)
+    for name in ("images", "labels", "view_hashes", "stage_s"):
+        assert torch.equal(getattr(got, name), getattr(sent, name)), name
+    by_descriptor = [part for part in sent.__reduce__()[1] if isinstance(part, torch.Tensor)]
+    assert len(by_descriptor) == 1 and by_descriptor[0] is sent.images
 
 
 def test_a_batch_is_decoded_at_the_size_of_its_step() -> None:

@@ -161,7 +161,7 @@ static const __m128i *at_pixel(const uint8_t *source, int pixel) {
 
 #define INLINE_AVX2 __attribute__((target("avx2"), always_inline)) static inline
 
-/* The weighted sums of two output pixels, one in each lane; of each four taps only two have weight where `halved`. */
+/* The weighted sums of two output pixels, one in each lane; of the last four taps only two have weight if `halved`. */
 INLINE_AVX2 __m256i horizontal_2(const uint8_t *source, const int *first, const int16_t *weights, int groups,
                                  int halved) {
   const __m256i taps_01 = _mm256_setr_epi8(PAIR_OF_TAPS(0), PAIR_OF_TAPS(0));
@@ -174,7 +174,7 @@ INLINE_AVX2 __m256i horizontal_2(const uint8_t *source, const int *first, const 
     __m256i a = _mm256_shuffle_epi8(taps, taps_01);
     high = _mm256_add_epi32(high, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0x00)));
     low = _mm256_add_epi32(low, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0xAA)));
-    if (halved) continue;
+    if (halved && g == groups - 1) break;
     __m256i b = _mm256_shuffle_epi8(taps, taps_23);
     high = _mm256_add_epi32(high, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0x55)));
     low = _mm256_add_epi32(low, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0xFF)));
@@ -199,12 +199,15 @@ INLINE_AVX2 void horizontal_row(const uint8_t *source, const struct filter *filt
 
 __attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *source, const struct filter *filter,
                                                             uint8_t *out) {
-  if (filter->most <= 2) /* most crops of small images are enlarged */
+  int groups = filter->groups, halved = (filter->most - 1) % 4 < 2;
+  if (groups == 1 && halved) /* enlarged, as most crops of small images are */
     horizontal_row(source, filter, 1, 1, out);
-  else if (filter->groups == 1)
+  else if (groups == 1)
     horizontal_row(source, filter, 1, 0, out);
+  else if (halved)
+    horizontal_row(source, filter, groups, 1, out);
   else
-    horizontal_row(source, filter, filter->groups, 0, out);
+    horizontal_row(source, filter, groups, 0, out);
 }
 
 /* Sums of 4-lane groups -> bytes in order; interleaving and packing both work within 128-bit lanes, so they cancel. */
