@@ -30,10 +30,11 @@ from train.config import Config, ConfigError, load_config
 
 EXIT_REFUSED = 2
 
-# ImageNet-1k (image-net.org), and the sizes that docs/data.md has measured for each --resize of the converter.
+# ImageNet-1k (image-net.org); the sizes that docs/data.md has measured for each --resize of the converter, and what the
+# whole loader gave on one core by docs/performance.md.
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
-KB_PER_IMAGE = {"original": 113.1, "max=400": 39.6, "short=256": 31.9}
-CORE_IMAGES_PER_SEC = {"original": 941.0, "max=400": 2222.0, "short=256": 2670.0}
+KB_PER_IMAGE = {"original": 113.1, "max=400": 40.4, "short=256": 32.5}
+CORE_IMAGES_PER_SEC = {"original": 840.0, "max=400": 2171.0, "short=256": 2474.0}
 # PERSISTENT_2 at 250 MB/s per TiB, USD a GB-month in us-east-1 (aws.amazon.com/fsx/lustre/pricing, 2025-11: check).
 FSX_USD_PER_GB_MONTH, HOURS_PER_MONTH, FSX_MB_PER_SEC_PER_TIB = 0.21, 730, 250
 NODES_DRAWN = (1, 2, 4, 8, 16, 32, 64)
@@ -201,7 +202,7 @@ def fsx_usd_per_hour(tib: float) -> float:
 
 
 def core_images_per_sec(args: argparse.Namespace) -> float:
-    """What one core decodes: as given, as measured by benchmarks/loader.py, or docs/data.md's figure."""
+    """What one core decodes: as given, as measured by benchmarks/loader.py, or docs/performance.md's figure."""
     if args.core_images_per_sec:
         return float(args.core_images_per_sec)
     if not args.loader_json:

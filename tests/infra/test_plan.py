@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from infra.machines import UnknownMachineError, machine, read_table
-from infra.plan import main, pixels_over_the_run, recipe_of
+from infra.plan import CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
 from infra.published import STATED_ERROR, checks, table
 from infra.speed import Storage, predict, storage_seconds, with_batch
 from tests.conftest import REPOSITORY
 from train.config import load_config
 
 FULL = str(REPOSITORY / "yamls/full.yaml")
-CORE = 941.0
+CORE = CORE_IMAGES_PER_SEC["original"]
 
 
 def plan(*argv: str, tmp_path: Path) -> dict[str, Any]:

@@ -30,8 +30,10 @@ def whole_images() -> list[bytes]:
     rng = random.Random(0)
     edges = (1, 7, 16, 17, 33, 90)
     return [
-        jpeg(rng.choice(edges), rng.choice(edges), sampling, seed, progressive=progressive)
-        for seed in range(3)
+        jpeg(
+            rng.choice(edges), rng.choice(edges), sampling, seed, progressive=progressive, restart_marker_blocks=blocks
+        )
+        for seed, blocks in enumerate((0, 1, 3))
         for sampling in SAMPLINGS
         for progressive in (False, True)
     ]

@@ -1,0 +1,36 @@
+"""What several files of unit tests share."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from convert.audit import main
+from convert.auditing.findings import SHOWN_PER_KIND
+
+
+@pytest.fixture
+def dataset(shards: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(shards, tmp_path / "mds"))
+
+
+@pytest.fixture
+def audit(dataset: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str]]]:
+    """Audit the copy: the exit code, and the lines of findings and warnings."""
+
+    def run(*options: str, place: Path = dataset) -> tuple[int, list[str]]:
+        code = main([str(place), "--workers", "1", *options])
+        *lines, summary = capsys.readouterr().out.splitlines()
+        findings = [
+            line for line in lines if "; hashes: " not in line and not line.startswith(("no manifest", "report"))
+        ]
+        warnings = [line for line in findings if line.startswith("warning: ")]
+        if len(findings) < SHOWN_PER_KIND:
+            assert f"{len(findings) - len(warnings)} finding" in summary
+            assert f"{len(warnings)} warning" in summary
+        assert "images/s" in summary
+        return code, findings
+
+    return run
