@@ -4,7 +4,8 @@
 
 One process trains a ResNet on random images. Blocks of steps alternate: with what train/main.py adds to each step (the
 reseeding, the ledger, the watch for signals and gradients that are not finite, the buffers shared, the loss noted), and
-with Composer alone. Printed is the median of the ratios of neighbouring blocks, with its spread.
+with Composer alone. Printed are the median of the ratios of neighbouring blocks, with its spread, and the share of a step
+that is spent within the guards, which a machine's drift does not blur (on a GPU it is only their calls: see the ratios).
 """
 
 import argparse
@@ -12,7 +13,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,26 +50,38 @@ class Step:
             model=self.model, device=device, scaler=None, timestamp=SimpleNamespace(batch=0), total_loss_dict={}
         )
         self.guard.init(self.state, None)  # type: ignore[arg-type]  # it logs nothing
+        self.guards_s = 0.0
         self.synchronize = torch.cuda.synchronize if place.type == "cuda" else lambda: None
 
     def __call__(self, guarded: bool) -> None:
         none: Any = None
+        state = self.state
         if guarded:
-            self.guard.on_batch(self.raw._replace(step=self.state.timestamp.batch))
-            self.watch.before_train_batch(self.state, none)
+            with self.in_guards():
+                self.guard.on_batch(self.raw._replace(step=state.timestamp.batch))
+                self.watch.before_train_batch(state, none)
         self.optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(self.model(self.images), self.labels)
         loss.backward()
         if guarded:
-            self.watch.after_train_batch(self.state, none)
-            self.guard.after_train_batch(self.state, none)
+            with self.in_guards():
+                self.watch.after_train_batch(state, none)
+                self.guard.after_train_batch(state, none)
         self.optimizer.step()
         # Composer itself brings the loss to the host at each step, for its logger
-        self.state.total_loss_dict["loss/train/total"] = loss.item()
+        state.total_loss_dict["loss/train/total"] = loss.item()
         if guarded:
-            self.guard.batch_end(self.state, none)
-            self.watch.batch_checkpoint(self.state, none)
-        self.state.timestamp.batch += 1
+            with self.in_guards():
+                self.guard.batch_end(state, none)
+                self.watch.batch_checkpoint(state, none)
+        state.timestamp.batch += 1
+
+    @contextmanager
+    def in_guards(self) -> Iterator[None]:
+        """Count the time spent inside."""
+        start = time.perf_counter()
+        yield
+        self.guards_s += time.perf_counter() - start
 
 
 def seconds_a_step(step: Callable[[bool], None], synchronize: Callable[[], None], guarded: bool, steps: int) -> float:
@@ -92,10 +106,12 @@ def main(argv: list[str]) -> int:
     device = start_process(600.0)
     step = Step(args.model, args.batch, args.px, device)
     seconds_a_step(step, step.synchronize, True, 2)
-    ratios, plain = [], []
+    ratios, plain, shares = [], [], []
     for block in range(args.blocks):
         order = (False, True) if block % 2 else (True, False)
+        step.guards_s = 0.0
         took = {guarded: seconds_a_step(step, step.synchronize, guarded, args.steps) for guarded in order}
+        shares.append(step.guards_s / args.steps / took[True])
         ratios.append(took[True] / took[False])
         plain.append(took[False])
     quartiles = statistics.quantiles(ratios, n=4)
@@ -110,6 +126,11 @@ def main(argv: list[str]) -> int:
         "seconds_a_step_without": round(statistics.median(plain), 5),
         "ratio_median": round(statistics.median(ratios), 4),
         "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "share_in_guards": {
+            "min": round(min(shares), 5),
+            "median": round(statistics.median(shares), 5),
+            "max": round(max(shares), 5),
+        },
     }
     if dist.get_global_rank() == 0:
         print(json.dumps(figures, indent=2))

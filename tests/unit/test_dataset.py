@@ -84,8 +84,11 @@ def threads() -> Iterator[list[Thread]]:
         assert each.ends()
 
 
-def test_each_shard_is_asked_for_once_in_the_order_of_need(threads: list[Thread]) -> None:
+@pytest.mark.parametrize("state", [_ShardState.REMOTE, _ShardState.LOCAL])
+def test_each_shard_is_asked_for_once_in_the_order_of_need(threads: list[Thread], state: int) -> None:
+    """Of one that is said to be here, its first asking looks whether that is so."""
     threads.append(prepare := Thread("_prepare_thread", predownload=None))
+    prepare.states[:] = state
     assert prepare.moves("prepare_index", len(IDS)) and prepare.ends()
     assert prepare.asked == [1, 0, 2]
 

@@ -92,7 +92,7 @@ def test_other_ways_to_write_a_jpeg_make_no_difference(options: dict[str, int]) 
 
 @needs_native
 @pytest.mark.parametrize("blocks", [1, 4, 15])
-def test_what_lies_outside_the_crop_is_not_read_where_restart_markers_allow(blocks: int) -> None:
+def test_damage_outside_the_crop_changes_nothing_where_there_are_restart_markers(blocks: int) -> None:
     """The image has 15 x 12 MCUs; the codes of its first row are made invalid, and a marker is changed at the end."""
     sound, view = jpeg(240, 192, "4:2:0", 1, restart_marker_blocks=blocks), View((100, 60, 200, 150), True)
     begin, end = sound.index(b"\xff\xda") + 14, sound.index(b"\xff\xd0")
