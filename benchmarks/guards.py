@@ -4,8 +4,8 @@
 
 One process trains a ResNet on random images. Blocks of steps alternate: with what train/main.py adds to each step (the
 reseeding, the ledger, the watch for signals and gradients that are not finite, the buffers shared, the loss noted), and
-with Composer alone. Printed are the median of the ratios of neighbouring blocks, with its spread, and the share of a step
-that is spent within the guards, which a machine's drift does not blur (on a GPU it is only their calls: see the ratios).
+with Composer alone. Printed are the median of the ratios of neighbouring blocks, with its spread, and the share of a
+step that is spent within the guards, which a machine's drift does not blur; on a GPU that is their calls alone.
 """
 
 import argparse

@@ -53,10 +53,10 @@ def test_a_mismatch_shows_every_key_with_both_values_and_how_to_accept_it() -> N
 def test_a_checkpoint_of_other_code_for_the_views_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     now = contract(load())
     monkeypatch.setattr("train.augment.ALGORITHM", 1)
-    with pytest.raises(ResumeError, match="data.augmentation: 1 there, 2 here"):
+    with pytest.raises(ResumeError, match=r"data\.augmentation: 1 there, 2 here"):
         check_contract(contract(load()), now, allowed=set(), where="")
     older = {key: value for key, value in now.items() if key != "data.augmentation"}
-    with pytest.raises(ResumeError, match="data.augmentation: absent there, 2 here"):
+    with pytest.raises(ResumeError, match=r"data\.augmentation: absent there, 2 here"):
         check_contract(older, now, allowed=set(), where="")
 
 
