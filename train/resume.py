@@ -63,6 +63,18 @@ class ResumeGuard(Callback):
     def init(self, state: State, logger: Logger) -> None:
         self._state = state
 
+    def after_load(self, state: State, logger: Logger) -> None:
+        """Have the momentum of every parameter from the start.
+
+        torch's optimizers make it at a parameter's first gradient, and torch 2.7 cannot load a checkpoint in which it
+        is missing: of a block that StochasticDepth has left out at each step so far.
+        """
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"] if group["momentum"] else ():
+                    if "momentum_buffer" not in optimizer.state[parameter]:
+                        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
     def on_batch(self, batch: RawBatch) -> None:
         """Reseed for this batch and note it; runs after the loader and before the first algorithm.
 

@@ -1,11 +1,17 @@
 """The resume contract: which settings belong to it, and what a mismatch says."""
 
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from composer.optim import DecoupledSGDW
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from tests.conftest import REPOSITORY
 from train.config import Config, load_config
-from train.resume import ResumeError, check_contract, contract_of, seed_batch
+from train.resume import ResumeError, ResumeGuard, check_contract, contract_of, seed_batch
 
 
 def load(*overrides: str) -> Config:
@@ -58,6 +64,52 @@ def test_a_checkpoint_of_other_code_for_the_views_is_refused(monkeypatch: pytest
     older = {key: value for key, value in now.items() if key != "data.augmentation"}
     with pytest.raises(ResumeError, match=r"data\.augmentation: absent there, 2 here"):
         check_contract(older, now, allowed=set(), where="")
+
+
+class Half(torch.nn.Module):
+    """Uses the first of its two layers, as StochasticDepth may do for some steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.used, self.left_out = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        self.optimizer = DecoupledSGDW(self.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+
+    def step(self, *layers: torch.nn.Module) -> None:
+        self.optimizer.zero_grad()
+        sum(layer(torch.ones(1, 3)).square().sum() for layer in layers).backward()  # type: ignore[union-attr]  # a tensor
+        self.optimizer.step()
+
+
+def after_load(model: Half) -> None:
+    state: Any = SimpleNamespace(optimizers=[model.optimizer])
+    ResumeGuard({}, seed=1, steps_per_epoch=1).after_load(state, None)  # type: ignore[arg-type]  # it logs nothing
+
+
+def test_upstream_cannot_load_the_momentum_of_a_parameter_without_a_gradient() -> None:
+    saved = Half()
+    saved.step(saved.used)
+    fresh = Half()
+    with pytest.raises(KeyError, match=r"left_out\.weight"):
+        set_optimizer_state_dict(fresh, fresh.optimizer, get_optimizer_state_dict(saved, saved.optimizer))
+
+
+def test_a_parameter_without_a_gradient_so_far_resumes_exactly() -> None:
+    saved, plain = Half(), Half()
+    after_load(saved)
+    saved.step(saved.used)
+    plain.step(plain.used)
+    resumed = Half()
+    checkpoint = deepcopy((saved.state_dict(), get_optimizer_state_dict(saved, saved.optimizer)))
+    resumed.load_state_dict(checkpoint[0])
+    set_optimizer_state_dict(resumed, resumed.optimizer, checkpoint[1])
+    after_load(resumed)
+    for model in (saved, resumed, plain):
+        model.step(model.used, model.left_out)
+        model.step(model.left_out)
+    for name, values in saved.state_dict().items():
+        assert torch.equal(values, resumed.state_dict()[name])
+        assert torch.equal(values, plain.state_dict()[name])  # nothing but the moment at which momentum is made
 
 
 def test_a_batch_is_seeded_by_seed_batch_and_rank_alone() -> None:
