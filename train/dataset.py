@@ -245,6 +245,10 @@ class StreamingImages(StreamingDataset):
         try:
             super().prepare_shard(shard_id, blocking)
             self._found[shard_id] = True
+            if self.cache_limit and self.cache_usage > self.cache_limit:
+                with self._cache_filelock:  # upstream makes room before it downloads, and so do others at that moment
+                    while self.cache_usage > self.cache_limit:
+                        self._evict_coldest_shard()
         except BaseException as error:
             self._shard_states[shard_id] = _ShardState.REMOTE
             if self._cache_filelock.is_locked:

@@ -4,12 +4,15 @@ import functools
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from filelock import FileLock
+from streaming import StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.spanner import Spanner
 
@@ -28,6 +31,30 @@ def test_samples_are_where_streaming_has_them() -> None:
     for outside in (-1, sum(counts)):
         with pytest.raises(IndexError, match=f"sample {outside} of 958"):
             ours[outside]
+
+
+def test_downloads_at_the_same_time_do_not_leave_the_cache_above_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Upstream makes room for one shard and then downloads it, while others do the same."""
+    dataset, deleted = StreamingImages.__new__(StreamingImages), []
+    dataset._found, dataset.cache_limit = np.zeros(1, dtype=bool), 100
+    dataset._cache_filelock = FileLock(tmp_path / "lock")
+    usage = SimpleNamespace(bytes=70)
+    dataset._cache_usage = SimpleNamespace(get=lambda: usage.bytes, set=lambda to: setattr(usage, "bytes", to))
+
+    def others_too(self: object, shard_id: int, blocking: bool) -> None:
+        usage.bytes += 30 + 60
+
+    def evict(self: object) -> None:
+        assert dataset._cache_filelock.is_locked
+        deleted.append(usage.bytes)
+        usage.bytes -= 30
+
+    monkeypatch.setattr(StreamingDataset, "prepare_shard", others_too)
+    monkeypatch.setattr(StreamingDataset, "_evict_coldest_shard", evict)
+    dataset.prepare_shard(0)
+    assert deleted == [160, 130] and usage.bytes == 100
 
 
 class SharedStates:
