@@ -147,13 +147,14 @@ def test_a_link_that_is_cut_stops_both_ends_with_the_peers_name_and_the_run_goes
 def test_usr1_to_the_launcher_saves_first_on_all_machines(
     machines: Machines, shards: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    started = machines.launch(command(shards, tmp_path, "checkpoint.save_interval=1ep"))
+    argv = command(shards, tmp_path, "checkpoint.save_interval=2ba")  # of 12: time enough to pass the signal on
+    started = machines.launch(argv)
     wait_for_checkpoint(started, tmp_path)
     started.send_signal(10)
     output, _ = started.communicate(timeout=120)
     assert started.returncode == 75, output
     assert "the checkpoint is saved" in output
-    assert "resume: from" in machines.run(command(shards, tmp_path, "checkpoint.save_interval=1ep"))
+    assert "resume: from" in machines.run(argv)
     assert what_must_match(record_of(tmp_path)) == undisturbed
 
 
