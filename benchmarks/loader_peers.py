@@ -2,8 +2,8 @@
 
     python benchmarks/loader_peers.py LOADER DATA SIZE WORKERS [--first-batch]
 
-For every line on standard input it reads its data once and answers with a line of JSON: images, wall_s and cpu_s (of
-the process and its workers). All of them cut RandomResizedCrop(0.08-1, 3/4-4/3), mirror half the images, and hand out
+It says when it is ready; for every line on standard input it then reads its data once and answers with a line of JSON:
+images, wall_s and cpu_s (of the process and its workers). All of them cut RandomResizedCrop(0.08-1, 3/4-4/3), mirror half the images, and hand out
 batches of BATCH. With --first-batch it answers once, with the seconds from building the loader to its first batch.
 `ours` and `mosaicml` also take DATA in s3://, which they stream through a cache that is empty at first.
 """
@@ -242,6 +242,7 @@ def main(argv: list[str]) -> int:
         next(iter(epoch()))
         print(json.dumps({"first_batch_s": time.perf_counter() - started}), file=answers, flush=True)
         os._exit(0)  # the rest of the epoch is of no interest
+    print(json.dumps({"ready": True}), file=answers, flush=True)
     for _ in sys.stdin:
         images, wall, cpu = 0, time.perf_counter(), cpu_seconds()
         for batch in epoch():
