@@ -3,8 +3,9 @@
     python benchmarks/loader_peers.py LOADER DATA SIZE WORKERS [--first-batch]
 
 It says when it is ready; for every line on standard input it then reads its data once and answers with a line of JSON:
-images, wall_s and cpu_s (of the process and its workers). All of them cut RandomResizedCrop(0.08-1, 3/4-4/3), mirror half the images, and hand out
-batches of BATCH. With --first-batch it answers once, with the seconds from building the loader to its first batch.
+images, wall_s and cpu_s (of the process and its workers). All of them cut RandomResizedCrop(0.08-1, 3/4-4/3), mirror
+half the images, and hand out batches of BATCH. With --first-batch it answers once, with the seconds from building the
+loader to its first batch.
 `ours` and `mosaicml` also take DATA in s3://, which they stream through a cache that is empty at first.
 """
 
