@@ -237,11 +237,9 @@ class StreamingImages(StreamingDataset):
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Have a shard here and whole; on failure give its slot back, or others would wait for it without end.
 
-        Upstream takes a lock of the whole node and looks for the file, for every sample. Here that is so for a worker's
-        first sample of a shard alone, until the shard is deleted.
+        It takes a lock of the whole node and looks for the file. Upstream does so for every sample; here the threads
+        below ask at a worker's first sample of a shard alone, until the shard is deleted.
         """
-        if not blocking and self._found[shard_id] and self._shard_states[shard_id] == _ShardState.LOCAL:
-            return
         try:
             super().prepare_shard(shard_id, blocking)
             self._found[shard_id] = True
