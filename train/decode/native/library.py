@@ -3,6 +3,7 @@
 import ctypes
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from train.decode.build import HOW_TO, library_path
@@ -39,7 +40,15 @@ def pointers_to(jpegs: Sequence[bytes]) -> tuple[Any, Any]:
 
 @functools.cache
 def open_library() -> Any:
-    path = library_path()
+    return load_library(library_path())
+
+
+def load_library(path: Path) -> Any:
+    """Load a build of the sources, with its functions declared.
+
+    Raises:
+        NotBuiltError: with how to build it.
+    """
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
