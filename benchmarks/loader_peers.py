@@ -29,9 +29,9 @@ def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
     from composer.utils import dist, get_device
 
     from train.config import load_config
-    from train.dataset import open_train
     from train.loader import build_train_spec
     from train.resolution import Resolution
+    from train.splits import open_train
 
     dist.initialize_dist(get_device("cpu"), timeout=60)
     root = Path(__file__).resolve().parents[1]

@@ -140,7 +140,7 @@ def check(cfg: Config, shards: Path) -> None:
 
 def check_split(cfg: Config, split: str, manifest: Manifest | None, *, num_classes: int) -> float:
     """Check a split's hashes, count and labels, print what it holds, and return the images/s of reading it."""
-    from train.dataset import count_samples, read_index
+    from train.splits import count_samples, read_index
 
     index = read_index(cfg.data, split)
     check_hashes(Path(str(cfg.data.local)) / split, index["shards"])
@@ -184,8 +184,8 @@ def read_once(cfg: Config, split: str, expected: int) -> tuple[Counter[int], flo
     """Read and decode every sample of a split by the evaluation's loader; return the labels' counts and images/s."""
     import torch
 
-    from train.dataset import open_eval
     from train.loader import build_eval_spec
+    from train.splits import open_eval
 
     gc.collect()  # of earlier loaders: left to a worker forked below, it would try to end their processes there
     dataset = open_eval(cfg.data, split, device_batch_size=READ_BATCH)
@@ -202,7 +202,7 @@ def read_once(cfg: Config, split: str, expected: int) -> tuple[Counter[int], flo
 
 def measure_speeds(cfg: Config, *, samples: int, images_per_sec: float) -> dict[int, float]:
     """Return images/s of the training's loader by its number of processes; `images_per_sec` is a guess for one."""
-    from train.dataset import open_train
+    from train.splits import open_train
 
     most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batch_size = max(1, min(SPEED_BATCH, samples // (4 * (most + 1))))

@@ -25,12 +25,12 @@ from composer.utils import dist
 from train.checkpoints import CheckpointError, on_every_node
 from train.checkpoints import load as load_checkpoint
 from train.config import Config, config_from_dict
-from train.dataset import open_eval
 from train.folders import open_folder
 from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
 from train.run import RefusedError, precision_on, start_process, torch_device
+from train.splits import open_eval
 
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from train.algorithms import PerSampleAlgorithm
 from train.augment import View, center_view, random_resized_crop, sample_draws, view_hash
 from train.buffers import NO_BLOCK, SharedBlocks
-from train.dataset import IGNORED_LABEL, MAX_AUTO_WORKERS, Sample, StreamingImages
+from train.dataset import IGNORED_LABEL, Sample, StreamingImages
 from train.decode.backends import Decoder, open_decoder
 from train.decode.pillow import DecodeError
 from train.per_sample import PerSample
@@ -54,6 +54,7 @@ def _received(images: torch.Tensor, *rest: Any) -> RawBatch:
     return RawBatch(images, labels, view_hashes, rest[3], stage_s, rest[4])
 
 
+MAX_AUTO_WORKERS = 8  # per rank; more did not help in MosaicML's and FFCV's published settings
 BLOCKS_BEYOND_PREFETCH = 4  # one is filled, one used, one copied ahead, and one may be on its way
 
 

@@ -26,17 +26,7 @@ from train.checkpoints import (
     use_averaged_weights,
 )
 from train.config import Config, ConfigError, device_batch_size, resolved_yaml
-from train.dataset import (
-    DataError,
-    StreamingEvalImages,
-    StreamingImages,
-    count_samples,
-    dataset_fingerprint,
-    open_eval,
-    open_train,
-    read_index,
-    read_manifest,
-)
+from train.dataset import StreamingEvalImages, StreamingImages
 from train.decode.backends import open_decoder
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.heartbeat import Heartbeat
@@ -45,6 +35,15 @@ from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
 from train.resume import ResumeError, ResumeGuard, check_contract, contract_of
+from train.splits import (
+    DataError,
+    count_samples,
+    dataset_fingerprint,
+    open_eval,
+    open_train,
+    read_index,
+    read_manifest,
+)
 from train.stopping import BatchWatch, StopSignals
 
 log = logging.getLogger(__name__)
