@@ -1,18 +1,34 @@
 """Memory for batches of images that a loader worker fills and its rank reads, used again and again.
 
 What a worker hands to its rank lies in shared memory. New pages of it cost a third of what it takes to decode a small
-JPEG into them, so each worker keeps a few blocks, and takes one again once nothing in the rank refers to it.
+JPEG into them, so each worker keeps a few blocks, and takes one again once nothing in the rank refers to it. A block is
+sent to the rank once, as a tensor with a file descriptor, which takes a talk between the two; from then on by number.
 """
 
+import itertools
 import math
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakValueDictionary
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import get_worker_info
 
-NO_BLOCK = -1
-"""The memory is nobody's to use again."""
+
+class Block(NamedTuple):
+    """The memory that a batch's images are in.
+
+    Attributes:
+        owner: which `SharedBlocks` of the rank.
+        number: from 0, over all of its workers.
+        is_known: the rank has received it before, and can do with the number.
+    """
+
+    owner: int
+    number: int
+    is_known: bool
 
 
 class SharedBlocks:
@@ -27,45 +43,66 @@ class SharedBlocks:
         blocks: of each worker; as many as batches can be on their way at once.
     """
 
+    _numbers = itertools.count()
+    _of_this_rank: ClassVar["WeakValueDictionary[int, SharedBlocks]"] = WeakValueDictionary()
+
     def __init__(self, workers: int, blocks: int) -> None:
         self._blocks = blocks
+        self._owner = next(self._numbers)
+        self._of_this_rank[self._owner] = self
         self._taken = torch.zeros(workers * blocks, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._memory: dict[int, torch.UntypedStorage] = {}  # of this worker
+        self._known: dict[int, npt.NDArray[np.uint8]] = {}  # to this rank
         self._in_use: list[tuple[int, Any]] = []  # by this rank
 
-    def images_to_fill(self, count: int, size: int) -> tuple[torch.Tensor, int]:
-        """Return uint8 (count, size, size, 3) of no certain content, and the number of its block."""
+    def images_to_fill(self, count: int, size: int) -> tuple[torch.Tensor, Block | None]:
+        """Return uint8 (count, size, size, 3) of no certain content, and its block, if it is in any."""
         shape = (count, size, size, 3)
         info = get_worker_info()
         make_shared = getattr(torch.UntypedStorage, "_new_shared", None)
         if info is None or make_shared is None:  # a later torch may lack it: then the worker's queue copies
-            return torch.empty(shape, dtype=torch.uint8), NO_BLOCK
-        block, memory = self._free_block(info.id), None
-        if block != NO_BLOCK:
-            self._taken[block] = 1
-            memory = self._memory.get(block)
-        if memory is None or memory.nbytes() < math.prod(shape):
+            return torch.empty(shape, dtype=torch.uint8), None
+        number, memory = self._free_block(info.id), None
+        if number is not None:
+            self._taken[number] = 1
+            memory = self._memory.get(number)
+        is_known = memory is not None and memory.nbytes() >= math.prod(shape)
+        if memory is None or not is_known:
             memory = make_shared(math.prod(shape))
-            if block != NO_BLOCK:
-                self._memory[block] = memory
-        images = torch.empty(0, dtype=torch.uint8)
-        return images.set_(memory, 0, shape), block  # type: ignore[call-overload]
+            if number is not None:
+                self._memory[number] = memory
+        images = torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)  # type: ignore[call-overload]
+        return images, None if number is None else Block(self._owner, number, is_known)
 
-    def received(self, images: torch.Tensor, block: int) -> None:
-        """Note, in the rank, that a batch has arrived."""
-        if block != NO_BLOCK:
+    @classmethod
+    def arrived(cls, block: Block, images: torch.Tensor | tuple[int, ...]) -> torch.Tensor:
+        """Return, in the rank, a batch's images, given themselves or the shape of those in a known block.
+
+        Their storage is theirs alone, so that its end says that the batch is gone; the memory stays.
+        """
+        known = cls._of_this_rank[block.owner]._known
+        if isinstance(images, torch.Tensor):
+            known[block.number] = images.numpy().reshape(-1)
+        shape = tuple(images.shape if isinstance(images, torch.Tensor) else images)
+        return torch.from_numpy(known[block.number][: math.prod(shape)]).view(shape)
+
+    def received(self, images: torch.Tensor, block: Block | None) -> None:
+        """Note, in the rank, that a batch is in use."""
+        if block is not None:
             memory = StorageWeakRef(images.untyped_storage())  # type: ignore[no-untyped-call]
-            self._in_use.append((block, memory))
+            self._in_use.append((block.number, memory))
 
     def give_back(self) -> None:
         """Let workers take the blocks that nothing in the rank refers to any more."""
-        still = [(block, memory) for block, memory in self._in_use if not memory.expired()]
-        if len(still) < len(self._in_use):
-            kept = {block for block, _ in still}
-            self._taken[[block for block, _ in self._in_use if block not in kept]] = 0
-            self._in_use = still
+        still = []
+        for number, memory in self._in_use:
+            if memory.expired():
+                self._taken[number] = 0
+            else:
+                still.append((number, memory))
+        self._in_use = still
 
-    def _free_block(self, worker: int) -> int:
+    def _free_block(self, worker: int) -> int | None:
         first = worker * self._blocks
-        free = (self._taken[first : first + self._blocks] == 0).nonzero()
-        return first + int(free[0]) if len(free) else NO_BLOCK
+        free = np.flatnonzero(self._taken.numpy()[first : first + self._blocks] == 0)
+        return first + int(free[0]) if len(free) else None

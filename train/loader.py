@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from train.algorithms import PerSampleAlgorithm
 from train.augment import View, center_view, random_resized_crop, sample_draws, view_hash
-from train.buffers import NO_BLOCK, SharedBlocks
+from train.buffers import Block, SharedBlocks
 from train.dataset import IGNORED_LABEL, Sample, StreamingImages
 from train.decode.backends import Decoder, open_decoder
 from train.decode.pillow import DecodeError
@@ -33,7 +33,7 @@ class RawBatch(NamedTuple):
         view_hashes: int64 (B,), the ledger's entries.
         step: the training batch that it is, from 0 over the whole run; 0 at evaluation.
         stage_s: float64 (3,), seconds that the worker spent on it: waiting for shards, reading records, decoding.
-        block: of `train.buffers`, in which the images are.
+        block: in which the images are, if they are in any.
     """
 
     images: torch.Tensor
@@ -41,17 +41,20 @@ class RawBatch(NamedTuple):
     view_hashes: torch.Tensor
     step: int
     stage_s: torch.Tensor
-    block: int = NO_BLOCK
+    block: Block | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Send all but the images as bytes: a tensor between processes is a file descriptor, and half a millisecond."""
+        """Send bytes, and a known block's number: a tensor between processes is a file descriptor, and half a ms."""
+        known = self.block is not None and self.block.is_known
         small = [part.numpy() for part in (self.labels, self.view_hashes, self.stage_s)]
-        return _received, (self.images, *small, self.step, self.block)
+        return _received, (self.block, tuple(self.images.shape) if known else self.images, *small, self.step)
 
 
-def _received(images: torch.Tensor, *rest: Any) -> RawBatch:
+def _received(block: Block | None, images: Any, *rest: Any) -> RawBatch:
     labels, view_hashes, stage_s = map(torch.from_numpy, rest[:3])
-    return RawBatch(images, labels, view_hashes, rest[3], stage_s, rest[4])
+    return RawBatch(
+        images if block is None else SharedBlocks.arrived(block, images), labels, view_hashes, rest[3], stage_s, block
+    )
 
 
 MAX_AUTO_WORKERS = 8  # per rank; more did not help in MosaicML's and FFCV's published settings

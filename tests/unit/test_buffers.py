@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from train.buffers import NO_BLOCK, SharedBlocks
+from train.buffers import Block, SharedBlocks
 from train.loader import RawBatch, TimedLoader
 
 WORKERS, BLOCKS, BATCHES, EDGE = 2, 3, 24, 16
@@ -24,6 +24,15 @@ class Numbers:
         return RawBatch(images, labels, labels, samples[0], torch.zeros(3), block)
 
 
+class Growing(Numbers):
+    """The same, with images of that size too."""
+
+    def __call__(self, samples: Sequence[int]) -> RawBatch:
+        (edge,) = samples
+        images, block = self.blocks.images_to_fill(1, edge)
+        return RawBatch(images.fill_(edge), torch.tensor([0]), torch.tensor([0]), 0, torch.zeros(3), block)
+
+
 def loader_of(workers: int) -> TimedLoader:
     blocks = SharedBlocks(workers, BLOCKS)
     loader = TimedLoader(range(BATCHES), batch_size=1, collate_fn=Numbers(blocks), num_workers=workers)  # type: ignore[arg-type]
@@ -32,14 +41,39 @@ def loader_of(workers: int) -> TimedLoader:
 
 
 def test_memory_is_used_again_once_a_batch_is_gone() -> None:
-    seen, used = [], set()
+    seen, new, again = [], [], []
     for batch in loader_of(WORKERS):
         assert batch.images.unique().tolist() == [batch.step]
+        assert batch.block
         seen.append(batch.step)
-        used.add(batch.block)
+        (again if batch.block.is_known else new).append(batch.block.number)
         del batch
     assert seen == list(range(BATCHES))
-    assert NO_BLOCK not in used and len(used) <= WORKERS * BLOCKS
+    assert len(new) == len(set(new)) <= WORKERS * BLOCKS
+    assert set(again) <= set(new) and len(again) == BATCHES - len(new)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_images_may_grow_and_shrink_from_batch_to_batch(context: str) -> None:
+    """As in progressive resizing; a block that has become too small is sent anew."""
+    edges = [8, 8, 8, 8, 16, 8, 16, 8, 16, 32, 8, 8, 32, 16, 32, 32]
+    blocks = SharedBlocks(1, BLOCKS)
+    loader = TimedLoader(
+        edges,  # type: ignore[arg-type]  # a list is a dataset
+        batch_size=1,
+        collate_fn=Growing(blocks),
+        num_workers=1,
+        prefetch_factor=1,
+        multiprocessing_context=context,
+    )
+    loader.blocks = blocks
+    known = []
+    for edge, batch in zip(edges, loader, strict=True):
+        assert batch.images.shape == (1, edge, edge, 3)
+        assert batch.images.unique().tolist() == [edge]
+        known.append(batch.block.is_known if batch.block else None)
+        del batch
+    assert {True, False} <= set(known)
 
 
 @pytest.mark.parametrize("what", ["batch", "view", "one image"])
@@ -49,16 +83,16 @@ def test_what_somebody_keeps_stays_as_it_is(what: str) -> None:
         kept.append(
             {"batch": batch.images, "view": batch.images.permute(0, 3, 1, 2), "one image": batch.images[0]}[what]
         )
-        blocks = batch.block
+        block = batch.block
         del batch
-    assert blocks == NO_BLOCK, "there were enough blocks for all, so nothing was tried"
+    assert block is None, "there were enough blocks for all, so nothing was tried"
     assert [images.unique().tolist() for images in kept] == [[number] for number in range(BATCHES)]
 
 
 def test_in_the_rank_itself_there_are_no_blocks() -> None:
     batches = list(loader_of(0))
     assert [(batch.images.unique().tolist(), batch.block) for batch in batches] == [
-        ([number], NO_BLOCK) for number in range(BATCHES)
+        ([number], None) for number in range(BATCHES)
     ]
 
 
@@ -68,8 +102,24 @@ def test_a_block_grows_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     for edge in (8, 16, 8, 32):
         images, block = blocks.images_to_fill(2, edge)
-        assert images.shape == (2, edge, edge, 3) and images.is_contiguous() and block == 0
-        sizes.append(images.untyped_storage().nbytes())
-        assert blocks.images_to_fill(2, edge)[1] == NO_BLOCK  # the only one is taken
+        assert images.shape == (2, edge, edge, 3) and images.is_contiguous()
+        assert block and block.number == 0
+        sizes.append((images.untyped_storage().nbytes(), block.is_known))
+        assert blocks.images_to_fill(2, edge)[1] is None  # the only one is taken
         blocks._taken[:] = 0  # as the rank does, which is another process
-    assert sizes == [2 * 8 * 8 * 3, 2 * 16 * 16 * 3, 2 * 16 * 16 * 3, 2 * 32 * 32 * 3]
+    assert sizes == [(384, False), (1536, False), (1536, True), (6144, False)]
+
+
+def test_a_block_that_the_rank_knows_is_sent_by_its_number() -> None:
+    blocks, images = SharedBlocks(1, 1), torch.full((2, 8, 8, 3), 7, dtype=torch.uint8)
+    numbers = torch.tensor([0, 0])
+    first = RawBatch(images, numbers, numbers, 0, torch.zeros(3), Block(blocks._owner, 0, is_known=False))
+    again = RawBatch(images[:1], numbers, numbers, 0, torch.zeros(3), Block(blocks._owner, 0, is_known=True))
+    assert [part for part in first.__reduce__()[1] if isinstance(part, torch.Tensor)] == [images]
+    assert not [part for part in again.__reduce__()[1] if isinstance(part, torch.Tensor)]
+    build, parts = first.__reduce__()
+    received = build(*parts)
+    images.fill_(9)
+    build, parts = again.__reduce__()
+    assert torch.equal(received.images, images) and torch.equal(build(*parts).images, images[:1])
+    assert len({part.images.untyped_storage()._cdata for part in (received, build(*parts), first)}) == 3
