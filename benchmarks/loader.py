@@ -1,16 +1,17 @@
 """Time our loader beside those that people would otherwise use, on the same images, interleaved.
 
     python benchmarks/loader.py --images DIR [--peers mosaicml,imagefolder,webdataset,litdata,ffcv,dali]
-                                [--sizes 224,128] [--storage original,max=400] [--rounds 5] [--cores 1] [--copies 8]
+                                [--sizes 224,128] [--storage original,max=400] [--rounds 5] [--cores 1,2] [--copies 8]
                                 [--json FILE] [--chart PNG]
 
 DIR is an ImageFolder with train/. Its files are stored --copies times for each loader in the form that it reads. Each
 loader is a process of its own, started and warmed up once; then each round has every loader read all the images, in
-turn. With --cores 1 all are pinned to one core with one worker each. The figures are medians with minimum and maximum,
-and the ratio is the median over the rounds of ours to MosaicML's in the same round. Of ours the table also says what an
-image costs in microseconds of a core: reading its Huffman codes as far down as its crop goes, which no loader of these
-files can do without, and decoding it in all. `--ours ours_undecoded` leaves the decoding out: what remains is the
-loader's own work for a sample.
+turn. --cores N pins each to the same N cores, with a worker for each; --cores 1,2 has each run with one and with two.
+The figures are medians with minimum and maximum; a ratio is the median over the rounds of a loader's rate to MosaicML's
+in the same round, on as many cores, and to its own on the fewest. Of ours the table also says what an image costs in
+microseconds of a core: reading its Huffman codes as far down as its crop goes, which no loader of these files can do
+without, and decoding it in all. `--ours ours_undecoded` leaves the decoding out: what remains is the loader's own work
+for a sample.
 
 A peer that is not among the project's requirements gets an environment of its own in --venvs, made when it is first
 asked for (FFCV also needs OpenCV's and libturbojpeg's headers).
@@ -18,6 +19,7 @@ asked for (FFCV also needs OpenCV's and libturbojpeg's headers).
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -30,7 +32,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -66,15 +68,17 @@ class Contest:
     loader: str
     storage: str
     size: int
+    cores: int
 
     def __str__(self) -> str:
-        return f"{self.loader}, {self.storage}, {self.size} px"
+        return f"{self.loader}, {self.storage}, {self.size} px, {self.cores} cores"
 
 
 class Contestant:
     """A running loader, which reads its data once each time it is asked to."""
 
-    def __init__(self, contest: Contest, data: Path, python: str, cores: Sequence[int]) -> None:
+    def __init__(self, contest: Contest, data: Path, python: str) -> None:
+        cores = last_cores(contest.cores)
         command = [python, str(PEERS_FILE), contest.loader, str(data), str(contest.size), str(len(cores))]
         self.contest = contest
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
@@ -116,19 +120,18 @@ class Contestant:
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark, print its table, and write its JSON."""
     args = parse(argv)
-    cores = sorted(os.sched_getaffinity(0))[-args.cores :]
     contests = list(contests_of(args))
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as scratch:
         stores = Stores(args.images, Path(scratch), args.copies)
         pythons = {contest.loader: python_for(contest.loader, args.venvs) for contest in contests}
         data = {contest: stores.for_loader(contest.loader, contest.storage, pythons) for contest in contests}
-        rounds = measure(contests, data, pythons, cores, args.rounds)
+        rounds = measure(contests, data, pythons, args.rounds)
     rows = [row(contest, rounds, stores.bytes_per_image[contest.storage]) for contest in contests]
     for found in rows:
         if found["loader"] in OURS and found["loader"] != "ours_undecoded":
-            found |= decoding(stores.images_of[found["storage"]], found["loader"], found["size"], cores[-1])
+            found |= decoding(stores.images_of[found["storage"]], found["loader"], found["size"])
     report = {
-        "machine": f"{platform.processor() or platform.machine()}, {len(cores)} of {os.cpu_count()} cores",
+        "machine": f"{platform.processor() or platform.machine()}, {args.cores} of {os.cpu_count()} cores",
         "images": stores.count,
         "rounds": args.rounds,
         "loaders": rows,
@@ -150,7 +153,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sizes", default="224", metavar="PX")
     parser.add_argument("--storage", default="original", metavar="NAMES", help="for ours: original or a --resize value")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--cores", default="1", metavar="NUMBERS")
     parser.add_argument("--copies", type=int, default=8)
     parser.add_argument("--venvs", type=Path, default=VENVS, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -161,12 +164,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def contests_of(args: argparse.Namespace) -> Iterator[Contest]:
     """Peers read the originals, FFCV its own format; ours read each storage. MosaicML's is always there."""
     peers = list(dict.fromkeys([BASE, *filter(None, args.peers.split(","))]))
-    for size in map(int, args.sizes.split(",")):
+    for size, cores in itertools.product(map(int, args.sizes.split(",")), map(int, args.cores.split(","))):
         for peer in peers:
-            yield Contest(peer, "ffcv" if peer == "ffcv" else "original", size)
+            yield Contest(peer, "ffcv" if peer == "ffcv" else "original", size, cores)
         for storage in args.storage.split(","):
             for loader in args.ours.split(","):
-                yield Contest(loader, storage, size)
+                yield Contest(loader, storage, size, cores)
+
+
+def last_cores(count: int) -> list[int]:
+    """The cores that a loader is pinned to; whatever else runs prefers the first ones."""
+    usable = sorted(os.sched_getaffinity(0))
+    if not 0 < count <= len(usable):
+        raise SystemExit(f"benchmarks/loader.py: --cores {count}: this process may use {len(usable)}")
+    return usable[-count:]
 
 
 def python_for(loader: str, venvs: Path) -> str:
@@ -280,10 +291,10 @@ class Stores:
 
 
 def measure(
-    contests: Sequence[Contest], data: dict[Contest, Path], pythons: dict[str, str], cores: Sequence[int], rounds: int
+    contests: Sequence[Contest], data: dict[Contest, Path], pythons: dict[str, str], rounds: int
 ) -> dict[Contest, list[dict[str, float]]]:
     """What each contest gave in each round; a first round, which fills caches and starts workers, is not counted."""
-    running = [Contestant(contest, data[contest], pythons[contest.loader], cores) for contest in contests]
+    running = [Contestant(contest, data[contest], pythons[contest.loader]) for contest in contests]
     found: dict[Contest, list[dict[str, float]]] = {contest: [] for contest in contests}
     try:
         for number in tqdm(range(rounds + 1), unit=" rounds", disable=None):
@@ -299,23 +310,31 @@ def measure(
 
 def row(contest: Contest, rounds: dict[Contest, list[dict[str, float]]], bytes_per_image: float) -> dict[str, Any]:
     """The figures of one contest."""
-    rates = [answer["images"] / answer["wall_s"] for answer in rounds[contest]]
-    base = [answer["images"] / answer["wall_s"] for answer in rounds[Contest(BASE, "original", contest.size)]]
+    rates = rates_of(rounds[contest])
+    base = rates_of(rounds[Contest(BASE, "original", contest.size, contest.cores)])
+    fewest = rates_of(rounds[replace(contest, cores=min(one.cores for one in rounds))])
     return {
         "loader": contest.loader,
         "storage": contest.storage,
         "size": contest.size,
+        "cores": contest.cores,
         "bytes_per_image": bytes_per_image,
         "images_per_sec": spread(rates),
         "cpu_us_per_image": statistics.median(1e6 * answer["cpu_s"] / answer["images"] for answer in rounds[contest]),
         "ratio_to_mosaicml": spread([rate / other for rate, other in zip(rates, base, strict=True)]),
+        "ratio_to_fewest_cores": spread([rate / other for rate, other in zip(rates, fewest, strict=True)]),
         "psnr_db": None,
         "entropy_us": None,
         "decode_us": None,
     }
 
 
-def decoding(jpegs: Sequence[bytes], loader: str, size: int, core: int) -> dict[str, Any]:
+def rates_of(answers: Sequence[dict[str, float]]) -> list[float]:
+    """Images/s of each round."""
+    return [answer["images"] / answer["wall_s"] for answer in answers]
+
+
+def decoding(jpegs: Sequence[bytes], loader: str, size: int) -> dict[str, Any]:
     """What our decoder does with one random crop of each image: fidelity, and microseconds of a core.
 
     psnr_db is against the reference's pixels of the same boxes, 99 dB for equal ones. Peers draw boxes of their own;
@@ -347,7 +366,7 @@ def decoding(jpegs: Sequence[bytes], loader: str, size: int, core: int) -> dict[
 
     torch.set_num_threads(1)
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, last_cores(1))
     took: list[tuple[float, float]] = []
     for _ in range(DECODING_ROUNDS):
         took.append((seconds(entropy), seconds(decode)))
@@ -376,18 +395,28 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def lines_of(report: dict[str, Any]) -> Iterator[str]:
     """The report, fit to be read."""
     yield f"{report['images']:,} images, {report['rounds']} rounds, {report['machine']}"
+    several = len({found["cores"] for found in report["loaders"]}) > 1
+    cores, scaling = (f"{'cores':>6}", f"{'to fewest cores':>22}") if several else ("", "")
     yield (
-        f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{'images/s (min - max)':>24}{'to MosaicML (min - max)':>26}"
-        f"{'PSNR':>12}{'us: codes':>10}{'decode':>7}"
+        f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{cores}{'images/s (min - max)':>24}"
+        f"{'to MosaicML (min - max)':>26}{scaling}{'PSNR':>12}{'us: codes':>10}{'decode':>7}"
     )
     for found in report["loaders"]:
-        rate, ratio, fidelity = found["images_per_sec"], found["ratio_to_mosaicml"], found["psnr_db"]
+        rate, fidelity = found["images_per_sec"], found["psnr_db"]
         rates = f"{rate['median']:,.0f} ({rate['min']:,.0f} - {rate['max']:,.0f})"
-        ratios = f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})"
+        ratios = f"{ratio_of(found['ratio_to_mosaicml']):>26}"
         pixels = "" if fidelity is None else f"{fidelity['median']:.1f}, {fidelity['min']:.1f}"
         size = f"{found['loader']:13}{found['storage']:10}{found['size']:4}{found['bytes_per_image'] / 1e3:6.0f}"
+        if several:
+            size += f"{found['cores']:6}"
+            ratios += f"{ratio_of(found['ratio_to_fewest_cores']):>22}"
         costs = "" if fidelity is None else f"{found['entropy_us']:10.0f}{found['decode_us']:7.0f}"
-        yield f"{size}{rates:>24}{ratios:>26}{pixels:>12}{costs}".rstrip()
+        yield f"{size}{rates:>24}{ratios}{pixels:>12}{costs}".rstrip()
+
+
+def ratio_of(found: dict[str, float]) -> str:
+    """A spread of ratios, fit to be read."""
+    return f"{found['median']:.2f} ({found['min']:.2f} - {found['max']:.2f})"
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -398,12 +427,17 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     sizes = sorted({row["size"] for row in report["loaders"]}, reverse=True)
+    several = len({row["cores"] for row in report["loaders"]}) > 1
     most = max(sum(row["size"] == size for row in report["loaders"]) for size in sizes)
     shape = {"figsize": (9, 0.4 * most * len(sizes) + 1.2), "layout": "constrained", "squeeze": False}
     figure, panels = plt.subplots(len(sizes), 1, **shape)
     for axes, size in zip(panels[:, 0], sizes, strict=True):
         rows = [row for row in report["loaders"] if row["size"] == size][::-1]
-        names = [f"{row['loader']}, {row['storage']}, {row['bytes_per_image'] / 1e3:.0f} KB" for row in rows]
+        names = [
+            f"{row['loader']}, {row['storage']}, {row['bytes_per_image'] / 1e3:.0f} KB"
+            + (f", {row['cores']} cores" if several else "")
+            for row in rows
+        ]
         rates = [row["images_per_sec"] for row in rows]
         medians = [rate["median"] for rate in rates]
         errors = [[rate["median"] - rate["min"] for rate in rates], [rate["max"] - rate["median"] for rate in rates]]

@@ -213,9 +213,8 @@ def core_images_per_sec(args: argparse.Namespace) -> float:
     if not ours:
         known = sorted({f"{row['loader']} of {row['storage']}" for row in rows})
         raise PlanError(f"{args.loader_json} has no row of ours for {args.stored} images, but {', '.join(known)}")
-    nearest = min(ours, key=lambda row: abs(int(row["size"]) - REFERENCE_PX))
-    cores = re.search(r"(\d+) of \d+ cores", report["machine"])
-    return float(nearest["images_per_sec"]["median"]) / int(cores[1] if cores else 1)
+    nearest = min(ours, key=lambda row: (abs(int(row["size"]) - REFERENCE_PX), -int(row["cores"])))
+    return float(nearest["images_per_sec"]["median"]) / int(nearest["cores"])
 
 
 def measured_gpu_rate(path: Path) -> float:
