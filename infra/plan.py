@@ -34,7 +34,7 @@ EXIT_REFUSED = 2
 # whole loader gave on one core by docs/performance.md.
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
 KB_PER_IMAGE = {"original": 113.1, "max=400": 40.4, "short=256": 32.5}
-CORE_IMAGES_PER_SEC = {"original": 840.0, "max=400": 2171.0, "short=256": 2474.0}
+CORE_IMAGES_PER_SEC = {"original": 816.0, "max=400": 2137.0, "short=256": 2341.0}
 # PERSISTENT_2 at 250 MB/s per TiB, USD a GB-month in us-east-1 (aws.amazon.com/fsx/lustre/pricing, 2025-11: check).
 FSX_USD_PER_GB_MONTH, HOURS_PER_MONTH, FSX_MB_PER_SEC_PER_TIB = 0.21, 730, 250
 NODES_DRAWN = (1, 2, 4, 8, 16, 32, 64)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 from streaming import StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
@@ -28,6 +29,7 @@ from train.records import FILES_KEPT_OPEN, RecordError, Records
 IGNORED_LABEL = -100
 """Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
 
+LOCK_POLL_S = 0.001  # by default 0.05, and an epoch begins with a dozen locks that all workers of the node want at once
 SAMPLES_AT_A_LOOK = 4096  # ahead of the reader, for shards that are missing
 
 
@@ -188,8 +190,10 @@ class StreamingImages(StreamingDataset):
 
         Upstream logs an exception of its download thread and then ends the epoch as if all were well.
         """
-        if not hasattr(self, "_event"):
-            self._event = _StopEvent(self._failure)  # here and not sooner: it belongs to the worker's process
+        if not hasattr(self, "_event"):  # what belongs to the worker's process and cannot be sent to it
+            self._event = _StopEvent(self._failure)
+            self._shared_barrier.lock = FileLock(self._shared_barrier.filelock_path, poll_interval=LOCK_POLL_S)
+            self._cache_filelock = FileLock(self._cache_filelock_path, poll_interval=LOCK_POLL_S)
         self._seen = self._planned = 0
         self._asked = time.perf_counter()
         for sample in super().__iter__():

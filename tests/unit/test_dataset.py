@@ -16,7 +16,7 @@ from streaming import StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.spanner import Spanner
 
-from train.dataset import ShardOfSample, StreamingImages
+from train.dataset import LOCK_POLL_S, SharedFailure, ShardOfSample, StreamingImages
 
 COUNTS = [4, 4, 4]
 IDS = np.array([4, 5, 0, 6, 1, 8, 9, 10])  # of shards 1, 1, 0, 1, 0, 2, 2, 2
@@ -31,6 +31,21 @@ def test_samples_are_where_streaming_has_them() -> None:
     for outside in (-1, sum(counts)):
         with pytest.raises(IndexError, match=f"sample {outside} of 958"):
             ours[outside]
+
+
+def test_the_locks_that_begin_an_epoch_are_looked_at_each_millisecond(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All workers of a node want them at once; upstream looks every 50 ms."""
+    dataset = StreamingImages.__new__(StreamingImages)
+    dataset._failure = SharedFailure()
+    dataset._shared_barrier = SimpleNamespace(filelock_path=str(tmp_path / "barrier"))
+    dataset._cache_filelock_path = str(tmp_path / "cache")
+    monkeypatch.setattr(StreamingDataset, "__iter__", lambda self: iter(()))
+    assert list(iter(dataset)) == []
+    assert FileLock(tmp_path / "upstreams").poll_interval == 0.05
+    for lock, name in ((dataset._shared_barrier.lock, "barrier"), (dataset._cache_filelock, "cache")):
+        assert Path(lock.lock_file) == tmp_path / name and lock.poll_interval == LOCK_POLL_S
 
 
 def test_downloads_at_the_same_time_do_not_leave_the_cache_above_its_limit(
