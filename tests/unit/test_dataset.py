@@ -16,7 +16,7 @@ from streaming import StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.spanner import Spanner
 
-from train.dataset import LOCK_POLL_S, SharedFailure, ShardOfSample, StreamingImages
+from train.dataset import LOCK_POLL_S, ShardOfSample, SharedFailure, StreamingImages
 
 COUNTS = [4, 4, 4]
 IDS = np.array([4, 5, 0, 6, 1, 8, 9, 10])  # of shards 1, 1, 0, 1, 0, 2, 2, 2
