@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#define HAVE_X86 1 /* on other processors too */
 #define _IMMINTRIN_H_INCLUDED 1                 /* gcc's own header would declare the same names */
 #define target(instructions) unused             /* or the compiler would put the instructions in by itself */
 #define __builtin_cpu_init() (void)0
