@@ -1,5 +1,6 @@
 """The same images in the forms that the loaders of benchmarks/loader.py read."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from convert.images import check_image, parse_resize
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES_PER_TAR = 500
+IMAGES_PER_TAR = 500  # or fewer, for WebDataset wants a tar for each worker
 
 
 class Stores:
@@ -59,9 +60,10 @@ class Stores:
     def _tars(self, out: Path) -> None:
         paths = sorted((self.folder / "train").rglob("*.jpeg"))
         classes = sorted({path.parent.name for path in paths})
-        for start in range(0, len(paths), IMAGES_PER_TAR):
-            with tarfile.open(out / f"{start // IMAGES_PER_TAR:05}.tar", "w") as tar:
-                for number, path in enumerate(paths[start : start + IMAGES_PER_TAR], start):
+        per_tar = min(IMAGES_PER_TAR, max(1, len(paths) // (os.cpu_count() or 1)))
+        for start in range(0, len(paths), per_tar):
+            with tarfile.open(out / f"{start // per_tar:05}.tar", "w") as tar:
+                for number, path in enumerate(paths[start : start + per_tar], start):
                     label = str(classes.index(path.parent.name)).encode()
                     for ending, data in (("jpg", path.read_bytes()), ("cls", label)):
                         member = tarfile.TarInfo(f"{number:08}.{ending}")
