@@ -152,11 +152,12 @@ class LocalOutput:
             except FileNotFoundError:
                 return None
             # The clock of the file system's server, which the time written was taken from too.
-            probe = self.root / name
-            probe = probe.with_name(f".{probe.name}.{os.getpid()}.clock")
-            _write_synced(probe, b"")
-            now = probe.stat().st_mtime
-            probe.unlink()
+            folder, probe = (self.root / name).parent, f".{Path(name).name}.{{}}.clock"
+            with open(folder / probe.format(os.getpid()), "wb") as file:
+                os.fsync(file.fileno())
+                now = os.fstat(file.fileno()).st_mtime
+            for left in folder.glob(probe.format("*")):  # a process that is killed here leaves its own
+                left.unlink(missing_ok=True)
         return now - written
 
     def delete(self, names: Sequence[str]) -> None:

@@ -59,7 +59,9 @@ def test_of_two_who_create_a_file_one_succeeds(tmp_path: Path) -> None:
     output = LocalOutput(tmp_path)
     assert [output.create(".convert/lock", text) for text in (b"first", b"second")] == [True, False]
     assert output.read(".convert/lock") == b"first"
+    (tmp_path / ".convert/.lock.1.clock").touch()  # of a process that was killed while it looked
     age_s = output.age_s(".convert/lock")
+    assert os.listdir(tmp_path / ".convert") == ["lock"]
     assert age_s is not None and 0 <= age_s < 60
     assert output.age_s(".convert/gone") is None
 
