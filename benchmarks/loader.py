@@ -1,17 +1,17 @@
 """Time our loader beside those that people would otherwise use, on the same images, interleaved.
 
     python benchmarks/loader.py --images DIR [--peers mosaicml,imagefolder,webdataset,litdata,ffcv,dali]
-                                [--sizes 224,128] [--storage original,max=400] [--rounds 5] [--cores 1,2] [--copies 8]
+                                [--sizes 224,88] [--storage original,max=400] [--rounds 5] [--cores 1,2] [--copies 8]
                                 [--json FILE] [--chart PNG]
 
 DIR is an ImageFolder with train/. Its files are stored --copies times for each loader in the form that it reads. Each
 loader is a process of its own, started and warmed up once; then each round has every loader read all the images, in
 turn. --cores N pins each to the same N cores, with a worker for each; --cores 1,2 has each run with one and with two.
 The figures are medians with minimum and maximum; a ratio is the median over the rounds of a loader's rate to MosaicML's
-in the same round, on as many cores, and to its own on the fewest. Of ours the table also says what an image costs in
-microseconds of a core: reading its Huffman codes as far down as its crop goes, which no loader of these files can do
-without, and decoding it in all. `--ours ours_undecoded` leaves the decoding out: what remains is the loader's own work
-for a sample.
+in the same round, at the same size on as many cores, and to its own on the fewest cores or at the largest size. Of ours
+the table also says what an image costs in microseconds of a core: reading its Huffman codes as far down as its crop
+goes, which no loader of these files can do without, and decoding it in all. `--ours ours_undecoded` leaves the decoding
+out: what remains is the loader's own work for a sample.
 
 A peer that is not among the project's requirements gets an environment of its own in --venvs, made when it is first
 asked for (FFCV also needs OpenCV's and libturbojpeg's headers).
@@ -56,6 +56,7 @@ INSTALLS = {
         ["numba", "llvmlite", "opencv-python-headless", "terminaltables", "fastargs", "assertpy", "--no-deps"],
     ],
 }
+OWN_BASE = {"cores": "fewest_cores", "size": "largest_size"}  # what a loader's rate is compared with, of its own
 OURS, BASE = ("ours", "ours_pillow", "ours_dct", "ours_undecoded"), "mosaicml"
 
 
@@ -217,8 +218,10 @@ def measure(
 def row(contest: Contest, rounds: dict[Contest, list[dict[str, float]]], bytes_per_image: float) -> dict[str, Any]:
     """The figures of one contest."""
     rates = rates_of(rounds[contest])
-    base = rates_of(rounds[Contest(BASE, "original", contest.size, contest.cores)])
-    fewest = rates_of(rounds[replace(contest, cores=min(one.cores for one in rounds))])
+
+    def ratio_to(other: Contest) -> dict[str, float]:
+        return spread([rate / base for rate, base in zip(rates, rates_of(rounds[other]), strict=True)])
+
     return {
         "loader": contest.loader,
         "storage": contest.storage,
@@ -227,8 +230,9 @@ def row(contest: Contest, rounds: dict[Contest, list[dict[str, float]]], bytes_p
         "bytes_per_image": bytes_per_image,
         "images_per_sec": spread(rates),
         "cpu_us_per_image": statistics.median(1e6 * answer["cpu_s"] / answer["images"] for answer in rounds[contest]),
-        "ratio_to_mosaicml": spread([rate / other for rate, other in zip(rates, base, strict=True)]),
-        "ratio_to_fewest_cores": spread([rate / other for rate, other in zip(rates, fewest, strict=True)]),
+        "ratio_to_mosaicml": ratio_to(Contest(BASE, "original", contest.size, contest.cores)),
+        "ratio_to_fewest_cores": ratio_to(replace(contest, cores=min(one.cores for one in rounds))),
+        "ratio_to_largest_size": ratio_to(replace(contest, size=max(one.size for one in rounds))),
         "psnr_db": None,
         "entropy_us": None,
         "decode_us": None,
@@ -301,23 +305,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def lines_of(report: dict[str, Any]) -> Iterator[str]:
     """The report, fit to be read."""
     yield f"{report['images']:,} images, {report['rounds']} rounds, {report['machine']}"
-    several = len({found["cores"] for found in report["loaders"]}) > 1
-    cores, scaling = (f"{'cores':>6}", f"{'to fewest cores':>22}") if several else ("", "")
+    varying = [name for name in ("cores", "size") if len({found[name] for found in report["loaders"]}) > 1]
     yield (
-        f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{cores}{'images/s (min - max)':>24}"
-        f"{'to MosaicML (min - max)':>26}{scaling}{'PSNR':>12}{'us: codes':>10}{'decode':>7}"
+        f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{'cores':>6}{'images/s (min - max)':>24}"
+        + f"{'to MosaicML (min - max)':>26}"
+        + "".join(f"{'to ' + OWN_BASE[name].replace('_', ' '):>20}" for name in varying)
+        + f"{'PSNR':>12}{'us: codes':>10}{'decode':>7}"
     )
     for found in report["loaders"]:
         rate, fidelity = found["images_per_sec"], found["psnr_db"]
         rates = f"{rate['median']:,.0f} ({rate['min']:,.0f} - {rate['max']:,.0f})"
-        ratios = f"{ratio_of(found['ratio_to_mosaicml']):>26}"
-        pixels = "" if fidelity is None else f"{fidelity['median']:.1f}, {fidelity['min']:.1f}"
-        size = f"{found['loader']:13}{found['storage']:10}{found['size']:4}{found['bytes_per_image'] / 1e3:6.0f}"
-        if several:
-            size += f"{found['cores']:6}"
-            ratios += f"{ratio_of(found['ratio_to_fewest_cores']):>22}"
-        costs = "" if fidelity is None else f"{found['entropy_us']:10.0f}{found['decode_us']:7.0f}"
-        yield f"{size}{rates:>24}{ratios}{pixels:>12}{costs}".rstrip()
+        own = "".join(f"{ratio_of(found['ratio_to_' + OWN_BASE[name]]):>20}" for name in varying)
+        costs = ""
+        if fidelity:
+            pixels = f"{fidelity['median']:.1f}, {fidelity['min']:.1f}"
+            costs = f"{pixels:>12}{found['entropy_us']:10.0f}{found['decode_us']:7.0f}"
+        yield (
+            f"{found['loader']:13}{found['storage']:10}{found['size']:4}{found['bytes_per_image'] / 1e3:6.0f}"
+            f"{found['cores']:6}{rates:>24}{ratio_of(found['ratio_to_mosaicml']):>26}{own}{costs}"
+        ).rstrip()
 
 
 def ratio_of(found: dict[str, float]) -> str:

@@ -36,10 +36,7 @@ def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
     dist.initialize_dist(get_device("cpu"), timeout=60)
     root = Path(__file__).resolve().parents[1]
     place = [f"data.remote={data}", f"data.local={tempfile.mkdtemp()}"] if "://" in data else [f"data.local={data}"]
-    cfg = load_config(
-        root / "yamls/base.yaml",
-        [*place, f"data.crop_size={size}", f"data.num_workers={workers}", *options],
-    )
+    cfg = load_config(root / "yamls/base.yaml", [*place, f"data.num_workers={workers}", *options])
     dataset = open_train(cfg.data, global_batch_size=BATCH, device_batch_size=BATCH, seed=1)
     resolution = Resolution(size, dataset.steps_per_epoch, "1000ep")
     spec = build_train_spec(
