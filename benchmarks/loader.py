@@ -341,7 +341,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     sizes = sorted({row["size"] for row in report["loaders"]}, reverse=True)
     several = len({row["cores"] for row in report["loaders"]}) > 1
     most = max(sum(row["size"] == size for row in report["loaders"]) for size in sizes)
-    shape = {"figsize": (9, 0.4 * most * len(sizes) + 1.2), "layout": "constrained", "squeeze": False}
+    shape = {"figsize": (9, 0.3 * most * len(sizes) + 1.2), "layout": "constrained", "squeeze": False, "sharex": True}
     figure, panels = plt.subplots(len(sizes), 1, **shape)
     for axes, size in zip(panels[:, 0], sizes, strict=True):
         rows = [row for row in report["loaders"] if row["size"] == size][::-1]
@@ -355,7 +355,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
         errors = [[rate["median"] - rate["min"] for rate in rates], [rate["max"] - rate["median"] for rate in rates]]
         colours = ["tab:blue" if row["loader"] in OURS else "lightgrey" for row in rows]
         axes.barh(names, medians, xerr=errors, color=colours, ecolor="black", capsize=2)
-        axes.set(xlabel="images/s", title=f"{size} px")
+        axes.set(title=f"{size} px")
+    panels[-1, 0].set(xlabel="images/s")
     figure.suptitle(f"{report['machine']}; {report['rounds']} rounds, interleaved")
     figure.savefig(path, dpi=120)
     plt.close(figure)
