@@ -85,11 +85,10 @@ def test_killed_at_a_random_batch_it_ends_with_identical_weights(
     model = "resnet50" if "depth" in ALGORITHMS[name] else "resnet18"
     more = [f"algorithms=[{ALGORITHMS[name]}]", f"model.name={model}", f"data.num_workers={workers}"]
     more += SETTINGS.get(name, [])
-    more += ["checkpoint.keep=2", "eval_interval=5ba"]
+    more += ["checkpoint.save_interval=1ba", "checkpoint.keep=2", "eval_interval=5ba"]
     records: list[dict[str, Any]] = []
     for folder in (tmp_path / "undisturbed", tmp_path / "interrupted"):
-        saves = "1ba" if folder.name == "interrupted" else "1000ba"
-        argv = command(shards, folder, *more, f"checkpoint.save_interval={saves}")
+        argv = command(shards, folder, *more)
         if folder.name == "interrupted":
             started = start(argv, tmp_path / "killed", ranks=ranks)
             started.kill_when(lambda folder=folder: batches_saved(folder) >= killed_after)  # type: ignore[misc]
