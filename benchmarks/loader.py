@@ -308,7 +308,7 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
     varying = [name for name in ("cores", "size") if len({found[name] for found in report["loaders"]}) > 1]
     yield (
         f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{'cores':>6}{'images/s (min - max)':>24}"
-        + f"{'to MosaicML (min - max)':>26}"
+        f"{'to MosaicML (min - max)':>26}"
         + "".join(f"{'to ' + OWN_BASE[name].replace('_', ' '):>20}" for name in varying)
         + f"{'PSNR':>12}{'us: codes':>10}{'decode':>7}"
     )

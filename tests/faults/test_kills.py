@@ -66,7 +66,7 @@ def anywhere(rng: random.Random) -> Place:
 
 
 EACH_ONCE = [
-    Place("before the first checkpoint", at("batch_start"), 0.1),
+    Place("before the first checkpoint", at("batch_start"), 0.05),
     Place("evaluation", at("eval_batch_start", 2), 0.02),
     Place("upload", at("upload", 2), 0.1),
     Place("end of an epoch", at("epoch_end"), 0.02),
