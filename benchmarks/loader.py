@@ -307,7 +307,7 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
     yield f"{report['images']:,} images, {report['rounds']} rounds, {report['machine']}"
     varying = [name for name in ("cores", "size") if len({found[name] for found in report["loaders"]}) > 1]
     yield (
-        f"{'loader':13}{'storage':10}{'px':>4}{'KB':>6}{'cores':>6}{'images/s (min - max)':>24}"
+        f"{'loader':15}{'storage':10}{'px':>4}{'KB':>6}{'cores':>6}{'images/s (min - max)':>26}"
         f"{'to MosaicML (min - max)':>26}"
         + "".join(f"{'to ' + OWN_BASE[name].replace('_', ' '):>20}" for name in varying)
         + f"{'PSNR':>12}{'us: codes':>10}{'decode':>7}"
@@ -321,8 +321,8 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
             pixels = f"{fidelity['median']:.1f}, {fidelity['min']:.1f}"
             costs = f"{pixels:>12}{found['entropy_us']:10.0f}{found['decode_us']:7.0f}"
         yield (
-            f"{found['loader']:13}{found['storage']:10}{found['size']:4}{found['bytes_per_image'] / 1e3:6.0f}"
-            f"{found['cores']:6}{rates:>24}{ratio_of(found['ratio_to_mosaicml']):>26}{own}{costs}"
+            f"{found['loader']:15}{found['storage']:10}{found['size']:4}{found['bytes_per_image'] / 1e3:6.0f}"
+            f"{found['cores']:6}{rates:>26}{ratio_of(found['ratio_to_mosaicml']):>26}{own}{costs}"
         ).rstrip()
 
 
