@@ -1,9 +1,10 @@
 """A folder that is on a disk or in S3: the few things that a run does with the place it saves to."""
 
+import functools
 import os
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlparse
 
 import boto3
@@ -99,15 +100,23 @@ class LocalFolder:
             raise FolderError(f"{self.path} is not writable: {error.strerror}") from error
 
 
+@functools.cache
+def _s3_client(settings: frozenset[tuple[str, str]], process: int) -> Any:
+    """Return a client of S3 by the environment's settings.
+
+    It takes about a tenth of a second to make, so folders share it; a forked process may not use its parent's connections.
+    """
+    return boto3.Session().client("s3", endpoint_url=dict(settings).get("S3_ENDPOINT_URL") or None, config=RETRIES)
+
+
 class S3Folder:
     """A prefix in a bucket. The endpoint is S3_ENDPOINT_URL, as for Streaming and Composer, or boto3's own choice."""
 
     def __init__(self, uri: str) -> None:
         parsed = urlparse(uri)
         self.uri, self.bucket, self.prefix = uri.rstrip("/"), parsed.netloc, parsed.path.strip("/")
-        self.client = boto3.Session().client(
-            "s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=RETRIES
-        )
+        settings = frozenset((name, value) for name, value in os.environ.items() if name.startswith(("AWS_", "S3_")))
+        self.client = _s3_client(settings, os.getpid())
 
     def names(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(

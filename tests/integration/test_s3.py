@@ -110,6 +110,7 @@ def test_an_s3_folder_holds_whole_files_and_tells_missing_from_forbidden(
     folder.remove("file")
     folder.remove("file")
     assert folder.names() == []
+    assert S3Folder(s3_folder).client is folder.client  # until a setting is another
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(FolderError, match=r"absent cannot be read: .*SignatureDoesNotMatch"):
         S3Folder(s3_folder).read("absent")

@@ -1,12 +1,15 @@
 """Batches: what a worker makes of samples, and what the device makes of a batch."""
 
+import gc
 import io
 import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from tests.conftest import REPOSITORY
 from train.algorithms import ProgressiveResizing
@@ -15,7 +18,7 @@ from train.config import load_config
 from train.dataset import Sample
 from train.decode import pillow
 from train.decode.pillow import DecodeError
-from train.loader import EvalCollate, ToDevice, TrainCollate
+from train.loader import EvalCollate, RawBatch, TimedLoader, ToDevice, TrainCollate, build_eval_spec
 from train.resolution import Resolution
 from train.sections import DataConfig
 
@@ -77,6 +80,28 @@ def test_a_broken_image_is_named_by_its_sample_id() -> None:
             batch[2] = batch[2]._replace(image=broken)
             with pytest.raises(DecodeError, match="sample 102 cannot be decoded: "):
                 collate(batch)
+
+
+class SamplesInAWorker(IterableDataset[Sample]):
+    """What a loader asks of a dataset, without streaming."""
+
+    batch_size, says_what_it_does = 4, None
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(samples(4))
+
+
+def test_workers_collect_no_garbage_among_the_objects_of_their_rank() -> None:
+    def counting(batch: list[Sample]) -> RawBatch:
+        return collate(batch)._replace(view_hashes=torch.tensor([gc.get_freeze_count()]))
+
+    cfg = config().model_copy(update={"num_workers": 1})
+    loader = build_eval_spec(SamplesInAWorker(), cfg, device=torch.device("cpu")).dataloader  # type: ignore[arg-type]
+    assert isinstance(loader, TimedLoader)
+    collate, loader.collate_fn = loader.collate_fn, counting
+    (batch,) = loader
+    assert batch.view_hashes.item() > 100_000  # torch's and Composer's
+    assert gc.get_freeze_count() == 0
 
 
 def test_images_reach_the_network_normalised_and_channels_last() -> None:
