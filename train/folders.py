@@ -104,7 +104,7 @@ class LocalFolder:
 def _s3_client(settings: frozenset[tuple[str, str]], process: int) -> Any:
     """Return a client of S3 by the environment's settings.
 
-    It takes about a tenth of a second to make, so folders share it; a forked process may not use its parent's connections.
+    It takes a tenth of a second to make, so folders share it; a forked process may not use its parent's connections.
     """
     return boto3.Session().client("s3", endpoint_url=dict(settings).get("S3_ENDPOINT_URL") or None, config=RETRIES)
 
