@@ -195,16 +195,17 @@ class CheckedStream(Stream):
                 tries += 1
                 self._client = (0, None)  # a new one reads the credentials afresh
                 waited = time.monotonic() - began
-                pause = _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries))
-                if waited + pause >= self.patience_s:
+                left = self.patience_s - waited
+                if left <= 0:
                     raise DownloadError(
                         f"{source} could not be fetched in {waited:.0f} s and {tries} attempts "
                         f"(data.download_patience_s: {self.patience_s:g}); the last failure: {_one_line(error)}"
                     ) from error
+                pause = min(left, _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries)))
                 if not told and waited + pause >= TELL_AFTER_S:
                     log.warning(
                         "%s has not come for %.0f s; trying for %.0f s more: %s",
-                        *(source, waited, self.patience_s - waited, _one_line(error)),
+                        *(source, waited, left, _one_line(error)),
                     )
                     told = True
             self._pause(pause)
