@@ -17,9 +17,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from convert.outputs import OutputError
 
-# Uploads ride out minutes of throttling and about a minute of other errors: botocore's pauses grow to 20 s, from 1 s or,
-# where it isn't throttling, from 50 ms. But the first look at the bucket says within seconds that an endpoint is dead or
-# a key is wrong.
+# Uploads ride out minutes of throttling and about a minute of other errors: botocore's pauses grow to 20 s, from 1 s
+# or, where it isn't throttling, from 50 ms. But the first look at the bucket says within seconds that an endpoint is
+# dead or a key is wrong.
 UPLOAD_ATTEMPTS = 15
 FIRST_LOOK_ATTEMPTS = 2
 CONNECT_TIMEOUT_S = 10
