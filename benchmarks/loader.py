@@ -57,7 +57,7 @@ INSTALLS = {
     ],
 }
 OWN_BASE = {"cores": "fewest_cores", "size": "largest_size"}  # what a loader's rate is compared with, of its own
-OURS, BASE = ("ours", "ours_pillow", "ours_dct", "ours_undecoded"), "mosaicml"
+OURS, BASE = ("ours", "ours_pillow", "ours_ycbcr", "ours_dct", "ours_undecoded"), "mosaicml"
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,8 @@ def decoding(jpegs: Sequence[bytes], loader: str, size: int) -> dict[str, Any]:
     from train.decode.backends import open_decoder
     from train.decode.native.library import is_sound
 
-    decoder = open_decoder("pillow" if loader == "ours_pillow" else "auto", dct_scaling=loader == "ours_dct")
+    resize_in: Any = {"ours_ycbcr": "ycbcr", "ours_dct": "dct"}.get(loader, "rgb")
+    decoder = open_decoder("pillow" if loader == "ours_pillow" else "auto", resize_in=resize_in)
     options: dict[str, Any] = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip_prob": 0.5}
     sizes = decoder.image_sizes(jpegs)
     views = [random_resized_crop(*edges, sample_draws(0, 0, number), **options) for number, edges in enumerate(sizes)]

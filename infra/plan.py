@@ -47,7 +47,7 @@ ADVICE = {
     "all-reduce": "gradients take longer to exchange than to compute: use EFA and a placement group, a type with a "
     "faster network, fewer nodes, or a larger global_batch_size",
     "decode": "the processors cannot decode as fast as the GPUs train: convert with --resize short=256, take a type "
-    "with more vCPUs a GPU, or set data.dct_scaling",
+    "with more vCPUs a GPU, or set data.resize_in",
     "storage": "the shards arrive too slowly: more throughput on FSx, or S3 with data.local on the machines' own disks",
 }
 

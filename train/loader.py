@@ -72,7 +72,7 @@ class TrainCollate:
     ) -> None:
         self.cfg, self.seed, self.resolution = cfg, seed, resolution
         self.per_sample = PerSample(algorithms, seed=seed)
-        self.decoder = open_decoder(cfg.decoder, dct_scaling=cfg.dct_scaling)
+        self.decoder = open_decoder(cfg.decoder, resize_in=cfg.resize_in)
 
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
         started = time.perf_counter()
@@ -99,7 +99,7 @@ class EvalCollate:
 
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
-        self.decoder = open_decoder(cfg.decoder, dct_scaling=cfg.dct_scaling)
+        self.decoder = open_decoder(cfg.decoder, resize_in=cfg.resize_in)
 
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
         size = self.cfg.eval_crop_size

@@ -221,7 +221,7 @@ def gather_facts(cfg: Config) -> Facts:
             f"{cfg.global_batch_size:,}; lower global_batch_size"
         )
     length = int(cfg.max_duration[:-2])
-    decoder = open_decoder(cfg.data.decoder, dct_scaling=cfg.data.dct_scaling)
+    decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
     return Facts(
         fingerprint=dataset_fingerprint(cfg.data),
         num_classes=count_classes(cfg),

@@ -134,8 +134,10 @@ class DataConfig(Section):
     decoder: Literal["auto", "native", "pillow"] = Field(
         description="JPEG decoder: native, pillow, or auto (native where it is built)"
     )
-    dct_scaling: bool = Field(
-        False, description="shrink in the DCT where a crop is at least twice its target; faster, other pixels"
+    resize_in: Literal["rgb", "ycbcr", "dct"] = Field(
+        "rgb",
+        description="where crops shrink: rgb, Pillow's pixels; ycbcr, before the colours: faster, within 50 dB or so; "
+        "dct, also in the DCT where a crop is at least twice its target: fastest, about 46 dB",
     )
     num_workers: CountOrAuto = Field(description="loader processes per GPU; auto: cores / ranks on the node, at most 8")
     prefetch_factor: int = Field(ge=1, description="batches each worker keeps ready")

@@ -2,7 +2,7 @@
 
     python tests/sanitize/run.py [--images 12000]
 
-Exits 0 when neither had anything to report. Boxes, target sizes, DCT scaling, threads and instruction sets vary.
+Exits 0 when neither had anything to report. Boxes, target sizes, where they shrink, threads and instruction sets vary.
 """
 
 import argparse

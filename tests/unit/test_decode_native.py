@@ -1,12 +1,13 @@
 """The native decoder: Pillow's pixels, on any instructions, and Pillow's verdict on what is damaged."""
 
 import io
+import itertools
 import os
 import pickle
 import random
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from train.decode import backends, pillow
 from train.decode.backends import Decoder, open_decoder
 from train.decode.build import compile_sources
 from train.decode.native import library
-from train.decode.native.decoder import AUTO, AVX2, AVX512, PORTABLE, NativeDecoder
+from train.decode.native.decoder import AUTO, AVX2, AVX512, PORTABLE, NativeDecoder, ResizeIn
 from train.decode.pillow import DecodeError
 
 REQUIRED = os.environ.get("REQUIRE_NATIVE_DECODER") == "1"
@@ -150,24 +151,31 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @needs_native
 @pytest.mark.parametrize("path", [AUTO, AVX2, AVX512])
+@pytest.mark.parametrize("resize_in", get_args(ResizeIn))
 @pytest.mark.parametrize("size", [1, 2, 3, 30, 31, 32, 33, 85, 224])
 def test_all_instruction_sets_give_the_same_bytes(
-    path: int, size: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    path: int, size: int, resize_in: ResizeIn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views = boxes(211, 157, 10, size)
-    jpegs = [jpeg(211, 157, "4:2:2", 4)] * len(views)
-    portable = NativeDecoder(path=PORTABLE).decode_batch(jpegs, views, size, bounded=True)
+    views = [view for _ in SAMPLINGS for view in boxes(211, 157, 10, size)]
+    jpegs = [jpeg(211, 157, sampling, 4) for sampling in SAMPLINGS for _ in range(len(views) // len(SAMPLINGS))]
+
+    def decode(path: int) -> torch.Tensor:
+        return NativeDecoder(resize_in=resize_in, path=path).decode_batch(jpegs, views, size, bounded=True)
+
+    portable = decode(PORTABLE)
     if not processor_has(path):
         monkeypatch.setattr("train.decode.native.decoder.open_library", partial(request.getfixturevalue, "emulated"))
-    assert torch.equal(NativeDecoder(path=path).decode_batch(jpegs, views, size, bounded=True), portable)
+    assert torch.equal(decode(path), portable)
 
 
 @needs_native
-def test_threads_change_nothing() -> None:
+@pytest.mark.parametrize("resize_in", get_args(ResizeIn))
+def test_threads_change_nothing(resize_in: ResizeIn) -> None:
     jpegs = [jpeg(100 + seed, 80, SAMPLINGS[seed % len(SAMPLINGS)], seed) for seed in range(40)]
     views = [random_resized_crop(100, 80, sample_draws(0, 0, i), scale=(0.08, 1.0), ratio=(0.75, 1.33), flip_prob=0.5)
              for i in range(40)]  # fmt: skip
-    one, *more = (NativeDecoder(threads=n).decode_batch(jpegs, views, 64, bounded=True) for n in (1, 2, 7, 100))
+    decoders = [NativeDecoder(resize_in=resize_in, threads=n) for n in (1, 2, 7, 100)]
+    one, *more = (decoder.decode_batch(jpegs, views, 20, bounded=True) for decoder in decoders)
     assert all(torch.equal(one, other) for other in more)
 
 
@@ -228,6 +236,7 @@ def test_of_damaged_images_none_is_refused_that_pillow_accepts_and_their_pixels_
         ours, reference = outcomes
         if reference is not None:
             assert ours is not None
+            assert decoded(NativeDecoder(resize_in="ycbcr"), data, width, height) is not None
             accepted += 1
             different += [number] * (not torch.equal(ours, reference))
         elif ours is not None:
@@ -247,21 +256,77 @@ def decoded(decoder: Decoder, data: bytes, width: int, height: int) -> torch.Ten
 
 
 @needs_native
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_what_shrinks_in_ycbcr_is_three_levels_off_at_most_where_no_colour_is_clipped(
+    sampling: str, progressive: bool
+) -> None:
+    """Three are what rounding adds up to: of Y, Cb and Cr by half a level, as of the reference's intermediate rows."""
+    shrunk = 0
+    for seed, (width, height) in enumerate(SHAPES):
+        data = jpeg(width, height, sampling, seed, contrast=0.3, progressive=progressive)
+        views = boxes(width, height, 12, seed)
+        for size, bounded in itertools.product((1, 7, 32, 97), (True, False)):
+            exact, ours = (
+                NativeDecoder(resize_in=where).decode_batch([data] * len(views), views, size, bounded=bounded).int()
+                for where in ("rgb", "ycbcr")
+            )
+            off = (ours - exact).abs().amax(dim=(1, 2, 3))
+            lower = torch.tensor([view.box[3] - view.box[1] <= size for view in views])
+            assert off[lower].eq(0).all()
+            assert [(size, bounded, views[i].box) for i in off.gt(3).nonzero().flatten().tolist()] == []
+            shrunk += int(off.ne(0).sum())
+    assert shrunk > 100 if sampling not in ("4:1:1", "1:4 rows") else shrunk == 0  # whose chroma libjpeg interpolates
+
+
+@needs_native
+@pytest.mark.parametrize("sampling", ["4:2:0", "4:2:2"])
+def test_in_ycbcr_colours_at_the_images_edges_are_not_mixed_with_what_lies_beyond_or_before(sampling: str) -> None:
+    """The outermost two pixels, one of chroma at 4:2:0, differ from the rest, and the boxes hold little else."""
+    pixels, file = np.full((32, 32, 3), 128, np.uint8), io.BytesIO()
+    pixels[:2] = pixels[-2:] = pixels[:, :2] = pixels[:, -2:] = (190, 90, 100)
+    Image.fromarray(pixels).save(file, "JPEG", subsampling=sampling, quality=100)
+    strips = [(0, 0, 32, 3), (0, 29, 32, 32), (0, 0, 3, 32), (29, 0, 32, 32), (0, 0, 32, 32)]
+    views = [View(box, flip) for box in strips for flip in (False, True)]
+    for size in (1, 2):
+        exact, ours = (
+            NativeDecoder(resize_in=where).decode_batch([file.getvalue()] * len(views), views, size, bounded=True).int()
+            for where in ("rgb", "ycbcr")
+        )
+        assert int((ours - exact).abs().max()) <= 3
+
+
+@needs_native
+def test_what_is_not_ycbcr_has_pillows_pixels_wherever_it_is_to_shrink() -> None:
+    grey, rgb = io.BytesIO(), io.BytesIO()
+    Image.fromarray(photo(90, 61)[:, :, 0]).save(grey, "JPEG")
+    Image.fromarray(photo(90, 61)).save(rgb, "JPEG", keep_rgb=True)
+    jpegs, views = [grey.getvalue(), rgb.getvalue()], [View((3, 2, 88, 60), True)] * 2
+    exact = pillow.decode_batch(jpegs, views, 32, bounded=True)
+    assert torch.equal(NativeDecoder(resize_in="ycbcr").decode_batch(jpegs, views, 32, bounded=True), exact)
+
+
+@needs_native
 def test_dct_scaling_stays_close_to_the_full_decode() -> None:
     data = jpeg(640, 480, "4:2:0", 7, quality=92)
     views = [View((0, 0, 640, 480), False), View((33, 21, 600, 460), True), View((100, 100, 200, 200), False)]
-    exact = NativeDecoder().decode_batch([data] * 3, views, 88, bounded=True).double()
-    scaled = NativeDecoder(dct_scaling=True).decode_batch([data] * 3, views, 88, bounded=True).double()
+    exact, near, scaled = (
+        NativeDecoder(resize_in=where).decode_batch([data] * 3, views, 88, bounded=True).double()
+        for where in get_args(ResizeIn)
+    )
     psnr = [10 * np.log10(255**2 / max(1e-9, float(((a - b) ** 2).mean()))) for a, b in zip(exact, scaled, strict=True)]
     assert psnr[0] > 25 and psnr[1] > 25
-    assert psnr[2] > 100  # less than twice the result's size: not scaled
+    assert torch.equal(near[2], scaled[2])  # less than twice the result's size: not scaled
+    assert not torch.equal(near[0], scaled[0])
 
 
 @needs_native
 def test_the_decoder_can_be_sent_to_a_worker() -> None:
-    decoder = pickle.loads(pickle.dumps(open_decoder("native", dct_scaling=True)))
-    assert decoder.name == "native 1 with DCT scaling"
-    assert decoder.version.startswith("native 1 with DCT scaling (libjpeg-turbo ")
+    decoder = pickle.loads(pickle.dumps(open_decoder("native", resize_in="dct")))
+    assert decoder.name == "native 1 resizing in dct"
+    assert decoder.version.startswith("native 1 resizing in dct (libjpeg-turbo ")
+    names = [open_decoder("native", resize_in=where).name for where in get_args(ResizeIn)]
+    assert names == ["native 1", "native 1 resizing in ycbcr", "native 1 resizing in dct"]
 
 
 def test_auto_takes_pillow_where_the_library_is_missing_and_says_so_once(
@@ -275,7 +340,7 @@ def test_auto_takes_pillow_where_the_library_is_missing_and_says_so_once(
         assert [record.message.count("train/decode/build.py") for record in caplog.records] == [1]
         with pytest.raises(ConfigError, match=r"data\.decoder: the native decoder is not built; install"):
             open_decoder("native")
-        with pytest.raises(ConfigError, match=r"data\.dct_scaling: true needs the native decoder"):
-            open_decoder("auto", dct_scaling=True)
+        with pytest.raises(ConfigError, match=r"data\.resize_in: ycbcr needs the native decoder"):
+            open_decoder("auto", resize_in="ycbcr")
     finally:
         library.open_library.cache_clear()

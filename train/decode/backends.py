@@ -12,7 +12,7 @@ from train.augment import View
 from train.config import ConfigError
 from train.decode import pillow
 from train.decode.build import HOW_TO
-from train.decode.native.decoder import NativeDecoder
+from train.decode.native.decoder import NativeDecoder, ResizeIn
 from train.decode.native.library import NotBuiltError
 
 log = logging.getLogger(__name__)
@@ -44,23 +44,23 @@ class Decoder(Protocol):
         """Decode, cut, resize and mirror; see `train.decode.pillow.decode_batch`."""
 
 
-def open_decoder(wanted: Literal["auto", "native", "pillow"], *, dct_scaling: bool = False) -> Decoder:
-    """Return the decoder that `data.decoder` and `data.dct_scaling` stand for on this machine.
+def open_decoder(wanted: Literal["auto", "native", "pillow"], *, resize_in: ResizeIn = "rgb") -> Decoder:
+    """Return the decoder that `data.decoder` and `data.resize_in` stand for on this machine.
 
     Raises:
         ConfigError: what is asked for is not built, or Pillow cannot do it.
     """
     if wanted != "pillow":
         try:
-            return NativeDecoder(dct_scaling=dct_scaling)
+            return NativeDecoder(resize_in=resize_in)
         except NotBuiltError as error:
             if wanted == "native":
                 raise ConfigError(f"data.decoder: {error}") from error
-            if not dct_scaling:
+            if resize_in == "rgb":
                 _warn_of_pillow(str(error))
-    if dct_scaling:
+    if resize_in != "rgb":
         raise ConfigError(
-            f"data.dct_scaling: true needs the native decoder, and data.decoder: {wanted} means Pillow here; "
+            f"data.resize_in: {resize_in} needs the native decoder, and data.decoder: {wanted} means Pillow here; "
             + ("set data.decoder=native" if wanted == "pillow" else HOW_TO)
         )
     return pillow.PillowDecoder()

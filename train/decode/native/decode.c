@@ -19,6 +19,7 @@
 #include <jpeglib.h>
 
 #include "huffman.h"
+#include "planes.h"
 #include "resample.h"
 
 #ifndef LIBJPEG_TURBO_VERSION
@@ -35,6 +36,13 @@ struct jpeg_entropy_decoder {
   boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
 };
 
+/* Likewise of its post-processing, of which only the inverse DCT's rows are wanted where planes are resized. */
+struct jpeg_d_post_controller {
+  void (*start_pass)(j_decompress_ptr jpeg, int mode);
+  void (*post_process_data)(j_decompress_ptr jpeg, JSAMPIMAGE rows, JDIMENSION *group, JDIMENSION groups,
+                            JSAMPARRAY out, JDIMENSION *row, JDIMENSION out_rows);
+};
+
 #define TEXT(macro) TEXT_(macro)
 #define TEXT_(macro) #macro
 
@@ -48,6 +56,9 @@ enum {
 /* What became of an image; train/decode/native/__init__.py knows these numbers. */
 enum status { DECODED = 0, NOT_FOR_US = 1, DAMAGED = 2, OUT_OF_MEMORY = 3, IRREGULAR = 4 };
 
+/* Where crops are shrunk: after the colours are worked out, as in Pillow; before; or in the DCT as far as it goes. */
+enum resize_in { IN_RGB = 0, IN_YCBCR = 1, IN_DCT = 2 };
+
 /* Beyond this Pillow refuses an image as a decompression bomb (twice Image.MAX_IMAGE_PIXELS). */
 static const uint64_t MAX_PIXELS = 178956970;
 
@@ -56,7 +67,8 @@ struct batch {
   const size_t *lengths;       /* (count,) bytes */
   const double *boxes;         /* (count, 4) left, top, right, bottom in px of the source */
   const uint8_t *flips;        /* (count,) 0 or 1 */
-  int count, size, bounded, dct_scaling;
+  int count, size, bounded;
+  enum resize_in resize_in;
   uint8_t *out;     /* (count, size, size, 3) */
   int32_t *status;  /* (count,) */
   char *messages;   /* (count, MESSAGE_BYTES) */
@@ -80,6 +92,7 @@ struct worker {
   struct filter across, down;
   struct memory decoded, narrowed; /* rows as libjpeg gives them; rows after the horizontal filter, a ring */
   struct memory pointers;          /* to the rows of one output row */
+  struct planes planes;
 };
 
 /* The pixels of the decoded (perhaps scaled) image that one axis of the box needs. */
@@ -124,11 +137,15 @@ static void nothing(j_decompress_ptr jpeg) {
   (void)jpeg;
 }
 
+static size_t round_up(size_t bytes) {
+  return (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
+}
+
 static uint8_t *reserve(struct worker *worker, struct memory *memory, size_t bytes) {
   if (bytes > memory->bytes) {
     free(memory->data);
     memory->bytes = 0;
-    bytes = (bytes + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
+    bytes = round_up(bytes);
     memory->data = aligned_alloc(ROW_ALIGNMENT, bytes);
     if (!memory->data) give_up(worker, OUT_OF_MEMORY, "out of memory");
     memset(memory->data, 0, bytes); /* kernels read past a row's end, where weights are 0 */
@@ -173,7 +190,8 @@ static int dct_divisor(const double *box, int size) {
  *
  * Args: from, to: the box's edges in px of the original; edge: the original's; scaled_edge: the decoded image's. */
 static struct axis plan_axis(struct worker *worker, const struct batch *batch, struct filter *filter, double from,
-                             double to, int edge, int scaled_edge, int divisor, int mirrored) {
+                             double to, int edge, int scaled_edge, int divisor, int mirrored,
+                             enum weight_bits bits) {
   struct axis axis = {0, 0, 0};
   int source_size = scaled_edge;
   if (!(from >= 0 && from < to && to <= edge)) give_up(worker, NOT_FOR_US, "the box is not within the image");
@@ -184,7 +202,7 @@ static struct axis plan_axis(struct worker *worker, const struct batch *batch, s
     source_size = (end < scaled_edge ? end : scaled_edge) - axis.origin;
   }
   if (filter_plan(filter, source_size, (float)(from / divisor - axis.origin), (float)(to / divisor - axis.origin),
-                  batch->size, mirrored))
+                  batch->size, mirrored, bits))
     give_up(worker, NOT_FOR_US, "the box cannot be scaled so far");
   int lowest = mirrored ? filter->size - 1 : 0, highest = filter->size - 1 - lowest;
   axis.first = axis.origin + filter->first[lowest];
@@ -218,6 +236,50 @@ static int cut_columns(struct jpeg_decompress_struct *jpeg, const struct axis *a
   return (int)offset;
 }
 
+static void take_rows(j_decompress_ptr jpeg, JSAMPIMAGE rows, JDIMENSION *group, JDIMENSION groups, JSAMPARRAY out,
+                      JDIMENSION *row, JDIMENSION out_rows) {
+  struct worker *worker = jpeg->client_data;
+  JDIMENSION taken = (JDIMENSION)planes_take(&worker->planes, jpeg, rows, (int)groups);
+  JDIMENSION left = jpeg->output_height - jpeg->output_scanline;
+  (void)out, (void)out_rows;
+  *group = groups;
+  *row += taken < left ? taken : left;
+}
+
+/* Resize Y, Cb and Cr, and work out the colours of what is left; libjpeg does the inverse DCT alone. */
+static void render_planes(struct worker *worker, const struct batch *batch, const struct axis *y, uint8_t *out) {
+  struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+  struct planes *planes = &worker->planes;
+  int ring_rows = planes_plan(planes, &worker->down, y->origin, (int)jpeg->output_height);
+  if (ring_rows < 0) give_up(worker, OUT_OF_MEMORY, "out of memory");
+  size_t width = jpeg->output_width, bytes = 3 * (size_t)batch->size;
+  size_t plane = (planes->stride = round_up(width + PLANE_MARGIN)) * (size_t)(ring_rows + 1) + 2 * PLANE_MARGIN;
+  size_t coloured = round_up(4 * width + PLANE_MARGIN + SOURCE_SLACK(worker->across.groups));
+  uint8_t *memory = reserve(worker, &worker->decoded, 3 * plane + coloured + bytes + OUTPUT_SLACK);
+  for (int c = 0; c < 3; c++, memory += plane) {
+    planes->width[c] = (int)(c ? (width + (size_t)planes->across - 1) / (size_t)planes->across : width);
+    planes->rings[c] = memory;
+    planes->narrowed[c] = memory + planes->stride * (size_t)ring_rows + PLANE_MARGIN;
+  }
+  uint8_t *last_row = memory + coloured;
+  planes->colours = memory;
+  planes->taps = (const uint8_t **)(void *)reserve(worker, &worker->pointers, sizeof(uint8_t *) * (size_t)ring_rows);
+
+  int mcu_rows = (int)jpeg->scale_num * jpeg->max_v_samp_factor;
+  int skipped = (y->first > BORDER ? y->first - BORDER : 0) / mcu_rows * mcu_rows;
+  if (skipped) jpeg_skip_scanlines(jpeg, (JDIMENSION)skipped);
+  jpeg->post->post_process_data = take_rows;
+  for (int o = 0; o < batch->size;) {
+    if (jpeg_read_scanlines(jpeg, &last_row, MOST_ROWS_OF_MCU) < 1) give_up(worker, DAMAGED, "image file is truncated");
+    for (; o < batch->size && planes_have(planes, o); o++) {
+      int has_slack = bytes * (size_t)(batch->size - 1 - o) >= OUTPUT_SLACK;
+      uint8_t *row = out + bytes * (size_t)o;
+      planes_write(planes, batch->kernels, &worker->across, o, has_slack ? row : last_row);
+      if (!has_slack) memcpy(row, last_row, bytes);
+    }
+  }
+}
+
 static void write_finished_rows(struct worker *worker, const struct batch *batch, const struct axis *axis, int row,
                                 int ring_rows, size_t stride, int *written, uint8_t *out) {
   const struct filter *down = &worker->down;
@@ -235,21 +297,29 @@ static void write_finished_rows(struct worker *worker, const struct batch *batch
 static void render(struct worker *worker, const struct batch *batch, int index, int with_libjpeg_alone) {
   struct jpeg_decompress_struct *jpeg = &worker->jpeg;
   const double *box = batch->boxes + 4 * (size_t)index;
-  int divisor = batch->dct_scaling ? dct_divisor(box, batch->size) : 1;
+  int divisor = batch->resize_in == IN_DCT ? dct_divisor(box, batch->size) : 1;
   jpeg->scale_num = 8 / (unsigned)divisor, jpeg->scale_denom = 8;
   jpeg_calc_output_dimensions(jpeg);
+  int in_planes = batch->resize_in != IN_RGB && box[3] - box[1] > divisor * batch->size &&
+                  planes_fit(&worker->planes, jpeg);
+  enum weight_bits bits = in_planes ? COARSE : FINE;
   struct axis x = plan_axis(worker, batch, &worker->across, box[0], box[2], (int)jpeg->image_width,
-                            (int)jpeg->output_width, divisor, batch->flips[index]);
+                            (int)jpeg->output_width, divisor, batch->flips[index], bits);
   struct axis y = plan_axis(worker, batch, &worker->down, box[1], box[3], (int)jpeg->image_height,
-                            (int)jpeg->output_height, divisor, 0);
+                            (int)jpeg->output_height, divisor, 0, bits);
+  uint8_t *out = batch->out + 3 * (size_t)batch->size * (size_t)batch->size * (size_t)index;
+  if (in_planes) jpeg->out_color_space = JCS_YCbCr, jpeg->do_fancy_upsampling = FALSE;
   jpeg_start_decompress(jpeg);
   int offset = cut_columns(jpeg, &x);
   if (!with_libjpeg_alone) speed_up(worker, offset);
   filter_shift(&worker->across, x.origin - offset);
+  if (in_planes) {
+    render_planes(worker, batch, &y, out);
+    return;
+  }
 
-  size_t decoded_stride = 4 * (size_t)jpeg->output_width + SOURCE_SLACK(worker->across.groups) + MISALIGNMENT;
-  decoded_stride = (decoded_stride + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
-  size_t stride = (3 * (size_t)batch->size + OUTPUT_SLACK + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
+  size_t decoded_stride = round_up(4 * (size_t)jpeg->output_width + SOURCE_SLACK(worker->across.groups) + MISALIGNMENT);
+  size_t stride = round_up(3 * (size_t)batch->size + OUTPUT_SLACK);
   int ring_rows = 4 * worker->down.groups;
   uint8_t *decoded = reserve(worker, &worker->decoded, decoded_stride * ROWS_PER_CALL);
   uint8_t *narrowed = reserve(worker, &worker->narrowed, stride * (size_t)ring_rows);
@@ -259,7 +329,6 @@ static void render(struct worker *worker, const struct batch *batch, int index, 
 
   int skipped = y.first > BORDER ? y.first - BORDER : 0, written = 0;
   if (skipped) jpeg_skip_scanlines(jpeg, (JDIMENSION)skipped);
-  uint8_t *out = batch->out + 3 * (size_t)batch->size * (size_t)batch->size * (size_t)index;
   while ((int)jpeg->output_scanline < y.end) {
     int row = (int)jpeg->output_scanline;
     int read = (int)jpeg_read_scanlines(jpeg, rows, ROWS_PER_CALL);
@@ -314,7 +383,7 @@ static void *work(void *argument) {
   }
   if (worker) {
     entropy_free(&worker->entropy);
-    filter_free(&worker->across), filter_free(&worker->down);
+    filter_free(&worker->across), filter_free(&worker->down), filter_free(&worker->planes.chroma);
     free(worker->decoded.data), free(worker->narrowed.data), free(worker->pointers.data);
     free(worker);
   }
@@ -326,10 +395,10 @@ static void *work(void *argument) {
  * Args: see struct batch; threads: 1 works in the calling thread alone; path: of enum path, -1 is returned for one that
  * this processor lacks. */
 int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
-                 int count, int size, int bounded, int dct_scaling, int threads, int path, uint8_t *out,
+                 int count, int size, int bounded, int resize_in, int threads, int path, uint8_t *out,
                  int32_t *status, char *messages) {
-  struct batch batch = {jpegs, lengths, boxes, flips, count, size, bounded, dct_scaling, out, status, messages,
-                        kernels_for((enum path)path), 0};
+  struct batch batch = {jpegs, lengths, boxes, flips, count, size, bounded, (enum resize_in)resize_in, out, status,
+                        messages, kernels_for((enum path)path), 0};
   enum { MAX_THREADS = 64, MAX_SIZE = 4096 };
   pthread_t helpers[MAX_THREADS];
   int started = 0, failed = 0;

@@ -1,11 +1,11 @@
 """The fast decoder: one call of a C library a batch, without the GIL; Pillow for what it leaves.
 
-Pixels equal the Pillow backend's wherever both use libjpeg's accurate DCT, so whenever `dct_scaling` is off.
+Pixels equal the Pillow backend's unless crops are to shrink in another place than the colours (`resize_in`).
 """
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ ALGORITHM = 1
 
 MESSAGE_BYTES = 256  # as in decode.c
 DECODED, NOT_FOR_US, DAMAGED, OUT_OF_MEMORY = range(4)  # enum status of decode.c
+ResizeIn = Literal["rgb", "ycbcr", "dct"]  # in the order of enum resize_in of decode.c
 AUTO, PORTABLE, AVX2, AVX512 = range(4)  # enum path of resample.h
 
 
@@ -31,8 +32,10 @@ class NativeDecoder:
     below the last row that a crop needs is not seen.
 
     Args:
-        dct_scaling: let libjpeg halve, quarter or eighth an image whose box is at least 2, 4 or 8 times `size` in both
-            directions, before the resize. Faster, and no longer the pixels of a full decode.
+        resize_in: where crops that are higher than `size` shrink. "rgb": as in Pillow. "ycbcr": before chroma is
+            interpolated across and the colours are worked out; faster, and a level or so off. "dct": the same, and
+            libjpeg halves, quarters or eighths what is at least 2, 4 or 8 times `size` in both directions; faster
+            still, and further off. What is enlarged, and what is not Y, Cb and Cr, has Pillow's pixels in all three.
         threads: of each batch; loader workers are processes and want 1.
         path: the instructions to use, for tests; all of them give the same bytes.
 
@@ -40,15 +43,15 @@ class NativeDecoder:
         NotBuiltError: with how to build the library.
     """
 
-    def __init__(self, *, dct_scaling: bool = False, threads: int = 1, path: int = AUTO) -> None:
+    def __init__(self, *, resize_in: ResizeIn = "rgb", threads: int = 1, path: int = AUTO) -> None:
         open_library()
-        self._dct_scaling, self._threads, self._path = dct_scaling, threads, path
+        self._resize_in, self._threads, self._path = resize_in, threads, path
         self.left_to_pillow = 0
 
     @property
     def name(self) -> str:
         """What decides the pixels."""
-        return f"native {ALGORITHM}" + (" with DCT scaling" if self._dct_scaling else "")
+        return f"native {ALGORITHM}" + ("" if self._resize_in == "rgb" else f" resizing in {self._resize_in}")
 
     @property
     def version(self) -> str:
@@ -92,7 +95,7 @@ class NativeDecoder:
             count,
             size,
             bounded,
-            self._dct_scaling,
+            get_args(ResizeIn).index(self._resize_in),
             self._threads,
             self._path,
             out.data_ptr(),

@@ -13,8 +13,8 @@
 #include <immintrin.h>
 #endif
 
-enum { WEIGHT_BITS = 22, LOW_BITS = 11, LOW_MASK = (1 << LOW_BITS) - 1 };
-#define HALF (1u << (WEIGHT_BITS - 1))
+enum { LOW_BITS = 11, LOW_MASK = (1 << LOW_BITS) - 1 };
+#define HALF(bits) (1u << ((bits) - 1))
 
 /* ---- the plan of an axis -------------------------------------------------------------------------------------- */
 
@@ -57,7 +57,19 @@ static int16_t *weights_of(const struct filter *filter, int o) {
   return filter->weights + ((size_t)(o / 4) * (size_t)filter->groups * 4 + (size_t)(o % 4)) * 8;
 }
 
-int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int mirrored) {
+static uint32_t weight_of(const int16_t *weights, int tap, int bits) {
+  const int16_t *group = weights + tap / 4 * GROUP_STRIDE + tap % 4;
+  return bits == COARSE ? (uint32_t)group[0] : ((uint32_t)group[0] << LOW_BITS) + (uint32_t)group[4];
+}
+
+static void set_weight(int16_t *weights, int tap, int bits, uint32_t weight) {
+  int16_t *group = weights + tap / 4 * GROUP_STRIDE + tap % 4;
+  group[0] = (int16_t)(bits == COARSE ? weight : weight >> LOW_BITS);
+  group[4] = (int16_t)(bits == COARSE ? 0 : weight & LOW_MASK);
+}
+
+int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int mirrored,
+                enum weight_bits bits) {
   double scale = (double)(to - from) / size;
   double support = scale < 1.0 ? 1.0 : scale; /* upscaling interpolates between neighbours */
   double shares[MAX_TAPS], inverse = 1.0 / support;
@@ -76,17 +88,39 @@ int filter_plan(struct filter *filter, int source_size, float from, float to, in
   }
   for (int at = size; at % 4; at++) filter->first[at] = filter->first[size - 1], filter->count[at] = 0;
   if (reserve_weights(filter, (most + 3) / 4)) return -1;
-  filter->most = most;
+  filter->most = most, filter->bits = bits;
   for (int o = 0; o < size; o++) {
     int at = mirrored ? size - 1 - o : o, first = filter->first[at], count = filter->count[at];
     double center = from + (o + 0.5) * scale, sum = 0.0;
     for (int t = 0; t < count; t++) sum += shares[t] = triangle((t + first - center + 0.5) * inverse);
     int16_t *weights = weights_of(filter, at);
     for (int t = 0; t < count; t++) {
-      int weight = (int)(0.5 + (sum != 0.0 ? shares[t] / sum : shares[t]) * (1 << WEIGHT_BITS));
-      weights[t / 4 * GROUP_STRIDE + t % 4] = (int16_t)(weight >> LOW_BITS);
-      weights[t / 4 * GROUP_STRIDE + t % 4 + 4] = (int16_t)(weight & LOW_MASK);
+      int weight = (int)(0.5 + (sum != 0.0 ? shares[t] / sum : shares[t]) * (1 << bits));
+      set_weight(weights, t, bits, (uint32_t)weight);
     }
+  }
+  return 0;
+}
+
+int filter_plan_chroma(struct filter *chroma, const struct filter *luma, int origin, int height, int down) {
+  int last = (height + down - 1) / down - 1; /* row of chroma */
+  uint32_t quarters[MAX_TAPS + 4];           /* of the weights */
+  int most = luma->most / down + (down == 2 ? 3 : 0);
+  if (reserve_pixels(chroma, luma->size) || reserve_weights(chroma, (most + 3) / 4)) return -1;
+  chroma->most = most, chroma->bits = luma->bits;
+  for (int o = 0; o < luma->size; o++) {
+    int begin = origin + luma->first[o], end = begin + luma->count[o];
+    int first = down == 2 ? (begin - 1) / 2 : begin; /* an even row leans on the one before */
+    int count = (down == 2 && end / 2 <= last ? end / 2 : (end - 1) / down) + 1 - first; /* an odd one on the next */
+    for (int t = 0; t < count; t++) quarters[t] = 0;
+    for (int row = begin; row < end; row++) {
+      int near = row / down, next = down == 1 ? near : row % 2 ? near + 1 : near - 1;
+      uint32_t weight = weight_of(weights_of(luma, o), row - begin, luma->bits);
+      quarters[near - first] += 3 * weight;
+      quarters[(next < 0 ? 0 : next > last ? last : next) - first] += weight;
+    }
+    chroma->first[o] = first, chroma->count[o] = count;
+    for (int t = 0; t < count; t++) set_weight(weights_of(chroma, o), t, chroma->bits, (quarters[t] + 2) / 4);
   }
   return 0;
 }
@@ -102,23 +136,18 @@ void filter_free(struct filter *filter) {
 
 /* ---- portable kernels ----------------------------------------------------------------------------------------- */
 
-static uint32_t weight_of(const int16_t *weights, int tap) {
-  const int16_t *group = weights + tap / 4 * GROUP_STRIDE + tap % 4;
-  return ((uint32_t)group[0] << LOW_BITS) + (uint32_t)group[4];
-}
-
 static void horizontal_portable(const uint8_t *source, const struct filter *filter, uint8_t *out) {
   for (int o = 0; o < filter->size; o++) {
     const uint8_t *pixel = source + 4 * (ptrdiff_t)filter->first[o];
     const int16_t *weights = weights_of(filter, o);
-    uint32_t r = HALF, g = HALF, b = HALF;
+    uint32_t r = HALF(filter->bits), g = r, b = r;
     for (int t = 0; t < filter->count[o]; t++, pixel += 4) {
-      uint32_t weight = weight_of(weights, t);
+      uint32_t weight = weight_of(weights, t, filter->bits);
       r += pixel[0] * weight, g += pixel[1] * weight, b += pixel[2] * weight;
     }
-    out[3 * o] = (uint8_t)(r >> WEIGHT_BITS);
-    out[3 * o + 1] = (uint8_t)(g >> WEIGHT_BITS);
-    out[3 * o + 2] = (uint8_t)(b >> WEIGHT_BITS);
+    out[3 * o] = (uint8_t)(r >> filter->bits);
+    out[3 * o + 1] = (uint8_t)(g >> filter->bits);
+    out[3 * o + 2] = (uint8_t)(b >> filter->bits);
   }
 }
 
@@ -128,17 +157,43 @@ static void vertical_portable(const uint8_t *const *rows, const struct filter *f
   uint32_t sums[STEP];
   for (size_t at = 0; at < bytes; at += STEP) {
     size_t step = bytes - at < STEP ? bytes - at : STEP;
-    for (size_t i = 0; i < step; i++) sums[i] = HALF;
+    for (size_t i = 0; i < step; i++) sums[i] = HALF(filter->bits);
     for (int t = 0; t < filter->count[o]; t++) {
       const uint8_t *row = rows[t] + at;
-      uint32_t weight = weight_of(weights_of(filter, o), t);
+      uint32_t weight = weight_of(weights_of(filter, o), t, filter->bits);
       for (size_t i = 0; i < step; i++) sums[i] += row[i] * weight;
     }
-    for (size_t i = 0; i < step; i++) out[at + i] = (uint8_t)(sums[i] >> WEIGHT_BITS);
+    for (size_t i = 0; i < step; i++) out[at + i] = (uint8_t)(sums[i] >> filter->bits);
   }
 }
 
-static const struct kernels portable = {horizontal_portable, vertical_portable};
+/* What a unit of Cr adds to red, of Cb and Cr to green (less), of Cb to blue, in JFIF: times 8192. */
+enum { CR_TO_R = 11485, CB_TO_G = 2819, CR_TO_G = 5850, CB_TO_B = 14516 };
+/* A level is counted in sixteenths. Chroma, four times its distance from grey, is moved up by 5 bits, so that the upper
+ * 16 of the 32 bits of its product with one of these are sixteenths too. */
+enum { LEVEL_BITS = 4, CHROMA_BITS = 5, GREY = 4 * 128 };
+
+static int chroma_of(const uint8_t *row, int i, int across) {
+  int fourfold = across == 1 ? 4 * row[i] : 3 * row[i / 2] + row[i % 2 ? i / 2 + 1 : i / 2 - 1];
+  return (fourfold - GREY) * (1 << CHROMA_BITS);
+}
+
+static uint8_t level_of(int sixteenths) {
+  int level = (sixteenths + (1 << (LEVEL_BITS - 1))) >> LEVEL_BITS;
+  return (uint8_t)(level < 0 ? 0 : level > 255 ? 255 : level);
+}
+
+static void colours_portable(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int width, int across,
+                             uint8_t *out) {
+  for (int i = 0; i < width; i++, out += 4) {
+    int luma = y[i] << LEVEL_BITS, blue = chroma_of(cb, i, across), red = chroma_of(cr, i, across);
+    out[0] = level_of(luma + (red * CR_TO_R >> 16));
+    out[1] = level_of(luma - (blue * CB_TO_G >> 16) - (red * CR_TO_G >> 16));
+    out[2] = level_of(luma + (blue * CB_TO_B >> 16));
+  }
+}
+
+static const struct kernels portable = {horizontal_portable, vertical_portable, colours_portable};
 
 /* ---- x86 ------------------------------------------------------------------------------------------------------ */
 
@@ -161,9 +216,14 @@ static const __m128i *at_pixel(const uint8_t *source, int pixel) {
 
 #define INLINE_AVX2 __attribute__((target("avx2"), always_inline)) static inline
 
+/* From the sums over the upper and the lower halves of the weights to levels. */
+#define SETTLE(P, bits, high, low) \
+  P##_srli_epi32(P##_add_epi32((bits) == COARSE ? high : P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), \
+                               P##_set1_epi32((int)HALF(bits))), (unsigned)(bits))
+
 /* The weighted sums of two output pixels, one in each lane; of the last four taps only two have weight if `halved`. */
 INLINE_AVX2 __m256i horizontal_2(const uint8_t *source, const int *first, const int16_t *weights, int groups,
-                                 int halved) {
+                                 int halved, int bits) {
   const __m256i taps_01 = _mm256_setr_epi8(PAIR_OF_TAPS(0), PAIR_OF_TAPS(0));
   const __m256i taps_23 = _mm256_setr_epi8(PAIR_OF_TAPS(8), PAIR_OF_TAPS(8));
   __m256i high = _mm256_setzero_si256(), low = high;
@@ -173,24 +233,23 @@ INLINE_AVX2 __m256i horizontal_2(const uint8_t *source, const int *first, const 
     __m256i factors = _mm256_loadu_si256((const __m256i *)weights);
     __m256i a = _mm256_shuffle_epi8(taps, taps_01);
     high = _mm256_add_epi32(high, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0x00)));
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0xAA)));
+    if (bits != COARSE) low = _mm256_add_epi32(low, _mm256_madd_epi16(a, _mm256_shuffle_epi32(factors, 0xAA)));
     if (halved && g == groups - 1) break;
     __m256i b = _mm256_shuffle_epi8(taps, taps_23);
     high = _mm256_add_epi32(high, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0x55)));
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0xFF)));
+    if (bits != COARSE) low = _mm256_add_epi32(low, _mm256_madd_epi16(b, _mm256_shuffle_epi32(factors, 0xFF)));
   }
-  __m256i sums = _mm256_add_epi32(_mm256_slli_epi32(high, LOW_BITS), low);
-  return _mm256_srli_epi32(_mm256_add_epi32(sums, _mm256_set1_epi32(HALF)), WEIGHT_BITS);
+  return SETTLE(_mm256, bits, high, low);
 }
 
 INLINE_AVX2 void horizontal_row(const uint8_t *source, const struct filter *filter, int groups, int halved,
-                                uint8_t *out) {
+                                int bits, uint8_t *out) {
   const __m128i compact = _mm_setr_epi8(RGB_OF_RGBX);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (int o = 0; o < filter->size; o += 4) {
     const int16_t *weights = weights_of(filter, o);
-    __m256i a = horizontal_2(source, filter->first + o, weights, groups, halved);
-    __m256i b = horizontal_2(source, filter->first + o + 2, weights + 16, groups, halved);
+    __m256i a = horizontal_2(source, filter->first + o, weights, groups, halved, bits);
+    __m256i b = horizontal_2(source, filter->first + o + 2, weights + 16, groups, halved, bits);
     __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_setzero_si256());
     __m128i pixels = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order)); /* 0 2 . . 1 3 -> 0 1 2 3 */
     _mm_storeu_si128((__m128i *)(out + 3 * (ptrdiff_t)o), _mm_shuffle_epi8(pixels, compact));
@@ -200,23 +259,21 @@ INLINE_AVX2 void horizontal_row(const uint8_t *source, const struct filter *filt
 __attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *source, const struct filter *filter,
                                                             uint8_t *out) {
   int groups = filter->groups, halved = (filter->most - 1) % 4 < 2;
-  if (groups == 1 && halved) /* enlarged, as most crops of small images are */
-    horizontal_row(source, filter, 1, 1, out);
+  if (filter->bits == COARSE)
+    horizontal_row(source, filter, groups, 0, COARSE, out);
+  else if (groups == 1 && halved) /* enlarged, as most crops of small images are */
+    horizontal_row(source, filter, 1, 1, FINE, out);
   else if (groups == 1)
-    horizontal_row(source, filter, 1, 0, out);
+    horizontal_row(source, filter, 1, 0, FINE, out);
   else if (halved)
-    horizontal_row(source, filter, groups, 1, out);
+    horizontal_row(source, filter, groups, 1, FINE, out);
   else
-    horizontal_row(source, filter, groups, 0, out);
+    horizontal_row(source, filter, groups, 0, FINE, out);
 }
 
-/* Sums of 4-lane groups -> bytes in order; interleaving and packing both work within 128-bit lanes, so they cancel. */
-#define SETTLE(P, high, low) \
-  P##_srli_epi32(P##_add_epi32(P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), half), WEIGHT_BITS)
-
-__attribute__((target("avx2"))) static __m256i vertical_32(const uint8_t *const *rows, const int16_t *weights,
-                                                           int taps, size_t at) {
-  const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(HALF);
+/* 32 bytes in order: interleaving and packing both work within 128-bit lanes, so they cancel. */
+INLINE_AVX2 __m256i vertical_32(const uint8_t *const *rows, const int16_t *weights, int taps, int bits, size_t at) {
+  const __m256i zero = _mm256_setzero_si256();
   __m256i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
   for (int t = 0; t < taps; t += 2) { /* an odd one's neighbour has weight 0 */
     const int16_t *pair = weights + t / 4 * GROUP_STRIDE + t % 4;
@@ -229,36 +286,91 @@ __attribute__((target("avx2"))) static __m256i vertical_32(const uint8_t *const 
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
       high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(part[i], upper));
-      low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(part[i], lower));
+      if (bits != COARSE) low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(part[i], lower));
     }
   }
   return _mm256_packus_epi16(
-      _mm256_packus_epi32(SETTLE(_mm256, high[0], low[0]), SETTLE(_mm256, high[1], low[1])),
-      _mm256_packus_epi32(SETTLE(_mm256, high[2], low[2]), SETTLE(_mm256, high[3], low[3])));
+      _mm256_packus_epi32(SETTLE(_mm256, bits, high[0], low[0]), SETTLE(_mm256, bits, high[1], low[1])),
+      _mm256_packus_epi32(SETTLE(_mm256, bits, high[2], low[2]), SETTLE(_mm256, bits, high[3], low[3])));
 }
 
-__attribute__((target("avx2"))) static void vertical_avx2(const uint8_t *const *rows,
-                                                          const struct filter *filter, int o, size_t bytes,
-                                                          uint8_t *out) {
+INLINE_AVX2 void vertical_row(const uint8_t *const *rows, const struct filter *filter, int o, int bits, size_t bytes,
+                              uint8_t *out) {
   const int16_t *weights = weights_of(filter, o);
   size_t at = 0;
   for (; at + 32 <= bytes; at += 32)
-    _mm256_storeu_si256((__m256i *)(out + at), vertical_32(rows, weights, filter->count[o], at));
+    _mm256_storeu_si256((__m256i *)(out + at), vertical_32(rows, weights, filter->count[o], bits, at));
   if (at < bytes) {
     uint8_t rest[32];
-    _mm256_storeu_si256((__m256i *)rest, vertical_32(rows, weights, filter->count[o], at));
+    _mm256_storeu_si256((__m256i *)rest, vertical_32(rows, weights, filter->count[o], bits, at));
     memcpy(out + at, rest, bytes - at);
   }
 }
 
-#define TARGET_AVX512 __attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl")))
+__attribute__((target("avx2"))) static void vertical_avx2(const uint8_t *const *rows, const struct filter *filter,
+                                                          int o, size_t bytes, uint8_t *out) {
+  if (filter->bits == COARSE)
+    vertical_row(rows, filter, o, COARSE, bytes, out);
+  else
+    vertical_row(rows, filter, o, FINE, bytes, out);
+}
+
+/* Chroma of 16 pixels, as chroma_of has it; `row` is at the first one's. */
+INLINE_AVX2 __m256i chroma_16(const uint8_t *row, int across) {
+  __m256i fourfold;
+  if (across == 1) {
+    fourfold = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)row)), 2);
+  } else {
+    __m128i before = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(row - 1)));
+    __m128i near = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)row));
+    __m128i after = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(row + 1)));
+    near = _mm_add_epi16(near, _mm_add_epi16(near, near));
+    __m128i even = _mm_add_epi16(near, before), odd = _mm_add_epi16(near, after);
+    fourfold = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(even, odd)),
+                                       _mm_unpackhi_epi16(even, odd), 1);
+  }
+  return _mm256_slli_epi16(_mm256_sub_epi16(fourfold, _mm256_set1_epi16(GREY)), CHROMA_BITS);
+}
+
+INLINE_AVX2 __m256i times(__m256i chroma, int factor) {
+  return _mm256_mulhi_epi16(chroma, _mm256_set1_epi16((int16_t)factor));
+}
+
+INLINE_AVX2 void colours_row(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int width, int across,
+                             uint8_t *out) {
+  const __m256i halves_to_pairs = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+  for (int i = 0; i < width; i += 16, out += 64) {
+    __m256i blue = chroma_16(cb + i / across, across), red = chroma_16(cr + i / across, across);
+    __m256i luma = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(y + i))), LEVEL_BITS);
+    luma = _mm256_add_epi16(luma, _mm256_set1_epi16(1 << (LEVEL_BITS - 1)));
+    __m256i r = _mm256_add_epi16(luma, times(red, CR_TO_R)), b = _mm256_add_epi16(luma, times(blue, CB_TO_B));
+    __m256i g = _mm256_sub_epi16(_mm256_sub_epi16(luma, times(blue, CB_TO_G)), times(red, CR_TO_G));
+    __m256i rg = _mm256_packus_epi16(_mm256_srai_epi16(r, LEVEL_BITS), _mm256_srai_epi16(g, LEVEL_BITS));
+    __m256i bx = _mm256_packus_epi16(_mm256_srai_epi16(b, LEVEL_BITS), _mm256_setzero_si256());
+    rg = _mm256_shuffle_epi8(rg, halves_to_pairs), bx = _mm256_shuffle_epi8(bx, halves_to_pairs);
+    __m256i outer = _mm256_unpacklo_epi16(rg, bx), inner = _mm256_unpackhi_epi16(rg, bx); /* 0-3 8-11, 4-7 12-15 */
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(outer, inner, 0x20));
+    _mm256_storeu_si256((__m256i *)(out + 32), _mm256_permute2x128_si256(outer, inner, 0x31));
+  }
+}
+
+__attribute__((target("avx2"))) static void colours_avx2(const uint8_t *y, const uint8_t *cb, const uint8_t *cr,
+                                                         int width, int across, uint8_t *out) {
+  if (across == 1)
+    colours_row(y, cb, cr, width, 1, out);
+  else
+    colours_row(y, cb, cr, width, 2, out);
+}
+
+#define AVX512 "avx2,avx512f,avx512bw,avx512dq,avx512vl"
+#define INLINE_AVX512 __attribute__((target(AVX512), always_inline)) static inline
 
 /* As in AVX2, with four pixels to a register. */
-TARGET_AVX512 static void horizontal_avx512(const uint8_t *source, const struct filter *filter, uint8_t *out) {
+INLINE_AVX512 void horizontal_row_512(const uint8_t *source, const struct filter *filter, int bits, uint8_t *out) {
   const __m128i compact = _mm_setr_epi8(RGB_OF_RGBX);
   const __m512i taps_01 = _mm512_broadcast_i32x4(_mm_setr_epi8(PAIR_OF_TAPS(0)));
   const __m512i taps_23 = _mm512_broadcast_i32x4(_mm_setr_epi8(PAIR_OF_TAPS(8)));
-  const __m512i half = _mm512_set1_epi32(HALF);
   for (int o = 0; o < filter->size; o += 4) {
     const int *first = filter->first + o;
     const int16_t *weights = weights_of(filter, o);
@@ -273,18 +385,17 @@ TARGET_AVX512 static void horizontal_avx512(const uint8_t *source, const struct 
       __m512i a = _mm512_shuffle_epi8(taps, taps_01), b = _mm512_shuffle_epi8(taps, taps_23);
       high = _mm512_add_epi32(high, _mm512_madd_epi16(a, _mm512_shuffle_epi32(factors, 0x00)));
       high = _mm512_add_epi32(high, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0x55)));
-      low = _mm512_add_epi32(low, _mm512_madd_epi16(a, _mm512_shuffle_epi32(factors, 0xAA)));
-      low = _mm512_add_epi32(low, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0xFF)));
+      if (bits != COARSE) low = _mm512_add_epi32(low, _mm512_madd_epi16(a, _mm512_shuffle_epi32(factors, 0xAA)));
+      if (bits != COARSE) low = _mm512_add_epi32(low, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0xFF)));
     }
-    __m512i sums = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(high, LOW_BITS), low), half);
-    __m128i pixels = _mm512_cvtepi32_epi8(_mm512_srli_epi32(sums, WEIGHT_BITS));
+    __m128i pixels = _mm512_cvtepi32_epi8(SETTLE(_mm512, bits, high, low));
     _mm_storeu_si128((__m128i *)(out + 3 * (ptrdiff_t)o), _mm_shuffle_epi8(pixels, compact));
   }
 }
 
-TARGET_AVX512 static void vertical_avx512(const uint8_t *const *rows, const struct filter *filter, int o,
-                                          size_t bytes, uint8_t *out) {
-  const __m512i zero = _mm512_setzero_si512(), half = _mm512_set1_epi32(HALF);
+INLINE_AVX512 void vertical_row_512(const uint8_t *const *rows, const struct filter *filter, int o, int bits,
+                                    size_t bytes, uint8_t *out) {
+  const __m512i zero = _mm512_setzero_si512();
   for (size_t at = 0; at < bytes; at += 64) {
     __mmask64 there = bytes - at >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (bytes - at)) - 1;
     __m512i high[4] = {zero, zero, zero, zero}, low[4] = {zero, zero, zero, zero};
@@ -298,18 +409,34 @@ TARGET_AVX512 static void vertical_avx512(const uint8_t *const *rows, const stru
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
         high[i] = _mm512_add_epi32(high[i], _mm512_madd_epi16(part[i], upper));
-        low[i] = _mm512_add_epi32(low[i], _mm512_madd_epi16(part[i], lower));
+        if (bits != COARSE) low[i] = _mm512_add_epi32(low[i], _mm512_madd_epi16(part[i], lower));
       }
     }
     __m512i bytes_in_order = _mm512_packus_epi16(
-        _mm512_packus_epi32(SETTLE(_mm512, high[0], low[0]), SETTLE(_mm512, high[1], low[1])),
-        _mm512_packus_epi32(SETTLE(_mm512, high[2], low[2]), SETTLE(_mm512, high[3], low[3])));
+        _mm512_packus_epi32(SETTLE(_mm512, bits, high[0], low[0]), SETTLE(_mm512, bits, high[1], low[1])),
+        _mm512_packus_epi32(SETTLE(_mm512, bits, high[2], low[2]), SETTLE(_mm512, bits, high[3], low[3])));
     _mm512_mask_storeu_epi8(out + at, there, bytes_in_order);
   }
 }
 
-static const struct kernels avx2 = {horizontal_avx2, vertical_avx2};
-static const struct kernels avx512 = {horizontal_avx512, vertical_avx512};
+__attribute__((target(AVX512))) static void horizontal_avx512(const uint8_t *source, const struct filter *filter,
+                                                              uint8_t *out) {
+  if (filter->bits == COARSE)
+    horizontal_row_512(source, filter, COARSE, out);
+  else
+    horizontal_row_512(source, filter, FINE, out);
+}
+
+__attribute__((target(AVX512))) static void vertical_avx512(const uint8_t *const *rows, const struct filter *filter,
+                                                            int o, size_t bytes, uint8_t *out) {
+  if (filter->bits == COARSE)
+    vertical_row_512(rows, filter, o, COARSE, bytes, out);
+  else
+    vertical_row_512(rows, filter, o, FINE, bytes, out);
+}
+
+static const struct kernels avx2 = {horizontal_avx2, vertical_avx2, colours_avx2};
+static const struct kernels avx512 = {horizontal_avx512, vertical_avx512, colours_avx2};
 
 const struct kernels *kernels_for(enum path path) {
   __builtin_cpu_init();

@@ -1,4 +1,4 @@
-/* Pillow's antialiased bilinear resize, in its own integers, a row at a time. */
+/* Pillow's antialiased bilinear resize, in its own integers or coarser ones, a row at a time. */
 #ifndef RESAMPLE_H
 #define RESAMPLE_H
 
@@ -9,12 +9,16 @@
 #define SOURCE_SLACK(groups) (16 * (size_t)(groups) + 32) /* bytes past a source row that kernels may read */
 #define OUTPUT_SLACK 64  /* bytes past an intermediate row that a kernel may write */
 
+/* Of a weight's fraction: Pillow's, or as many as one instruction multiplies. */
+enum weight_bits { COARSE = 14, FINE = 22 };
+
 /* One axis: output pixel o is the weighted sum of the `count[o]` source pixels from `first[o]`.
  *
- * Weights are fixed point with 22 bits, in groups of four taps: four upper halves (weight >> 11), then the four lower
- * ones (weight & 2047). Both fit 16 bits, so one instruction multiplies and adds two taps of each lane. Four output
- * pixels lie side by side, so that one load brings the same group of taps of each. */
+ * Weights are fixed point, in groups of four taps: fine ones as four upper halves (weight >> 11), then the four lower
+ * ones (weight & 2047); coarse ones whole, then four zeros. All fit 16 bits, so one instruction multiplies and adds two
+ * taps of each lane. Four output pixels lie side by side, so that one load brings the same group of taps of each. */
 struct filter {
+  int bits;         /* of enum weight_bits */
   int size;         /* output pixels */
   int most;         /* taps of the pixel with the most of them */
   int groups;       /* of four taps, that it has */
@@ -28,7 +32,13 @@ enum { MAX_TAPS = 8192 }; /* keeps rounded weights from adding up to more than 2
 
 /* Plan the axis that maps [from, to) of `source_size` pixels onto `size`, perhaps mirrored.
  * Returns 0, or -1 when out of memory or bounds. */
-int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int mirrored);
+int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int mirrored,
+                enum weight_bits bits);
+/* Plan the rows of chroma that make the rows of luma that a filter asks for, `down` (1 or 2) of luma to one of chroma,
+ * interpolated as libjpeg does: 3/4 of the nearer row and 1/4 of the next one, as far as the image reaches. Rows of
+ * chroma are counted from the image's top; `origin` is luma's row 0 counted so, `height` the image's rows of luma.
+ * Returns 0, or -1 when out of memory. */
+int filter_plan_chroma(struct filter *chroma, const struct filter *luma, int origin, int height, int down);
 /* Move all source pixels, where the rows given to the kernels start at another pixel than the plan's. */
 void filter_shift(struct filter *filter, int by);
 void filter_free(struct filter *filter);
@@ -41,6 +51,9 @@ struct kernels {
   void (*horizontal)(const uint8_t *source, const struct filter *filter, uint8_t *out);
   /* Output row o: the weighted sum of 4 * filter->groups rows of `bytes` bytes; `out` is not exceeded. */
   void (*vertical)(const uint8_t *const *rows, const struct filter *filter, int o, size_t bytes, uint8_t *out);
+  /* Rows of Y, Cb and Cr -> RGBX. There are `across` (1 or 2) pixels to a sample of chroma, of which the one before and
+   * the one after the row must be there. Up to 16 samples past a row may be read, 16 pixels written. */
+  void (*colours)(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int width, int across, uint8_t *out);
 };
 
 /* Return the kernels of a path, or of the best that this processor has; NULL where it lacks them. */
