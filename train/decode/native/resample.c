@@ -214,6 +214,20 @@ static const __m128i *at_pixel(const uint8_t *source, int pixel) {
   return (const __m128i *)(source + 4 * (ptrdiff_t)pixel);
 }
 
+/* Have `row` compiled for each kind of filter. */
+#define BY_SHAPE(row, source, filter, out) \
+  int groups = filter->groups, halved = (filter->most - 1) % 4 < 2; \
+  if (filter->bits == COARSE) \
+    row(source, filter, groups, 0, COARSE, out); \
+  else if (groups == 1 && halved) /* enlarged, as most crops of small images are */ \
+    row(source, filter, 1, 1, FINE, out); \
+  else if (groups == 1) \
+    row(source, filter, 1, 0, FINE, out); \
+  else if (halved) \
+    row(source, filter, groups, 1, FINE, out); \
+  else \
+    row(source, filter, groups, 0, FINE, out);
+
 #define INLINE_AVX2 __attribute__((target("avx2"), always_inline)) static inline
 
 /* From the sums over the upper and the lower halves of the weights to levels. */
@@ -258,17 +272,7 @@ INLINE_AVX2 void horizontal_row(const uint8_t *source, const struct filter *filt
 
 __attribute__((target("avx2"))) static void horizontal_avx2(const uint8_t *source, const struct filter *filter,
                                                             uint8_t *out) {
-  int groups = filter->groups, halved = (filter->most - 1) % 4 < 2;
-  if (filter->bits == COARSE)
-    horizontal_row(source, filter, groups, 0, COARSE, out);
-  else if (groups == 1 && halved) /* enlarged, as most crops of small images are */
-    horizontal_row(source, filter, 1, 1, FINE, out);
-  else if (groups == 1)
-    horizontal_row(source, filter, 1, 0, FINE, out);
-  else if (halved)
-    horizontal_row(source, filter, groups, 1, FINE, out);
-  else
-    horizontal_row(source, filter, groups, 0, FINE, out);
+  BY_SHAPE(horizontal_row, source, filter, out)
 }
 
 /* 32 bytes in order: interleaving and packing both work within 128-bit lanes, so they cancel. */
@@ -367,7 +371,8 @@ __attribute__((target("avx2"))) static void colours_avx2(const uint8_t *y, const
 #define INLINE_AVX512 __attribute__((target(AVX512), always_inline)) static inline
 
 /* As in AVX2, with four pixels to a register. */
-INLINE_AVX512 void horizontal_row_512(const uint8_t *source, const struct filter *filter, int bits, uint8_t *out) {
+INLINE_AVX512 void horizontal_row_512(const uint8_t *source, const struct filter *filter, int groups, int halved,
+                                      int bits, uint8_t *out) {
   const __m128i compact = _mm_setr_epi8(RGB_OF_RGBX);
   const __m512i taps_01 = _mm512_broadcast_i32x4(_mm_setr_epi8(PAIR_OF_TAPS(0)));
   const __m512i taps_23 = _mm512_broadcast_i32x4(_mm_setr_epi8(PAIR_OF_TAPS(8)));
@@ -376,16 +381,18 @@ INLINE_AVX512 void horizontal_row_512(const uint8_t *source, const struct filter
     const int16_t *weights = weights_of(filter, o);
     const uint8_t *at = source;
     __m512i high = _mm512_setzero_si512(), low = high;
-    for (int g = 0; g < filter->groups; g++, at += 16, weights += GROUP_STRIDE) {
+    for (int g = 0; g < groups; g++, at += 16, weights += GROUP_STRIDE) {
       __m512i taps = _mm512_castsi128_si512(_mm_loadu_si128(at_pixel(at, first[0])));
       taps = _mm512_inserti32x4(taps, _mm_loadu_si128(at_pixel(at, first[1])), 1);
       taps = _mm512_inserti32x4(taps, _mm_loadu_si128(at_pixel(at, first[2])), 2);
       taps = _mm512_inserti32x4(taps, _mm_loadu_si128(at_pixel(at, first[3])), 3);
       __m512i factors = _mm512_loadu_si512(weights);
-      __m512i a = _mm512_shuffle_epi8(taps, taps_01), b = _mm512_shuffle_epi8(taps, taps_23);
+      __m512i a = _mm512_shuffle_epi8(taps, taps_01);
       high = _mm512_add_epi32(high, _mm512_madd_epi16(a, _mm512_shuffle_epi32(factors, 0x00)));
-      high = _mm512_add_epi32(high, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0x55)));
       if (bits != COARSE) low = _mm512_add_epi32(low, _mm512_madd_epi16(a, _mm512_shuffle_epi32(factors, 0xAA)));
+      if (halved && g == groups - 1) break;
+      __m512i b = _mm512_shuffle_epi8(taps, taps_23);
+      high = _mm512_add_epi32(high, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0x55)));
       if (bits != COARSE) low = _mm512_add_epi32(low, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0xFF)));
     }
     __m128i pixels = _mm512_cvtepi32_epi8(SETTLE(_mm512, bits, high, low));
@@ -421,10 +428,7 @@ INLINE_AVX512 void vertical_row_512(const uint8_t *const *rows, const struct fil
 
 __attribute__((target(AVX512))) static void horizontal_avx512(const uint8_t *source, const struct filter *filter,
                                                               uint8_t *out) {
-  if (filter->bits == COARSE)
-    horizontal_row_512(source, filter, COARSE, out);
-  else
-    horizontal_row_512(source, filter, FINE, out);
+  BY_SHAPE(horizontal_row_512, source, filter, out)
 }
 
 __attribute__((target(AVX512))) static void vertical_avx512(const uint8_t *const *rows, const struct filter *filter,
