@@ -104,7 +104,7 @@ def edit_manifest(dataset: Path, change: Callable[[dict[str, Any]], None]) -> No
     lenient = Manifest.model_construct(**content)
     splits = {name: type("Split", (), split) for name, split in content["splits"].items()}
     classes = tuple(type("Class", (), info) for info in lenient.classes)
-    content["fingerprint"] = dataset_fingerprint(classes, splits)  # type: ignore[arg-type]
+    content["fingerprint"] = dataset_fingerprint(classes, splits)  # type: ignore[arg-type]  # look-alikes
     path.write_text(json.dumps(content))
 
 

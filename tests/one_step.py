@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-                module.train = partial(stay, module)  # type: ignore[method-assign]
+                module.train = partial(stay, module)  # type: ignore[method-assign]  # Composer calls it each epoch
         models.append(model)
         return model
 

@@ -50,7 +50,8 @@ class SharedBlocks:
         self._blocks = blocks
         self._owner = next(self._numbers)
         self._of_this_rank[self._owner] = self
-        self._taken = torch.zeros(workers * blocks, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        taken = torch.zeros(workers * blocks, dtype=torch.uint8)
+        self._taken = taken.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types there
         self._memory: dict[int, torch.UntypedStorage] = {}  # of this worker
         self._known: dict[int, npt.NDArray[np.uint8]] = {}  # to this rank
         self._in_use: list[tuple[int, Any]] = []  # by this rank
@@ -71,7 +72,7 @@ class SharedBlocks:
             memory = make_shared(math.prod(shape))
             if number is not None:
                 self._memory[number] = memory
-        images = torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)  # type: ignore[call-overload]
+        images = torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)  # type: ignore[call-overload]  # a form its types lack
         return images, None if number is None else Block(self._owner, number, is_known)
 
     @classmethod
@@ -89,7 +90,7 @@ class SharedBlocks:
     def received(self, images: torch.Tensor, block: Block | None) -> None:
         """Note, in the rank, that a batch is in use."""
         if block is not None:
-            memory = StorageWeakRef(images.untyped_storage())  # type: ignore[no-untyped-call]
+            memory = StorageWeakRef(images.untyped_storage())  # type: ignore[no-untyped-call]  # nor there
             self._in_use.append((block.number, memory))
 
     def give_back(self) -> None:

@@ -271,8 +271,8 @@ def on_every_node(folder: Folder, found: str | None) -> Iterator[str | None]:
 
 def _send_from_first_rank(path: Path | None, *, receives: bool) -> None:
     """Copy rank 0's file at `path` to `path` on each rank that receives. Collective."""
-    source = open(path, "rb") if path and dist.get_global_rank() == 0 else None  # noqa: SIM115
-    target = open(path, "wb") if path and receives else None  # noqa: SIM115
+    source = open(path, "rb") if path and dist.get_global_rank() == 0 else None  # noqa: SIM115  # closed by the with below
+    target = open(path, "wb") if path and receives else None  # noqa: SIM115  # this one too
     with source or contextlib.nullcontext(), target or contextlib.nullcontext():
         while True:
             piece = [source.read(PIECE_BYTES) if source else b""]

@@ -13,7 +13,10 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-RETRIES = BotoConfig(retries={"mode": "standard", "max_attempts": 8}, connect_timeout=10, read_timeout=60)
+# What a run stores rides out about a minute of errors (botocore's pauses begin with 50 ms and double), and minutes of
+# throttling; a dead endpoint or a wrong key, which are met at the start, are told of within seconds.
+ATTEMPTS = 8
+STORE_ATTEMPTS = 15
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
 
 
@@ -101,12 +104,13 @@ class LocalFolder:
 
 
 @functools.cache
-def _s3_client(settings: frozenset[tuple[str, str]], process: int) -> Any:
+def _s3_client(settings: frozenset[tuple[str, str]], process: int, attempts: int) -> Any:
     """Return a client of S3 by the environment's settings.
 
     It takes a tenth of a second to make, so folders share it; a forked process may not use its parent's connections.
     """
-    return boto3.Session().client("s3", endpoint_url=dict(settings).get("S3_ENDPOINT_URL") or None, config=RETRIES)
+    config = BotoConfig(retries={"mode": "standard", "max_attempts": attempts}, connect_timeout=10, read_timeout=60)
+    return boto3.Session().client("s3", endpoint_url=dict(settings).get("S3_ENDPOINT_URL") or None, config=config)
 
 
 class S3Folder:
@@ -115,8 +119,12 @@ class S3Folder:
     def __init__(self, uri: str) -> None:
         parsed = urlparse(uri)
         self.uri, self.bucket, self.prefix = uri.rstrip("/"), parsed.netloc, parsed.path.strip("/")
-        settings = frozenset((name, value) for name, value in os.environ.items() if name.startswith(("AWS_", "S3_")))
-        self.client = _s3_client(settings, os.getpid())
+        self._settings = frozenset((key, value) for key, value in os.environ.items() if key.startswith(("AWS_", "S3_")))
+        self.client = _s3_client(self._settings, os.getpid(), ATTEMPTS)
+
+    @property
+    def patient_client(self) -> Any:
+        return _s3_client(self._settings, os.getpid(), STORE_ATTEMPTS)
 
     def names(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -140,8 +148,8 @@ class S3Folder:
 
     def put(self, name: str, source: Path) -> None:
         try:
-            self.client.upload_file(str(source), self.bucket, self._key(name), Config=TRANSFER)
-            stored = self.client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
+            self.patient_client.upload_file(str(source), self.bucket, self._key(name), Config=TRANSFER)
+            stored = self.patient_client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
         except (BotoCoreError, ClientError, Boto3Error) as error:
             raise self._error("written", name, error) from error
         if stored != source.stat().st_size:
@@ -158,7 +166,7 @@ class S3Folder:
 
     def rename(self, name: str, new: str) -> None:
         try:
-            self.client.copy(
+            self.patient_client.copy(
                 {"Bucket": self.bucket, "Key": self._key(name)}, self.bucket, self._key(new), Config=TRANSFER
             )
         except (BotoCoreError, ClientError, Boto3Error) as error:
@@ -167,7 +175,7 @@ class S3Folder:
 
     def remove(self, name: str) -> None:
         try:
-            self.client.delete_object(Bucket=self.bucket, Key=self._key(name))
+            self.patient_client.delete_object(Bucket=self.bucket, Key=self._key(name))
         except (BotoCoreError, ClientError) as error:
             raise self._error("deleted", name, error) from error
 

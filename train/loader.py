@@ -153,7 +153,7 @@ def copied_ahead(batches: Iterable[RawBatch], device: torch.device) -> Iterator[
     The copies run in a stream of their own, beside the step's kernels. Each batch is asked for a step early, which is
     why workers keep one more ready.
     """
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types there
     ahead: RawBatch | None = None
     for batch in batches:
         with torch.cuda.stream(stream):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fault_proxy import FaultProxy
+from tests.fault_proxy import FaultProxy, during
 from tests.faults.conftest import Trial
 from tests.integration.problem import command
 from tests.processes import start
@@ -25,3 +25,13 @@ def test_a_checkpoint_that_cannot_be_stored_ends_the_run_which_goes_on_once_it_c
     again = start(argv, trial.folder / "again", env=env)
     assert again.wait(120) == 0, again.output()
     assert f"resume: from {folder}/ep0-ba2.pt" in again.output()
+
+
+def test_a_store_that_fails_for_eight_seconds_is_waited_for(trial: Trial, proxy: FaultProxy) -> None:
+    folder = f"{trial.remote}-saves"
+    argv = command(trial.cache, folder, f"data.remote={trial.remote}", "max_duration=4ba", "loggers.file=false")
+    failing = during(8, "500")
+    proxy.choose = lambda request: failing(request) if "/ep0-ba2.pt" in request.path else ""
+    started = start(argv, trial.folder / "log", env=trial.server.env_through(proxy.endpoint_url))
+    assert started.wait(120) == 0, started.output()
+    assert proxy.faults_given > 4

@@ -90,7 +90,7 @@ def test_a_server_that_is_killed_and_started_again_changes_nothing(
         trial = Trial(server, f"s3://{server.bucket}/mds", tmp_path)
         with FaultProxy(server.port).running() as proxy:
             asked = threading.Event()
-            proxy.choose = only_shards(lambda request: asked.set() or "")  # type: ignore[func-returns-value]
+            proxy.choose = only_shards(lambda request: asked.set() or "")  # type: ignore[func-returns-value]  # None, so ""
             began = time.monotonic()
             started = trial.start(proxy.endpoint_url, f"data.num_workers={workers}")
             assert asked.wait(60), started.output()

@@ -91,7 +91,7 @@ def test_killed_at_a_random_batch_it_ends_with_identical_weights(
         argv = command(shards, folder, *more)
         if folder.name == "interrupted":
             started = start(argv, tmp_path / "killed", ranks=ranks)
-            started.kill_when(lambda folder=folder: batches_saved(folder) >= killed_after)  # type: ignore[misc]
+            started.kill_when(lambda folder=folder: batches_saved(folder) >= killed_after)  # type: ignore[misc]  # of this turn
             assert batches_saved(folder) < 12, "killed too late to tell anything"
         code, output = run(argv, tmp_path / f"{folder.name}.log", ranks=ranks)
         assert code == 0, output

@@ -68,7 +68,7 @@ def test_tars_and_parquet_in_a_bucket_give_identical_shards(
         if path.is_file():
             key = f"{tmp_path.name}/{path.relative_to(tmp_path / layout)}"
             s3_server.client.put_object(Bucket=s3_server.bucket, Key=key, Body=path.read_bytes())
-    convert(f"s3://{s3_server.bucket}/{tmp_path.name}", tmp_path / "out", env=s3_server.env)  # type: ignore[arg-type]
+    convert(f"s3://{s3_server.bucket}/{tmp_path.name}", tmp_path / "out", env=s3_server.env)  # type: ignore[arg-type]  # a URL
     assert tree(tmp_path / "out") == expected
 
 

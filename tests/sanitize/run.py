@@ -20,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests.jpegs import SAMPLINGS, jpeg  # noqa: E402  # found only now
 from tests.unit.test_convert_fuzz import mutants  # noqa: E402  # found only now
-from train.decode.build import compile_sources  # noqa: E402
+from train.decode.build import compile_sources  # noqa: E402  # found only now
 
 SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 

@@ -1,6 +1,7 @@
 """Workers use their memory again when the rank is done with it, and never before."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ class Growing(Numbers):
 
 def loader_of(workers: int) -> TimedLoader:
     blocks = SharedBlocks(workers, BLOCKS)
-    loader = TimedLoader(range(BATCHES), batch_size=1, collate_fn=Numbers(blocks), num_workers=workers)  # type: ignore[arg-type]
+    numbers: Any = range(BATCHES)
+    loader = TimedLoader(numbers, batch_size=1, collate_fn=Numbers(blocks), num_workers=workers)
     loader.blocks = blocks
     return loader
 

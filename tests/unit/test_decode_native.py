@@ -297,6 +297,19 @@ def test_in_ycbcr_colours_at_the_images_edges_are_not_mixed_with_what_lies_beyon
 
 
 @needs_native
+@pytest.mark.parametrize("size", [1, 31, 44])
+def test_white_stays_white_however_far_it_shrinks(size: int) -> None:
+    """Rounded weights of thousands of pixels may add up to more than one, and white plus a little is black."""
+    file = io.BytesIO()
+    Image.new("RGB", (2700, 700), "white").save(file, "JPEG")
+    widths = (*range(500, 700, 37), *range(2007, 2700, 63))
+    views = [View((0, 0, width, height), False) for width in widths for height in (50, 500, 699)]
+    for path in filter(processor_has, (PORTABLE, AVX2, AVX512)):
+        decoder = NativeDecoder(resize_in="ycbcr", path=path)
+        assert int(decoder.decode_batch([file.getvalue()] * len(views), views, size, bounded=True).min()) == 255
+
+
+@needs_native
 def test_what_is_not_ycbcr_has_pillows_pixels_wherever_it_is_to_shrink() -> None:
     grey, rgb = io.BytesIO(), io.BytesIO()
     Image.fromarray(photo(90, 61)[:, :, 0]).save(grey, "JPEG")

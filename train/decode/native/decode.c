@@ -5,6 +5,8 @@
  * filter while it is in the cache, and an output row is written as soon as its last input row is there. The settings
  * are libjpeg's defaults, as Pillow's are: accurate integer DCT and smooth chroma upsampling. A border is decoded
  * around the crop and thrown away, so that chroma next to the cut is interpolated as in a decode of the whole image.
+ *
+ * Where that is asked for, and the crop shrinks, rows are taken before chroma is interpolated (planes.c).
  */
 #include <limits.h>
 #include <pthread.h>
@@ -53,10 +55,11 @@ enum {
   BORDER = 2,          /* px; smooth upsampling of 2:1 chroma looks one chroma pixel to each side */
 };
 
-/* What became of an image; train/decode/native/__init__.py knows these numbers. */
+/* What became of an image; train/decode/native/decoder.py knows these numbers. */
 enum status { DECODED = 0, NOT_FOR_US = 1, DAMAGED = 2, OUT_OF_MEMORY = 3, IRREGULAR = 4 };
 
-/* Where crops are shrunk: after the colours are worked out, as in Pillow; before; or in the DCT as far as it goes. */
+/* Where crops shrink: after the colours are worked out, as in Pillow; before that (planes.h); or the same, and in the
+ * DCT as far as that goes. decoder.py knows these numbers too. */
 enum resize_in { IN_RGB = 0, IN_YCBCR = 1, IN_DCT = 2 };
 
 /* Beyond this Pillow refuses an image as a decompression bomb (twice Image.MAX_IMAGE_PIXELS). */
@@ -90,7 +93,7 @@ struct worker {
   char *message;
   struct entropy entropy;
   struct filter across, down;
-  struct memory decoded, narrowed; /* rows as libjpeg gives them; rows after the horizontal filter, a ring */
+  struct memory decoded, narrowed; /* rows as libjpeg gives them, or planes; rows after the horizontal filter, a ring */
   struct memory pointers;          /* to the rows of one output row */
   struct planes planes;
 };
@@ -302,7 +305,8 @@ static void render(struct worker *worker, const struct batch *batch, int index, 
   jpeg_calc_output_dimensions(jpeg);
   int in_planes = batch->resize_in != IN_RGB && box[3] - box[1] > divisor * batch->size &&
                   planes_fit(&worker->planes, jpeg);
-  enum weight_bits bits = in_planes ? COARSE : FINE;
+  double most = MOST_COARSE_SHRINK * divisor * batch->size;
+  enum weight_bits bits = in_planes && box[2] - box[0] <= most && box[3] - box[1] <= most ? COARSE : FINE;
   struct axis x = plan_axis(worker, batch, &worker->across, box[0], box[2], (int)jpeg->image_width,
                             (int)jpeg->output_width, divisor, batch->flips[index], bits);
   struct axis y = plan_axis(worker, batch, &worker->down, box[1], box[3], (int)jpeg->image_height,

@@ -1,4 +1,4 @@
-/* Y, Cb and Cr resized before their colours are worked out: less work where a crop shrinks, and nearly Pillow's pixels. */
+/* Y, Cb and Cr resized before the colours are worked out: less work where a crop shrinks, nearly Pillow's pixels. */
 #ifndef PLANES_H
 #define PLANES_H
 

@@ -9,8 +9,10 @@
 #define SOURCE_SLACK(groups) (16 * (size_t)(groups) + 32) /* bytes past a source row that kernels may read */
 #define OUTPUT_SLACK 64  /* bytes past an intermediate row that a kernel may write */
 
-/* Of a weight's fraction: Pillow's, or as many as one instruction multiplies. */
+/* Of a weight's fraction: Pillow's, or as many as one instruction multiplies. Of few taps alone: rounded coarse weights
+ * must not add up to more than 255 can be multiplied by. */
 enum weight_bits { COARSE = 14, FINE = 22 };
+enum { MOST_COARSE_SHRINK = 16 };
 
 /* One axis: output pixel o is the weighted sum of the `count[o]` source pixels from `first[o]`.
  *
