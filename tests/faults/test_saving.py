@@ -28,7 +28,7 @@ def test_a_checkpoint_that_cannot_be_stored_ends_the_run_which_goes_on_once_it_c
 
 
 def test_a_store_that_fails_for_eight_seconds_is_waited_for(trial: Trial, proxy: FaultProxy) -> None:
-    folder = f"{trial.remote}-saves"
+    folder = f"{trial.remote}-slow"
     argv = command(trial.cache, folder, f"data.remote={trial.remote}", "max_duration=4ba", "loggers.file=false")
     failing = during(8, "500")
     proxy.choose = lambda request: failing(request) if "/ep0-ba2.pt" in request.path else ""

@@ -156,8 +156,8 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_all_instruction_sets_give_the_same_bytes(
     path: int, size: int, resize_in: ResizeIn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    views = [view for _ in SAMPLINGS for view in boxes(211, 157, 10, size)]
-    jpegs = [jpeg(211, 157, sampling, 4) for sampling in SAMPLINGS for _ in range(len(views) // len(SAMPLINGS))]
+    images = [jpeg(211, 157, sampling, 4) for sampling in SAMPLINGS]
+    jpegs, views = zip(*itertools.product(images, boxes(211, 157, 10, size)), strict=True)
 
     def decode(path: int) -> torch.Tensor:
         return NativeDecoder(resize_in=resize_in, path=path).decode_batch(jpegs, views, size, bounded=True)
