@@ -136,8 +136,8 @@ class DataConfig(Section):
     )
     resize_in: Literal["rgb", "ycbcr", "dct"] = Field(
         "rgb",
-        description="where crops shrink: rgb, Pillow's pixels; ycbcr, before the colours: faster, within 50 dB or so; "
-        "dct, also in the DCT where a crop is at least twice its target: fastest, about 46 dB",
+        description="where crops shrink: rgb, Pillow's pixels; ycbcr, before the colours: faster, at about 53 dB; "
+        "dct, also in the DCT where a crop is at least twice its target: fastest, at about 46 dB",
     )
     num_workers: CountOrAuto = Field(description="loader processes per GPU; auto: cores / ranks on the node, at most 8")
     prefetch_factor: int = Field(ge=1, description="batches each worker keeps ready")
