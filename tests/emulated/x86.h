@@ -1,4 +1,5 @@
-/* Has train/decode/native/resample.c run its AVX2 and AVX-512 code on any processor: intrinsics become SIMDe's plain C.
+/* Has resample.c and colours.c of train/decode/native run their AVX2 and AVX-512 code on any processor: intrinsics become
+ * SIMDe's plain C.
  *
  * Given to the compiler by -include. SIMDe 0.7 (Debian 12) lacks four of those that are used, written out below from
  * Intel's Intrinsics Guide. */

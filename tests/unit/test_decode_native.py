@@ -316,7 +316,9 @@ def test_what_is_not_ycbcr_has_pillows_pixels_wherever_it_is_to_shrink() -> None
     Image.fromarray(photo(90, 61)).save(rgb, "JPEG", keep_rgb=True)
     jpegs, views = [grey.getvalue(), rgb.getvalue()], [View((3, 2, 88, 60), True)] * 2
     exact = pillow.decode_batch(jpegs, views, 32, bounded=True)
-    assert torch.equal(NativeDecoder(resize_in="ycbcr").decode_batch(jpegs, views, 32, bounded=True), exact)
+    decoder = NativeDecoder(resize_in="ycbcr")
+    assert torch.equal(decoder.decode_batch(jpegs, views, 32, bounded=True), exact)
+    assert decoder.left_to_pillow == 0
 
 
 @needs_native

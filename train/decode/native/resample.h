@@ -5,6 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(HAVE_X86)
+#define HAVE_X86 1
+#endif
+
 #define ROW_ALIGNMENT 64 /* bytes; an AVX-512 register */
 #define SOURCE_SLACK(groups) (16 * (size_t)(groups) + 32) /* bytes past a source row that kernels may read */
 #define OUTPUT_SLACK 64  /* bytes past an intermediate row that a kernel may write */
