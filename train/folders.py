@@ -13,10 +13,9 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-# What a run stores rides out about a minute of errors (botocore's pauses begin with 50 ms and double), and minutes of
-# throttling; a dead endpoint or a wrong key, which are met at the start, are told of within seconds.
-ATTEMPTS = 8
-STORE_ATTEMPTS = 15
+from convert.s3 import UPLOAD_ATTEMPTS
+
+ATTEMPTS = 8  # what is stored is offered UPLOAD_ATTEMPTS times; a dead endpoint, met at the start, is told of sooner
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
 
 
@@ -124,7 +123,7 @@ class S3Folder:
 
     @property
     def patient_client(self) -> Any:
-        return _s3_client(self._settings, os.getpid(), STORE_ATTEMPTS)
+        return _s3_client(self._settings, os.getpid(), UPLOAD_ATTEMPTS)
 
     def names(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(
