@@ -13,8 +13,8 @@
 enum {
   END_OF_BLOCK = 0x80,
   LONGEST = 16,        /* bits of a code */
-  LAST_FOR_TWO = 47,   /* up to this coefficient the first of two codes cannot be the block's last: runs are up to 15 */
-  LOOKS_TO_DECODE = 3, /* in a row, after one fill: two of PEEK_BITS at most, and a code and value of 31 bits */
+  NOT_TWO = 0x80,      /* beside the bits of a code for the block's end, or none for one that is not within the peek */
+  LOOKS_TO_DECODE = 5, /* in a row, after one fill, of PEEK_BITS at most */
   LOOKS_TO_SKIP = 5,   /* of MOST_TO_SKIP bits at most */
   MOST_TO_SKIP = 11,   /* bits; a longer value goes by itself */
   OVERRUN = 4096,      /* bytes that may be read past the end; an MCU has at most 10 * 64 codes of 31 bits */
@@ -53,19 +53,21 @@ static void pair_codes(struct huffman_table *table) {
   for (int peek = 0; peek < PEEKS; peek++) {
     int skip = table->skip_one[peek], bits = skip & 0xFF;
     table->skip_two[peek] = bits <= MOST_TO_SKIP ? (uint16_t)skip : 0;
-    table->two[peek] = table->one[peek];
+    uint64_t first = table->one[peek];
+    int is_one = first && !(first >> 8 & END_OF_BLOCK);
+    table->two[peek] = is_one ? first | ((first >> 8 & 0xFF) + 1) << 32 : (first & 0xFF) | NOT_TWO;
     if (!skip || skip >> 8 & END_OF_BLOCK || bits >= PEEK_BITS) continue;
     int next = peek << bits & (PEEKS - 1);
     if (table->symbol[next] && bits + (table->symbol[next] >> 8) <= PEEK_BITS &&
         bits + (table->skip_one[next] & 0xFF) <= MOST_TO_SKIP)
       table->skip_two[peek] = (uint16_t)(skip + table->skip_one[next]);
-    uint64_t second = table->one[next], second_run = second >> 8 & 0xFF;
+    uint64_t second = table->one[next];
     if (!second || bits + (int)(second & 0xFF) > PEEK_BITS) continue;
     table->two[peek] += second & 0xFF;
-    if (second_run & END_OF_BLOCK)
+    if (second >> 8 & END_OF_BLOCK)
       table->two[peek] |= (uint64_t)END_OF_BLOCK << 32;
     else
-      table->two[peek] |= second >> 16 << 48 | second_run << 40 | (second_run + 1) << 32;
+      table->two[peek] += second >> 16 << 48 | ((second >> 8 & 0xFF) + 1) << 32;
   }
 }
 
@@ -147,10 +149,11 @@ static inline __attribute__((always_inline)) void drop(struct bit_reader *reader
   reader->count -= bits;
 }
 
-static inline __attribute__((always_inline)) int take(struct bit_reader *reader, int bits) {
-  int value = (int)(reader->bits >> (64 - bits)); /* bits: 1-15 */
+/* A value of 0-15 bits, without a branch on its sign, which nobody can foresee. */
+static inline __attribute__((always_inline)) int take_value(struct bit_reader *reader, int bits) {
+  int is_positive = (int)(reader->bits >> 63), value = (int)(reader->bits >> 1 >> (63 - bits));
   drop(reader, bits);
-  return value;
+  return value + ((is_positive - 1) & (1 - (1 << bits)));
 }
 
 static inline __attribute__((always_inline)) unsigned peek(const struct bit_reader *reader) {
@@ -181,52 +184,50 @@ static inline __attribute__((always_inline)) int decode_dc(struct bit_reader *re
   fill(reader);
   int size = take_symbol(reader, table);
   if (size < 0 || size > 15) return -1;
-  if (size) *previous += (uint32_t)extend(take(reader, size), size);
+  *previous += (uint32_t)take_value(reader, size);
   return 0;
 }
 
-/* A code or value that is not within the peek. Returns the run, END_OF_BLOCK or -1. */
+/* A code and its value, however long. Returns the run, END_OF_BLOCK or -1. */
 static inline __attribute__((always_inline)) int take_long(struct bit_reader *reader, const struct huffman_table *table,
                                                            int *value) {
   int symbol = take_symbol(reader, table), size = symbol & 15;
   if (symbol < 0) return -1;
   if (!size && symbol != 0xF0) return END_OF_BLOCK;
-  *value = size ? extend(take(reader, size), size) : 0;
+  *value = take_value(reader, size);
   return symbol >> 4;
 }
 
 static inline __attribute__((always_inline)) int decode_ac(struct bit_reader *reader, const struct huffman_table *table,
                                                            JCOEF *block) {
-  int k = 1;
-  while (k <= LAST_FOR_TWO) {
+  for (size_t k = 1; k < DCTSIZE2;) {
+    int looks = 0, value;
     fill(reader);
-    for (int i = 0; i < LOOKS_TO_DECODE && k <= LAST_FOR_TWO; i++) {
+#pragma GCC unroll 5
+    for (; looks < LOOKS_TO_DECODE; looks++) {
       uint64_t found = table->two[peek(reader)];
-      int run = found >> 8 & 0xFF, value = (int16_t)(found >> 16);
-      drop(reader, (int)(found & 0xFF));
-      if (!found) {
-        run = take_long(reader, table, &value);
-        i = LOOKS_TO_DECODE;
+      if (__builtin_expect(found & NOT_TWO, 0)) {
+        drop(reader, (int)(found & ~NOT_TWO));
+        if (found != NOT_TWO) return 0;
+        break;
       }
-      if (run & END_OF_BLOCK) return run < 0 ? -1 : 0;
-      k += run;
-      block[natural_order[k++]] = (JCOEF)value; /* a run of 16 zeros ends in a zero, written again */
-      block[natural_order[k + (found >> 40 & 0xFF)]] = (JCOEF)(int16_t)(found >> 48); /* or a zero ahead of k */
-      k += found >> 32 & 0xFF;
+      size_t first = k + (found >> 8 & 0xFF), end = k + (found >> 32 & 0x7F);
+      if (end >= DCTSIZE2) break; /* the first of two codes may be the block's last */
+      drop(reader, (int)(found & 0xFF));
+      k = end;
+      block[natural_order[end - 1]] = (JCOEF)(int16_t)(found >> 48); /* of the second; the first, where it is alone, */
+      block[natural_order[first]] = (JCOEF)(int16_t)(found >> 16);   /* then takes its place */
       if (found & (uint64_t)END_OF_BLOCK << 32) return 0;
     }
-  }
-  while (k < 64) {
+    if (looks == LOOKS_TO_DECODE) continue;
     fill(reader);
-    uint32_t found = table->one[peek(reader)];
-    int run = found >> 8 & 0xFF, value = (int16_t)(found >> 16);
-    drop(reader, (int)(found & 0xFF));
-    if (!found) run = take_long(reader, table, &value);
+    int run = take_long(reader, table, &value);
     if (run & END_OF_BLOCK) return run < 0 ? -1 : 0;
-    k += run;
-    block[natural_order[k++]] = (JCOEF)value;
+    k += (size_t)run;
+    block[natural_order[k++]] = (JCOEF)value; /* a run of 16 zeros ends in a zero, written again */
+    if (k > DCTSIZE2) return -1;
   }
-  return k == 64 ? 0 : -1;
+  return 0;
 }
 
 static inline __attribute__((always_inline)) int skip_ac(struct bit_reader *reader, const struct huffman_table *table) {
