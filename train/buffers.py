@@ -52,7 +52,7 @@ class SharedBlocks:
         self._of_this_rank[self._owner] = self
         taken = torch.zeros(workers * blocks, dtype=torch.uint8)
         self._taken = taken.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types there
-        self._memory: dict[int, torch.UntypedStorage] = {}  # of this worker
+        self._images: dict[int, torch.Tensor] = {}  # of this worker, as last filled
         self._known: dict[int, npt.NDArray[np.uint8]] = {}  # to this rank
         self._in_use: list[tuple[int, Any]] = []  # by this rank
 
@@ -63,16 +63,15 @@ class SharedBlocks:
         make_shared = getattr(torch.UntypedStorage, "_new_shared", None)
         if info is None or make_shared is None:  # a later torch may lack it: then the worker's queue copies
             return torch.empty(shape, dtype=torch.uint8), None
-        number, memory = self._free_block(info.id), None
+        number = self._take_block(info.id)
+        images = None if number is None else self._images.get(number)
+        is_known = images is not None and images.untyped_storage().nbytes() >= math.prod(shape)
+        if images is None or not is_known:
+            images = _tensor_in(make_shared(math.prod(shape)), shape)
+        elif images.shape != shape:
+            images = _tensor_in(images.untyped_storage(), shape)
         if number is not None:
-            self._taken[number] = 1
-            memory = self._memory.get(number)
-        is_known = memory is not None and memory.nbytes() >= math.prod(shape)
-        if memory is None or not is_known:
-            memory = make_shared(math.prod(shape))
-            if number is not None:
-                self._memory[number] = memory
-        images = torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)  # type: ignore[call-overload]  # a form its types lack
+            self._images[number] = images
         return images, None if number is None else Block(self._owner, number, is_known)
 
     @classmethod
@@ -103,7 +102,14 @@ class SharedBlocks:
                 still.append((number, memory))
         self._in_use = still
 
-    def _free_block(self, worker: int) -> int | None:
-        first = worker * self._blocks
-        free = np.flatnonzero(self._taken.numpy()[first : first + self._blocks] == 0)
-        return first + int(free[0]) if len(free) else None
+    def _take_block(self, worker: int) -> int | None:
+        taken, first = self._taken.numpy(), worker * self._blocks
+        for number in range(first, first + self._blocks):
+            if not taken[number]:
+                taken[number] = 1
+                return number
+        return None
+
+
+def _tensor_in(memory: torch.UntypedStorage, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)  # type: ignore[call-overload]  # a form its types lack

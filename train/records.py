@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from streaming.base.format.mds.encodings import mds_decode
 
 IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
@@ -27,7 +25,7 @@ class RecordError(ValueError):
 
 class _OpenShard(NamedTuple):
     descriptor: int
-    offsets: npt.NDArray[np.uint32]  # (samples + 1,) where each record starts, and where the last one ends
+    offsets: memoryview  # (samples + 1,) of 32 bits: where each record starts, and where the last one ends
 
 
 class Records:
@@ -47,7 +45,7 @@ class Records:
     def __init__(self, shards: Sequence[Any], *, keep_open: int = FILES_KEPT_OPEN) -> None:
         self._paths = [os.path.join(shard.dirname, shard.split, shard.raw_data.basename) for shard in shards]
         self._counts = [int(shard.samples) for shard in shards]
-        self._columns = [_columns_of(shard) for shard in shards]
+        self._layouts = [_layout_of(shard) for shard in shards]
         self._keep_open = keep_open
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
@@ -62,9 +60,9 @@ class Records:
             RecordError: the file ends before the record does.
         """
         shard = self._open.get(shard_id) or self._opened(shard_id)
-        begin, end = int(shard.offsets[index]), int(shard.offsets[index + 1])
+        layout, begin, end = self._layouts[shard_id], shard.offsets[index], shard.offsets[index + 1]
         try:
-            image, label = _read_columns(shard.descriptor, self._columns[shard_id], begin, end)
+            image, label = _read_record(shard.descriptor, layout, begin, end)
             there = os.fstat(shard.descriptor).st_size if image is None else end
         finally:
             if not self._keep_open:
@@ -75,10 +73,9 @@ class Records:
                 f"{self._where(shard_id)}: sample {index} is at bytes {begin:,} to {end:,}, and {why}; fetch or "
                 "convert the shard again"
             )
-        encoding = self._columns[shard_id].label_encoding
-        if encoding == "int":  # what converters write; looking up Streaming's decoder takes as long as reading
+        if layout.label_encoding == "int":  # what converters write; Streaming's decoder takes as long as reading
             return image, int.from_bytes(label, "little", signed=True)
-        return image, int(mds_decode(encoding, label))
+        return image, int(mds_decode(layout.label_encoding, label))
 
     def close(self) -> None:
         """Close all files."""
@@ -92,7 +89,7 @@ class Records:
         if len(head) != 4 * (count + 2) or int.from_bytes(head[:4], "little") != count:
             os.close(descriptor)
             raise RecordError(f"{self._where(shard_id)} is not a shard of {count:,} samples, as index.json says it is")
-        shard = _OpenShard(descriptor, np.frombuffer(head, np.uint32, offset=4))
+        shard = _OpenShard(descriptor, memoryview(head)[4:].cast("I"))
         if self._keep_open:
             self._open[shard_id] = shard
             if len(self._open) > self._keep_open:
@@ -103,33 +100,48 @@ class Records:
         return Path(self._paths[shard_id]).resolve()
 
 
-class _Columns(NamedTuple):
-    names: list[str]
-    sizes: list[int | None]  # bytes; None: each record says
-    variable: int  # how many of them are None
+class _Column(NamedTuple):
+    """A column's size and what lies before it in each record."""
+
+    fixed_bytes: int  # before it: the head and columns of fixed size
+    variable_columns: int  # before it
+    size: int | None  # in bytes; None: the head says
+
+    def read(self, descriptor: int, begin: int, sizes: tuple[int, ...]) -> bytes | None:
+        size = sizes[self.variable_columns] if self.size is None else self.size
+        place = begin + self.fixed_bytes + sum(sizes[: self.variable_columns])
+        data = os.pread(descriptor, size, place)
+        return data if len(data) == size else None
+
+
+class _Layout(NamedTuple):
+    """What all records of a shard have in common: a head, then the columns."""
+
+    head: str  # a format of `struct`: the bytes of each column that has no fixed size
+    head_bytes: int
+    fixed_bytes: int  # of the head and the columns that have
+    image: _Column
+    label: _Column
     label_encoding: str
 
 
-def _read_columns(descriptor: int, columns: _Columns, begin: int, end: int) -> tuple[bytes | None, bytes]:
+def _read_record(descriptor: int, layout: _Layout, begin: int, end: int) -> tuple[bytes | None, bytes]:
     """Return the image and the label of the record from `begin` to `end`; None where there is no such record.
 
     The image is read by itself: a copy out of the whole record would take as long as the reading.
     """
-    head = os.pread(descriptor, 4 * columns.variable, begin)
-    if len(head) != 4 * columns.variable:
-        return None, b""
-    sizes, place, found = list(struct.unpack(f"<{columns.variable}I", head)), begin + len(head), {}
-    for name, fixed in zip(columns.names, columns.sizes, strict=True):
-        size = sizes.pop(0) if fixed is None else fixed
-        if name in "xy":
-            found[name] = os.pread(descriptor, min(size, end - begin), place)
-            if len(found[name]) != size:
-                return None, b""
-        place += size
-    return (found["x"] if place == end else None), found["y"]
+    head = os.pread(descriptor, layout.head_bytes, begin)
+    if len(head) == layout.head_bytes:
+        sizes = struct.unpack(layout.head, head)
+        if begin + layout.fixed_bytes + sum(sizes) == end:
+            image = layout.image.read(descriptor, begin, sizes)
+            label = layout.label.read(descriptor, begin, sizes)
+            if label is not None:
+                return image, label
+    return None, b""
 
 
-def _columns_of(shard: Any) -> _Columns:
+def _layout_of(shard: Any) -> _Layout:
     encodings = dict(zip(shard.column_names, shard.column_encodings, strict=True))
     if encodings.get("x") not in IMAGE_ENCODINGS or "int" not in str(encodings.get("y")):
         raise RecordError(
@@ -137,4 +149,10 @@ def _columns_of(shard: Any) -> _Columns:
             "and y (int)"
         )
     sizes = [size or None for size in shard.column_sizes]
-    return _Columns(list(shard.column_names), sizes, sizes.count(None), encodings["y"])
+    head_bytes, columns = 4 * sizes.count(None), {}
+    for at, name in enumerate(shard.column_names):
+        before = sizes[:at]
+        columns[name] = _Column(head_bytes + sum(filter(None, before)), before.count(None), sizes[at])
+    fixed_bytes = head_bytes + sum(filter(None, sizes))
+    head = f"<{sizes.count(None)}I"
+    return _Layout(head, head_bytes, fixed_bytes, columns["x"], columns["y"], encodings["y"])

@@ -266,16 +266,17 @@ int entropy_start(struct entropy *entropy, const struct jpeg_decompress_struct *
   if (jpeg->progressive_mode || jpeg->arith_code || jpeg->comps_in_scan != jpeg->num_components ||
       jpeg->data_precision != 8 || jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1 || jpeg->Ah || jpeg->Al)
     return -1;
-  entropy->blocks = jpeg->blocks_in_MCU;
-  for (int i = 0; i < entropy->blocks; i++) {
-    int component = jpeg->MCU_membership[i];
-    const jpeg_component_info *info = jpeg->cur_comp_info[component];
-    int dc = info->dc_tbl_no, ac = info->ac_tbl_no;
+  for (int c = 0; c < jpeg->comps_in_scan; c++) {
+    int dc = jpeg->cur_comp_info[c]->dc_tbl_no, ac = jpeg->cur_comp_info[c]->ac_tbl_no;
     if (dc < 0 || dc >= NUM_HUFF_TBLS || ac < 0 || ac >= NUM_HUFF_TBLS) return -1;
     if (make_table(&entropy->dc[dc], jpeg->dc_huff_tbl_ptrs[dc], 0)) return -1;
     if (make_table(&entropy->ac[ac], jpeg->ac_huff_tbl_ptrs[ac], 1)) return -1;
-    entropy->component[i] = component;
-    entropy->dc_of[i] = &entropy->dc[dc], entropy->ac_of[i] = &entropy->ac[ac];
+  }
+  entropy->blocks = jpeg->blocks_in_MCU;
+  for (int i = 0; i < entropy->blocks; i++) {
+    int component = entropy->component[i] = jpeg->MCU_membership[i];
+    entropy->dc_of[i] = &entropy->dc[jpeg->cur_comp_info[component]->dc_tbl_no];
+    entropy->ac_of[i] = &entropy->ac[jpeg->cur_comp_info[component]->ac_tbl_no];
   }
   entropy->mcus_per_interval = jpeg->restart_interval ? jpeg->restart_interval : UINT_MAX;
   entropy->mcus_to_go = entropy->intervals = 0;

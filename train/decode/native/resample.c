@@ -110,18 +110,20 @@ int filter_plan_chroma(struct filter *chroma, const struct filter *luma, int ori
   if (reserve_pixels(chroma, luma->size) || reserve_weights(chroma, (most + 3) / 4)) return -1;
   chroma->most = most, chroma->bits = luma->bits;
   for (int o = 0; o < luma->size; o++) {
+    const int16_t *weights = weights_of(luma, o);
+    int16_t *own = weights_of(chroma, o);
     int begin = origin + luma->first[o], end = begin + luma->count[o];
     int first = down == 2 ? (begin - 1) / 2 : begin; /* an even row leans on the one before */
     int count = (down == 2 && end / 2 <= last ? end / 2 : (end - 1) / down) + 1 - first; /* an odd one on the next */
     for (int t = 0; t < count; t++) quarters[t] = 0;
     for (int row = begin; row < end; row++) {
-      int near = row / down, next = down == 1 ? near : row % 2 ? near + 1 : near - 1;
-      uint32_t weight = weight_of(weights_of(luma, o), row - begin, luma->bits);
+      int near = down == 2 ? row / 2 : row, next = down == 1 ? near : row % 2 ? near + 1 : near - 1;
+      uint32_t weight = weight_of(weights, row - begin, luma->bits);
       quarters[near - first] += 3 * weight;
       quarters[(next < 0 ? 0 : next > last ? last : next) - first] += weight;
     }
     chroma->first[o] = first, chroma->count[o] = count;
-    for (int t = 0; t < count; t++) set_weight(weights_of(chroma, o), t, chroma->bits, (quarters[t] + 2) / 4);
+    for (int t = 0; t < count; t++) set_weight(own, t, chroma->bits, (quarters[t] + 2) / 4);
   }
   return 0;
 }
