@@ -283,13 +283,14 @@ class StreamingImages(StreamingDataset):
             settle: do so, and return whether the index can move on.
         """
         shards = self.spanner.shards_of(it.sample_ids)
+        few = max(1, min(self.predownload or it.total, SAMPLES_AT_A_LOOK) // 4)
         while not it.should_exit() and not self._event.is_set():
             at = getattr(it, index)
             if it.total in (at, it.ready_index):
                 break
             ahead = it.total if self.predownload is None else it.yield_index + self.predownload + 1
             end = min(it.total, ahead, at + SAMPLES_AT_A_LOOK)
-            if at >= end:
+            if end < min(it.total, at + few):
                 time.sleep(TICK)
                 continue
             stops = np.flatnonzero(missing(shards[at:end]))
