@@ -274,7 +274,7 @@ class StreamingImages(StreamingDataset):
         missing: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]],
         settle: Callable[[int], bool],
     ) -> None:
-        """Move one of an iterator's indices over the samples, at most `predownload` of them ahead of the reader.
+        """Move one of an iterator's indices over the samples, up to `predownload` ahead of the reader, a few at once.
 
         Upstream's two threads look at each sample by itself, which takes as long as reading all of them.
 
@@ -283,7 +283,7 @@ class StreamingImages(StreamingDataset):
             settle: do so, and return whether the index can move on.
         """
         shards = self.spanner.shards_of(it.sample_ids)
-        few = max(1, min(self.predownload or it.total, SAMPLES_AT_A_LOOK) // 4)
+        few = max(1, min(self.predownload or 0, SAMPLES_AT_A_LOOK) // 4)  # or it would look at each sample by itself
         while not it.should_exit() and not self._event.is_set():
             at = getattr(it, index)
             if it.total in (at, it.ready_index):

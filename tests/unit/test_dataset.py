@@ -83,12 +83,12 @@ class SharedStates:
 
 
 class Thread:
-    """One of a dataset's threads at work on IDS; shards are here as soon as they are asked for."""
+    """One of a dataset's threads at work on IDS, once or more; shards are here as soon as they are asked for."""
 
-    def __init__(self, name: str, predownload: int | None) -> None:
+    def __init__(self, name: str, predownload: int | None, times: int = 1) -> None:
         self.asked: list[int] = []
         self.states = np.full(len(COUNTS), _ShardState.REMOTE)
-        self.it = _Iterator(IDS)
+        self.it = _Iterator(np.tile(IDS, times))
         self.dataset: Any = SimpleNamespace(
             spanner=ShardOfSample(COUNTS), predownload=predownload, _event=threading.Event(), prepare_shard=self.fetch
         )
@@ -142,6 +142,21 @@ def test_shards_are_asked_for_no_further_ahead_than_predownload(threads: list[Th
     assert prepare.moves("prepare_index", 3) and prepare.asked == [1, 0]
     prepare.it.yield_index = 7
     assert prepare.moves("prepare_index", len(IDS)) and prepare.ends()
+
+
+def test_the_threads_look_at_a_quarter_of_predownload_at_once(threads: list[Thread]) -> None:
+    """Or they would wake up in earnest for each sample."""
+    threads.append(ready := Thread("_ready_thread", predownload=8, times=3))
+    ready.states[:] = _ShardState.LOCAL
+    assert ready.moves("ready_index", 9)
+    ready.it.yield_index = 1
+    assert ready.moves("ready_index", 9)
+    ready.it.yield_index = 2
+    assert ready.moves("ready_index", 11)
+    ready.it.yield_index = 3 * len(IDS) - 10  # one less than two are left beyond the reach
+    assert ready.moves("ready_index", 3 * len(IDS) - 1)
+    ready.it.yield_index += 1
+    assert ready.moves("ready_index", 3 * len(IDS)) and ready.ends()
 
 
 def test_samples_are_ready_only_when_their_shard_is_here(threads: list[Thread]) -> None:
