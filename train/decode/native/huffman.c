@@ -34,26 +34,28 @@ static int extend(int value, int bits) {
   return value < 1 << (bits - 1) ? value - (1 << bits) + 1 : value;
 }
 
-static void note_code(struct huffman_table *table, int code, int length, int symbol, int for_ac) {
+/* Note a code where it can be looked up. Args: one: by peek, value << 16 | run << 8 | bits of code and value, left as it
+ * is where those are not within the peek; NULL for DC codes, of which only the size is looked up. */
+static void note_code(struct huffman_table *table, uint32_t *one, int code, int length, int symbol) {
   int size = symbol & 15, run = symbol >> 4, all = length + size, spare = PEEK_BITS - length;
   int is_end = !size && run != 15;
   for (int rest = 0; rest < 1 << spare; rest++) {
     int peek = (code << spare) + rest;
     table->symbol[peek] = (uint16_t)(length << 8 | symbol);
-    if (!for_ac) continue; /* of a DC value only the size is looked up */
+    if (!one) continue;
     table->skip_one[peek] = (uint16_t)((is_end ? END_OF_BLOCK : run + 1) << 8 | all);
     if (all > PEEK_BITS) continue;
     int value = size ? extend((rest >> (spare - size)) & ((1 << size) - 1), size) : 0;
-    table->one[peek] = (uint32_t)(uint16_t)value << 16 | (uint32_t)((is_end ? END_OF_BLOCK : run) << 8 | all);
+    one[peek] = (uint32_t)(uint16_t)value << 16 | (uint32_t)((is_end ? END_OF_BLOCK : run) << 8 | all);
   }
 }
 
 /* Join each code to the next where both are within the peek. */
-static void pair_codes(struct huffman_table *table) {
+static void pair_codes(struct huffman_table *table, const uint32_t *one) {
   for (int peek = 0; peek < PEEKS; peek++) {
     int skip = table->skip_one[peek], bits = skip & 0xFF;
     table->skip_two[peek] = bits <= MOST_TO_SKIP ? (uint16_t)skip : 0;
-    uint64_t first = table->one[peek];
+    uint64_t first = one[peek];
     int is_one = first && !(first >> 8 & END_OF_BLOCK);
     table->two[peek] = is_one ? first | ((first >> 8 & 0xFF) + 1) << 32 : (first & 0xFF) | NOT_TWO;
     if (!skip || skip >> 8 & END_OF_BLOCK || bits >= PEEK_BITS) continue;
@@ -61,7 +63,7 @@ static void pair_codes(struct huffman_table *table) {
     if (table->symbol[next] && bits + (table->symbol[next] >> 8) <= PEEK_BITS &&
         bits + (table->skip_one[next] & 0xFF) <= MOST_TO_SKIP)
       table->skip_two[peek] = (uint16_t)(skip + table->skip_one[next]);
-    uint64_t second = table->one[next];
+    uint64_t second = one[next];
     if (!second || bits + (int)(second & 0xFF) > PEEK_BITS) continue;
     table->two[peek] += second & 0xFF;
     if (second >> 8 & END_OF_BLOCK)
@@ -78,16 +80,17 @@ static int make_table(struct huffman_table *table, const JHUFF_TBL *source, int 
       !memcmp(table->source.huffval, source->huffval, sizeof source->huffval))
     return 0;
   memset(table, 0, sizeof *table);
+  uint32_t one[PEEKS] = {0};
   int code = 0, place = 0;
   for (int length = 1; length <= LONGEST; length++, code <<= 1) {
     int codes = source->bits[length];
     table->offset[length] = place - code;
     if (code + codes > 1 << length || place + codes > 256) return -1;
     for (int i = 0; i < codes; i++, code++, place++)
-      if (length <= PEEK_BITS) note_code(table, code, length, source->huffval[place], for_ac);
+      if (length <= PEEK_BITS) note_code(table, for_ac ? one : NULL, code, length, source->huffval[place]);
     table->largest[length] = codes ? code - 1 : -1;
   }
-  if (for_ac) pair_codes(table);
+  if (for_ac) pair_codes(table, one);
   table->source = *source;
   table->is_made = 1;
   return 0;

@@ -13,8 +13,7 @@ enum { PEEK_BITS = 10, PEEKS = 1 << PEEK_BITS };
 /* One code, looked up by the next PEEK_BITS bits. */
 struct huffman_table {
   JHUFF_TBL source;       /* what it was made of: most images share one set of tables */
-  uint32_t one[PEEKS];    /* value << 16 | run << 8 | bits of code and value; 0 where that is not within the peek */
-  uint64_t two[PEEKS];    /* the same, the coefficients up to the last << 32, and a second value << 48, or 0 */
+  uint64_t two[PEEKS];    /* second value << 48 | coefficients to the last << 32 | value << 16 | run << 8 | bits of all */
   uint16_t symbol[PEEKS]; /* bits of the code << 8 | symbol; 0 where the code is not within the peek */
   uint16_t skip_one[PEEKS]; /* advance << 8 | bits of code and value; 0 where the code is not within the peek */
   uint16_t skip_two[PEEKS]; /* the same over two codes where both are within the peek */
