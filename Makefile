@@ -12,7 +12,7 @@ TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-cluster test-image lint infra-tools infra-lint sanitize format bench test-data train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -46,16 +46,19 @@ quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
 test: $(READY_DEV)  ## the tests, on two processes
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not exhaustive and not machine"
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not exhaustive and not machine and not gpu"
 
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not machine"
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not machine and not gpu"
 
 test-fast: $(READY_DEV)  ## the unit tests, which take seconds
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not exhaustive and not machine" tests/unit
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not exhaustive and not machine and not gpu" tests/unit
 
 test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server
 	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_hosts.py
+
+test-gpu: $(READY_DEV)  ## what only a GPU can show: copies beside training, exact resumption; on one GPU
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-image: $(READY_DEV)  ## the image built and used by buildah: root, buildah debootstrap
 	$(BIN)/python -m pytest -s -m machine tests/infra/test_image.py

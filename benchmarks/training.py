@@ -1,0 +1,325 @@
+"""Train on a GPU from each loader, beside the same training on data that is there already; interleaved.
+
+    python benchmarks/training.py --images DIR [--loaders ours,mosaicml] [--storage original,short=256] [--sizes 224]
+                                  [--batch 256] [--rounds 5] [--cores 12] [--copies 100] [--json FILE]
+                                  [key.path=value ...]
+
+DIR is an ImageFolder with train/; its files are stored --copies times as shards. What trains is yamls/full.yaml's model
+with its algorithms, optimizer and precision, by Composer's Trainer, at one size at a time; key.path=value change it.
+Each round trains an epoch from each loader in turn, and reads an epoch without training. The first WARM_UP batches of
+an epoch are not timed.
+
+`synthetic` is one batch of real images that lies on the device, used again and again: what the device can do. A
+loader's `share` of it is the median over the rounds of its rate to synthetic's in the same round. `alone` is what
+arrives on the device, normalised, when nothing trains on it. --cores pins everything to so many cores, as a machine
+with more GPUs has for each. All loaders have as many workers, which data.num_workers=N changes.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from composer import Trainer
+from composer.core import Callback, DataSpec, State
+from composer.loggers import Logger
+from composer.utils import dist, get_device, reproducibility
+from tqdm import tqdm
+
+from benchmarks import loader_peers
+from benchmarks.loader_stores import Stores
+from train.config import Config, load_config
+from train.loader import RawBatch, ToDevice, build_train_spec, worker_count
+from train.model import build_model
+from train.optim import build_optimizer
+from train.resolution import Resolution
+from train.run import microbatch_size_on, precision_on, torch_device
+from train.splits import open_train
+
+WARM_UP = 20  # batches, so that what workers have made ready before is used up
+OURS, SYNTHETIC = "ours", "synthetic"
+
+
+@dataclass
+class Contest:
+    """One loader on one storage at one size.
+
+    Attributes:
+        spec: its data, for Composer; of as many batches in each of them.
+        trainer: what trains on it.
+        trained, alone: images/s of each round.
+    """
+
+    loader: str
+    storage: str
+    size: int
+    spec: DataSpec
+    trainer: Trainer
+    clock: "Clock"
+    trained: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+
+
+class Clock(Callback):
+    """Images/s from an epoch's batch WARM_UP on; of the device, which is waited for at both ends."""
+
+    def __init__(self) -> None:
+        self.images, self.batches = 0, 0
+        self.started = self.ended = 0.0
+
+    def start(self) -> None:
+        """A new epoch."""
+        self.images = self.batches = 0
+
+    def add(self, images: int) -> None:
+        """Count a batch that has been used."""
+        self.batches += 1
+        if self.batches > WARM_UP:
+            self.images += images
+            return
+        if self.batches == WARM_UP:
+            self.started = now()
+
+    def stop(self) -> float:
+        """Return images/s."""
+        self.ended = now()
+        return self.images / (self.ended - self.started)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.add(int(state.timestamp.sample - (state.previous_timestamp or state.timestamp).sample))
+
+
+class OneBatch:
+    """A batch that is on the device, again and again."""
+
+    def __init__(self, batch: RawBatch, count: int) -> None:
+        self.batch, self.count, self.batch_size = batch, count, len(batch.labels)  # Composer asks for the last
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        return itertools.repeat(self.batch, self.count)
+
+
+def now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark, print its table, and write its JSON."""
+    args = parse(argv)
+    if args.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
+    device = get_device(None)
+    dist.initialize_dist(device, timeout=60)
+    torch.backends.cudnn.benchmark = True
+    loader_peers.BATCH = args.batch
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as scratch:
+        stores = Stores(args.images, Path(scratch), args.copies)
+        contests = list(contests_of(args, stores, device))
+        measure(contests, args.rounds)
+        report = summary(contests, args, device)
+        print("\n".join(lines_of(report)))
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n")
+        sys.stdout.flush()
+        for contest in contests:
+            contest.trainer.close()
+        contests.clear()
+        gc.collect()  # ends the workers
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--loaders", default="ours,mosaicml", metavar="NAMES", help="of ours, mosaicml")
+    parser.add_argument("--storage", default="original", metavar="NAMES", help="for ours: original or a --resize value")
+    parser.add_argument("--sizes", default="224", metavar="PX")
+    parser.add_argument("--batch", type=int, default=256, help="images of a step")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cores", type=int, help="default: all")
+    parser.add_argument("--copies", type=int, default=100)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_intermixed_args(argv)
+
+
+def contests_of(args: argparse.Namespace, stores: Stores, device: Any) -> Iterator[Contest]:
+    """Every loader at every size, and synthetic data."""
+    for size in map(int, args.sizes.split(",")):
+        first = None
+        for loader in args.loaders.split(","):
+            for storage in args.storage.split(",") if loader == OURS else ["original"]:
+                data = stores.for_loader(loader, storage, {})
+                cfg = config(args, data, size)
+                spec = our_spec(cfg, device) if loader == OURS else peer_spec(loader, data, cfg, device)
+                if first is None:
+                    first = next(iter(spec.dataloader))
+                yield Contest(loader, storage, size, spec, *trainer_for(spec, cfg, device))
+        assert first is not None
+        there = first._replace(
+            images=first.images.to(torch_device(device)), labels=first.labels.to(torch_device(device))
+        )
+        spec = spec_of(OneBatch(there, len(spec.dataloader)), ToDevice(cfg.data, torch_device(device)))
+        yield Contest(SYNTHETIC, "none", size, spec, *trainer_for(spec, cfg, device))
+
+
+def config(args: argparse.Namespace, data: Path, size: int) -> Config:
+    """full.yaml's, of one size."""
+    place = [f"data.local={data}", "data.remote=null", "checkpoint.save_folder=unused"]
+    place += [f"global_batch_size={args.batch}", f"data.crop_size={size}"]
+    return load_config(ROOT / "yamls/full.yaml", [*place, *args.overrides])
+
+
+def our_spec(cfg: Config, device: Any) -> DataSpec:
+    """What train/main.py trains from."""
+    dataset = open_train(
+        cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=cfg.global_batch_size, seed=cfg.seed
+    )
+    resolution = Resolution(cfg.data.crop_size, dataset.steps_per_epoch, cfg.max_duration)
+    return build_train_spec(
+        dataset,
+        cfg.data,
+        seed=cfg.seed,
+        resolution=resolution,
+        device=torch_device(device),
+        on_batch=lambda batch: None,
+    )
+
+
+def peer_spec(loader: str, data: Path, cfg: Config, device: Any) -> DataSpec:
+    """Another loader's batches, pinned as its authors do, copied and normalised as ours are."""
+    batches: Any = loader_peers.LOADERS[loader](str(data), cfg.data.crop_size, worker_count(cfg.data))()
+    batches.pin_memory = torch.cuda.is_available()
+    to_device, nothing = ToDevice(cfg.data, torch_device(device)), torch.zeros(0)
+    return spec_of(batches, lambda batch: to_device(RawBatch(batch[0], batch[1], nothing, 0, nothing)))
+
+
+def spec_of(batches: Iterable[Any], transform: Callable[[Any], Any]) -> DataSpec:
+    return DataSpec(batches, batch_transforms=transform, get_num_samples_in_batch=lambda batch: len(batch[1]))
+
+
+def trainer_for(spec: DataSpec, cfg: Config, device: Any) -> tuple[Trainer, Clock]:
+    """The recipe's training, without evaluation, checkpoints and loggers."""
+    clock = Clock()
+    reproducibility.seed_all(cfg.seed)
+    model = build_model(cfg.model, 1000)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=spec,
+        max_duration="1000ep",
+        optimizers=build_optimizer(model, cfg.optimizer),
+        algorithms=cfg.build_algorithms(),
+        callbacks=[clock],
+        progress_bar=False,
+        device=device,
+        precision=precision_on(device, cfg),
+        device_train_microbatch_size=microbatch_size_on(device, cfg),
+        seed=cfg.seed,
+    )
+    return trainer, clock
+
+
+def measure(contests: Sequence[Contest], rounds: int) -> None:
+    """Every contest in every round, in turning order; a first round, which starts workers, is not counted."""
+    for number in tqdm(range(rounds + 1), unit=" rounds", disable=None):
+        for contest in contests if number % 2 else contests[::-1]:
+            clock = contest.clock
+            clock.start()
+            contest.trainer.fit(duration="1ep")
+            trained = clock.stop()
+            if number:
+                contest.trained.append(trained)
+            if number and contest.loader != SYNTHETIC:
+                contest.alone.append(rate_alone(contest.spec, clock))
+
+
+def rate_alone(spec: DataSpec, clock: Clock) -> float:
+    """Images/s that arrive on the device."""
+    clock.start()
+    for batch in spec.dataloader:
+        clock.add(len(spec.batch_transforms(batch)[1]))
+    return clock.stop()
+
+
+def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) -> dict[str, Any]:
+    """The report."""
+    base = {contest.size: contest.trained for contest in contests if contest.loader == SYNTHETIC}
+    cfg = config(args, Path("."), contests[0].size)
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cores": len(os.sched_getaffinity(0)),
+        "workers": worker_count(cfg.data),
+        "model": cfg.model.name,
+        "algorithms": [algorithm.name for algorithm in cfg.algorithms if not algorithm.is_the_loaders],
+        "precision": precision_on(device, cfg).value,
+        "batch": args.batch,
+        "rounds": args.rounds,
+        "versions": {"torch": torch.__version__},
+        "rows": [
+            {
+                "loader": contest.loader,
+                "storage": contest.storage,
+                "size": contest.size,
+                "images_per_sec": spread(contest.trained),
+                "share_of_synthetic": spread(
+                    [mine / most for mine, most in zip(contest.trained, base[contest.size], strict=True)]
+                ),
+                "alone_images_per_sec": spread(contest.alone) if contest.alone else None,
+            }
+            for contest in contests
+        ],
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def lines_of(report: dict[str, Any]) -> Iterator[str]:
+    """The report, fit to be read."""
+    yield (
+        f"{report['model']} with {', '.join(report['algorithms'])}; {report['precision']}, batch {report['batch']}; "
+        f"{report['device']}, {report['cores']} cores, {report['workers']} workers; torch "
+        f"{report['versions']['torch']}; {report['rounds']} rounds"
+    )
+    yield (
+        f"{'loader':12}{'storage':12}{'px':>4}{'trains, images/s (min - max)':>32}{'share of synthetic':>26}"
+        f"{'alone, images/s':>28}"
+    )
+    for row in report["rows"]:
+        share, rate, alone = row["share_of_synthetic"], row["images_per_sec"], row["alone_images_per_sec"]
+        yield (
+            f"{row['loader']:12}{row['storage']:12}{row['size']:4}{rates(rate):>32}"
+            f"{share['median']:>11.3f} ({share['min']:.3f} - {share['max']:.3f})"
+            + (f"{rates(alone):>28}" if alone else "")
+        ).rstrip()
+
+
+def rates(found: dict[str, float]) -> str:
+    """A spread, fit to be read."""
+    return f"{found['median']:,.0f} ({found['min']:,.0f} - {found['max']:,.0f})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
