@@ -9,10 +9,10 @@ with its algorithms, optimizer and precision, by Composer's Trainer, at one size
 Each round trains an epoch from each loader in turn, and reads an epoch without training. The first WARM_UP batches of
 an epoch are not timed.
 
-`synthetic` is one batch of real images that lies on the device, used again and again: what the device can do. A
+`synthetic` is one batch of noise that lies on the device, used again and again: what the device can do. A
 loader's `share` of it is the median over the rounds of its rate to synthetic's in the same round. `alone` is what
-arrives on the device, normalised, when nothing trains on it. --cores pins everything to so many cores, as a machine
-with more GPUs has for each. All loaders have as many workers, which data.num_workers=N changes.
+arrives on the device of ours, normalised, when nothing trains on it. --cores pins everything to so many cores, as a
+machine with more GPUs has for each. All loaders have as many workers, which data.num_workers=N changes.
 """
 
 import argparse
@@ -51,6 +51,8 @@ from train.splits import open_train
 
 WARM_UP = 20  # batches, so that what workers have made ready before is used up
 OURS, SYNTHETIC = "ours", "synthetic"
+CLASSES = 1000
+NOTHING = torch.zeros(0)
 
 
 @dataclass
@@ -74,28 +76,28 @@ class Contest:
 
 
 class Clock(Callback):
-    """Images/s from an epoch's batch WARM_UP on; of the device, which is waited for at both ends."""
+    """Images/s from an epoch's batch WARM_UP to its last; of the device, which is waited for at both."""
 
-    def __init__(self) -> None:
-        self.images, self.batches = 0, 0
+    def __init__(self, batches: int) -> None:
+        if batches <= WARM_UP:
+            raise SystemExit(
+                f"benchmarks/training.py: {batches} batches an epoch; {WARM_UP} are not timed: more --copies"
+            )
+        self.batches, self.seen, self.images = batches, 0, 0
         self.started = self.ended = 0.0
-
-    def start(self) -> None:
-        """A new epoch."""
-        self.images = self.batches = 0
 
     def add(self, images: int) -> None:
         """Count a batch that has been used."""
-        self.batches += 1
-        if self.batches > WARM_UP:
-            self.images += images
-            return
-        if self.batches == WARM_UP:
+        self.seen = self.seen % self.batches + 1
+        self.images = self.images + images if self.seen > WARM_UP else 0
+        if self.seen == WARM_UP:
             self.started = now()
+        if self.seen == self.batches:
+            self.ended = now()
 
-    def stop(self) -> float:
-        """Return images/s."""
-        self.ended = now()
+    @property
+    def images_per_sec(self) -> float:
+        """Of the epoch that has just ended."""
         return self.images / (self.ended - self.started)
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -103,10 +105,13 @@ class Clock(Callback):
 
 
 class OneBatch:
-    """A batch that is on the device, again and again."""
+    """A batch of noise that is on the device, again and again."""
 
-    def __init__(self, batch: RawBatch, count: int) -> None:
-        self.batch, self.count, self.batch_size = batch, count, len(batch.labels)  # Composer asks for the last
+    def __init__(self, batch_size: int, size: int, count: int, device: torch.device) -> None:
+        self.batch_size, self.count = batch_size, count  # Composer asks for the first
+        images = torch.randint(256, (batch_size, size, size, 3), dtype=torch.uint8, device=device)
+        labels = torch.randint(CLASSES, (batch_size,), device=device)
+        self.batch = RawBatch(images, labels, NOTHING, 0, NOTHING)
 
     def __len__(self) -> int:
         return self.count
@@ -166,36 +171,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def contests_of(args: argparse.Namespace, stores: Stores, device: Any) -> Iterator[Contest]:
     """Every loader at every size, and synthetic data."""
     for size in map(int, args.sizes.split(",")):
-        first = None
         for loader in args.loaders.split(","):
             for storage in args.storage.split(",") if loader == OURS else ["original"]:
                 data = stores.for_loader(loader, storage, {})
-                cfg = config(args, data, size)
-                spec = our_spec(cfg, device) if loader == OURS else peer_spec(loader, data, cfg, device)
-                if first is None:
-                    first = next(iter(spec.dataloader))
+                cfg = config(args, data)
+                spec = our_spec(cfg, size, device) if loader == OURS else peer_spec(loader, data, cfg, size, device)
                 yield Contest(loader, storage, size, spec, *trainer_for(spec, cfg, device))
-        assert first is not None
-        there = first._replace(
-            images=first.images.to(torch_device(device)), labels=first.labels.to(torch_device(device))
-        )
-        spec = spec_of(OneBatch(there, len(spec.dataloader)), ToDevice(cfg.data, torch_device(device)))
+        synthetic = OneBatch(args.batch, size, len(spec.dataloader), torch_device(device))
+        spec = spec_of(synthetic, ToDevice(cfg.data, torch_device(device)))
         yield Contest(SYNTHETIC, "none", size, spec, *trainer_for(spec, cfg, device))
 
 
-def config(args: argparse.Namespace, data: Path, size: int) -> Config:
-    """full.yaml's, of one size."""
+def config(args: argparse.Namespace, data: Path) -> Config:
+    """full.yaml's; how large images are is Resolution's business."""
     place = [f"data.local={data}", "data.remote=null", "checkpoint.save_folder=unused"]
-    place += [f"global_batch_size={args.batch}", f"data.crop_size={size}"]
+    place += [f"global_batch_size={args.batch}"]
     return load_config(ROOT / "yamls/full.yaml", [*place, *args.overrides])
 
 
-def our_spec(cfg: Config, device: Any) -> DataSpec:
+def our_spec(cfg: Config, size: int, device: Any) -> DataSpec:
     """What train/main.py trains from."""
     dataset = open_train(
         cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=cfg.global_batch_size, seed=cfg.seed
     )
-    resolution = Resolution(cfg.data.crop_size, dataset.steps_per_epoch, cfg.max_duration)
+    resolution = Resolution(size, dataset.steps_per_epoch, cfg.max_duration)
     return build_train_spec(
         dataset,
         cfg.data,
@@ -206,12 +205,12 @@ def our_spec(cfg: Config, device: Any) -> DataSpec:
     )
 
 
-def peer_spec(loader: str, data: Path, cfg: Config, device: Any) -> DataSpec:
+def peer_spec(loader: str, data: Path, cfg: Config, size: int, device: Any) -> DataSpec:
     """Another loader's batches, pinned as its authors do, copied and normalised as ours are."""
-    batches: Any = loader_peers.LOADERS[loader](str(data), cfg.data.crop_size, worker_count(cfg.data))()
+    batches: Any = loader_peers.LOADERS[loader](str(data), size, worker_count(cfg.data))()
     batches.pin_memory = torch.cuda.is_available()
-    to_device, nothing = ToDevice(cfg.data, torch_device(device)), torch.zeros(0)
-    return spec_of(batches, lambda batch: to_device(RawBatch(batch[0], batch[1], nothing, 0, nothing)))
+    to_device = ToDevice(cfg.data, torch_device(device))
+    return spec_of(batches, lambda batch: to_device(RawBatch(batch[0], batch[1], NOTHING, 0, NOTHING)))
 
 
 def spec_of(batches: Iterable[Any], transform: Callable[[Any], Any]) -> DataSpec:
@@ -220,9 +219,9 @@ def spec_of(batches: Iterable[Any], transform: Callable[[Any], Any]) -> DataSpec
 
 def trainer_for(spec: DataSpec, cfg: Config, device: Any) -> tuple[Trainer, Clock]:
     """The recipe's training, without evaluation, checkpoints and loggers."""
-    clock = Clock()
+    clock = Clock(len(spec.dataloader))
     reproducibility.seed_all(cfg.seed)
-    model = build_model(cfg.model, 1000)
+    model = build_model(cfg.model, CLASSES)
     trainer = Trainer(
         model=model,
         train_dataloader=spec,
@@ -243,28 +242,27 @@ def measure(contests: Sequence[Contest], rounds: int) -> None:
     """Every contest in every round, in turning order; a first round, which starts workers, is not counted."""
     for number in tqdm(range(rounds + 1), unit=" rounds", disable=None):
         for contest in contests if number % 2 else contests[::-1]:
-            clock = contest.clock
-            clock.start()
             contest.trainer.fit(duration="1ep")
-            trained = clock.stop()
+            found = {"trained": contest.clock.images_per_sec}
+            if contest.loader == OURS:
+                found["alone"] = rate_alone(contest.spec, contest.clock)
+            tqdm.write(f"round {number}: {contest.loader}, {contest.storage}, {contest.size} px: {found}")
             if number:
-                contest.trained.append(trained)
-            if number and contest.loader != SYNTHETIC:
-                contest.alone.append(rate_alone(contest.spec, clock))
+                contest.trained.append(found["trained"])
+                contest.alone.extend([found["alone"]] if "alone" in found else [])
 
 
 def rate_alone(spec: DataSpec, clock: Clock) -> float:
     """Images/s that arrive on the device."""
-    clock.start()
     for batch in spec.dataloader:
         clock.add(len(spec.batch_transforms(batch)[1]))
-    return clock.stop()
+    return clock.images_per_sec
 
 
 def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """The report."""
     base = {contest.size: contest.trained for contest in contests if contest.loader == SYNTHETIC}
-    cfg = config(args, Path("."), contests[0].size)
+    cfg = config(args, Path("."))
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cores": len(os.sched_getaffinity(0)),

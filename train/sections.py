@@ -139,7 +139,9 @@ class DataConfig(Section):
         description="where crops shrink: rgb, Pillow's pixels; ycbcr, before the colours: faster, at about 53 dB; "
         "dct, also in the DCT where a crop is at least twice its target: fastest, at about 46 dB",
     )
-    num_workers: CountOrAuto = Field(description="loader processes per GPU; auto: cores / ranks on the node, at most 8")
+    num_workers: CountOrAuto = Field(
+        description="loader processes per GPU; auto: cores / ranks on the node, at most 12"
+    )
     prefetch_factor: int = Field(ge=1, description="batches each worker keeps ready")
     eval_batch_size: int = Field(gt=0, description="images per evaluation step over all GPUs")
     shuffle_algo: Literal["py1e", "py1s", "py2s", "py1br", "naive"] = Field(description="streaming's shuffle")

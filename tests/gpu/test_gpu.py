@@ -37,9 +37,12 @@ def gpu() -> torch.device:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_reach_a_busy_gpu_as_the_cpu_sees_them(shards: Path, gpu: torch.device, workers: int) -> None:
-    """The host runs far ahead of the GPU here, so memory that is used again too early would show."""
-    there = list(kept_after_work(batches(shards, gpu, workers)))
+@pytest.mark.parametrize("busy", ["gpu", "bus"])
+def test_batches_reach_a_busy_gpu_as_the_cpu_sees_them(
+    shards: Path, gpu: torch.device, busy: str, workers: int
+) -> None:
+    """The host runs far ahead of the GPU here, so memory that is used too early, or again too early, would show."""
+    there = list(kept_after_work(batches(shards, gpu, workers), busy))
     torch.cuda.synchronize()
     here = [(batch.images.clone(), batch.labels) for batch in batches(shards, torch.device("cpu"), workers)]
     assert len(there) == len(here) == EPOCHS * 12
@@ -49,18 +52,24 @@ def test_batches_reach_a_busy_gpu_as_the_cpu_sees_them(shards: Path, gpu: torch.
         assert torch.equal(labels.cpu(), labels_here)
 
 
-def kept_after_work(found: Iterator[RawBatch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Have the GPU look at each batch only after some milliseconds of work; nothing here waits for it."""
+def kept_after_work(found: Iterator[RawBatch], busy: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Look at each batch on the GPU, which has work to do before (gpu), or gets it late (bus); nothing here waits."""
     factor = torch.full((4096, 4096), 1e-4, device="cuda")
+    there, here = torch.empty(2**27, dtype=torch.uint8, device="cuda"), torch.empty(2**27, dtype=torch.uint8)
+    here, others = here.pin_memory(), [torch.cuda.Stream() for _ in range(4)]
     for batch in found:
-        for _ in range(4):
-            factor = factor @ factor
+        if busy == "gpu":
+            for _ in range(4):
+                factor = factor @ factor
         yield batch.images.clone(), batch.labels.clone()
+        for stream in others if busy == "bus" else []:
+            with torch.cuda.stream(stream):
+                there.copy_(here, non_blocking=True)
 
 
 def batches(shards: Path, device: torch.device, workers: int) -> Iterator[RawBatch]:
     """Batches of EPOCHS epochs, as training gets them, at sizes that change."""
-    dist.initialize_dist(get_device("gpu" if device.type == "cuda" else "cpu"), timeout=60)
+    dist.initialize_dist(get_device(None), timeout=60)
     cfg = load_config(
         REPOSITORY / "yamls/tiny.yaml",
         [f"data.local={shards}", f"data.num_workers={workers}", "global_batch_size=8", "data.crop_size=160"],
