@@ -98,6 +98,7 @@ class Clock(Callback):
     @property
     def images_per_sec(self) -> float:
         """Of the epoch that has just ended."""
+        assert self.seen == self.batches, f"{self.seen} batches came of {self.batches}"
         return self.images / (self.ended - self.started)
 
     def batch_end(self, state: State, logger: Logger) -> None:
