@@ -20,7 +20,6 @@ import gc
 import itertools
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ from composer.utils import dist, get_device, reproducibility
 from tqdm import tqdm
 
 from benchmarks import loader_peers
+from benchmarks.loader import ratio_of, spread
 from benchmarks.loader_stores import Stores
 from train.config import Config, load_config
 from train.loader import RawBatch, ToDevice, build_train_spec, worker_count
@@ -60,9 +60,10 @@ class Contest:
     """One loader on one storage at one size.
 
     Attributes:
-        spec: its data, for Composer; of as many batches in each of them.
+        spec: its data, for Composer.
         trainer: what trains on it.
-        trained, alone: images/s of each round.
+        clock: of the trainer.
+        rates: images/s of each round, by what was done: `trained`, and `alone` for ours.
     """
 
     loader: str
@@ -71,8 +72,7 @@ class Contest:
     spec: DataSpec
     trainer: Trainer
     clock: "Clock"
-    trained: list[float] = field(default_factory=list)
-    alone: list[float] = field(default_factory=list)
+    rates: dict[str, list[float]] = field(default_factory=lambda: {"trained": [], "alone": []})
 
 
 class Clock(Callback):
@@ -248,9 +248,8 @@ def measure(contests: Sequence[Contest], rounds: int) -> None:
             if contest.loader == OURS:
                 found["alone"] = rate_alone(contest.spec, contest.clock)
             tqdm.write(f"round {number}: {contest.loader}, {contest.storage}, {contest.size} px: {found}")
-            if number:
-                contest.trained.append(found["trained"])
-                contest.alone.extend([found["alone"]] if "alone" in found else [])
+            for name, rate in found.items() if number else ():
+                contest.rates[name].append(rate)
 
 
 def rate_alone(spec: DataSpec, clock: Clock) -> float:
@@ -262,7 +261,7 @@ def rate_alone(spec: DataSpec, clock: Clock) -> float:
 
 def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) -> dict[str, Any]:
     """The report."""
-    base = {contest.size: contest.trained for contest in contests if contest.loader == SYNTHETIC}
+    base = {contest.size: contest.rates["trained"] for contest in contests if contest.loader == SYNTHETIC}
     cfg = config(args, Path("."))
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -279,20 +278,15 @@ def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) 
                 "loader": contest.loader,
                 "storage": contest.storage,
                 "size": contest.size,
-                "images_per_sec": spread(contest.trained),
+                "images_per_sec": spread(contest.rates["trained"]),
                 "share_of_synthetic": spread(
-                    [mine / most for mine, most in zip(contest.trained, base[contest.size], strict=True)]
+                    [mine / most for mine, most in zip(contest.rates["trained"], base[contest.size], strict=True)]
                 ),
-                "alone_images_per_sec": spread(contest.alone) if contest.alone else None,
+                "alone_images_per_sec": spread(contest.rates["alone"]) if contest.rates["alone"] else None,
             }
             for contest in contests
         ],
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Minimum, median and maximum."""
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def lines_of(report: dict[str, Any]) -> Iterator[str]:
@@ -310,8 +304,7 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
         share, rate, alone = row["share_of_synthetic"], row["images_per_sec"], row["alone_images_per_sec"]
         yield (
             f"{row['loader']:12}{row['storage']:12}{row['size']:4}{rates(rate):>32}"
-            f"{share['median']:>11.3f} ({share['min']:.3f} - {share['max']:.3f})"
-            + (f"{rates(alone):>28}" if alone else "")
+            f"{ratio_of(share):>26}" + (f"{rates(alone):>28}" if alone else "")
         ).rstrip()
 
 
