@@ -46,6 +46,8 @@ class BadImage(ValueError):
 class Resize:
     """How images are made smaller: never larger, and one that is small enough stays as it is, byte for byte.
 
+    But a progressive JPEG, which takes several times as long to decode, becomes a baseline one with the same tables.
+
     Attributes:
         side: the side that `limit_px` is for, `short` or `max` (the longer one).
         quality: of the JPEG, 1 to 95 in libjpeg's scale.
@@ -77,7 +79,7 @@ class Checked:
 
     Attributes:
         mended: how an original that no trainer could use was changed; None: there was nothing to mend.
-        resized: it was made smaller.
+        resized: it was made smaller, or a baseline JPEG.
     """
 
     data: bytes
@@ -121,6 +123,8 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
                 return _mend(image, resize)
             if resize and resize.size(*image.size) != image.size:
                 return _resize(image, resize)
+            if resize and image.format == "JPEG" and image.info.get("progressive"):
+                return _as_baseline(image)
             return _keep(data, image)
         except MemoryError:
             raise
@@ -164,6 +168,12 @@ def _resize(image: Image.Image, resize: Resize) -> Checked:
     return Checked(data, smaller.width, smaller.height, resized=True)
 
 
+def _as_baseline(image: Image.Image) -> Checked:
+    """With the original's quantization tables and chroma sampling, so that little more than rounding is lost."""
+    width, height = image.size
+    return Checked(_encode(image, quality="keep", subsampling="keep"), width, height, resized=True)
+
+
 def _mend(image: Image.Image, resize: Resize | None) -> Checked:
     image.load()
     rgb = _to_rgb(image)
@@ -178,7 +188,7 @@ def _smaller(image: Image.Image, resize: Resize) -> Image.Image:
     return image.resize(resize.size(*image.size), Image.Resampling.LANCZOS)
 
 
-def _encode(image: Image.Image, *, quality: int, subsampling: int) -> bytes:
+def _encode(image: Image.Image, *, quality: int | str, subsampling: int | str) -> bytes:
     image.info = {}  # the old profile, EXIF and comments describe the old pixels
     encoded = BytesIO()
     options = {"optimize": False, "restart_marker_blocks": BLOCKS_BETWEEN_RESTARTS}

@@ -160,6 +160,26 @@ def test_an_image_that_is_small_enough_is_kept_byte_for_byte() -> None:
     assert Image.open(BytesIO(smaller.data)).size == (smaller.width_px, smaller.height_px)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_small_progressive_jpeg_becomes_a_baseline_one_only_where_images_are_resized(
+    mode: str, subsampling: int
+) -> None:
+    image = noise((5, 4), mode).resize((200, 160), Image.Resampling.BICUBIC)
+    data = encode(image, progressive=True, quality=85, subsampling=subsampling)
+    assert check_image(data).data == data
+    checked = check_image(data, shrink("max=200"))
+    before, after = Image.open(BytesIO(data)), Image.open(BytesIO(checked.data))
+    assert (checked.width_px, checked.height_px, checked.resized, checked.mended) == (200, 160, True, None)
+    assert "progressive" in before.info and "progressive" not in after.info
+    assert after.quantization == before.quantization
+    assert mode == "L" or after.layer == before.layer
+    difference = np.asarray(after, float) - np.asarray(before, float)
+    assert 10 * np.log10(255**2 / (difference**2).mean()) > 42
+    with pytest.raises(BadImage, match="truncated"):
+        check_image(data[: len(data) // 2], shrink("max=200"))
+
+
 def test_resizing_is_antialiased_with_lanczos_over_all_pixels() -> None:
     image = noise()
     data = encode(image)
