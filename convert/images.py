@@ -124,7 +124,7 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
             if resize and resize.size(*image.size) != image.size:
                 return _resize(image, resize)
             if resize and image.format == "JPEG" and image.info.get("progressive"):
-                return _as_baseline(image)
+                return _as_baseline(data, image)
             return _keep(data, image)
         except MemoryError:
             raise
@@ -168,10 +168,14 @@ def _resize(image: Image.Image, resize: Resize) -> Checked:
     return Checked(data, smaller.width, smaller.height, resized=True)
 
 
-def _as_baseline(image: Image.Image) -> Checked:
+def _as_baseline(data: bytes, image: Image.Image) -> Checked:
     """With the original's quantization tables and chroma sampling, so that little more than rounding is lost."""
     width, height = image.size
-    return Checked(_encode(image, quality="keep", subsampling="keep"), width, height, resized=True)
+    image.load()
+    try:
+        return Checked(_encode(image, quality="keep", subsampling="keep"), width, height, resized=True)
+    except (OSError, ValueError):  # it decodes, but Pillow's encoder cannot do with its tables
+        return Checked(data, width, height)
 
 
 def _mend(image: Image.Image, resize: Resize | None) -> Checked:

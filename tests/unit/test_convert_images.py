@@ -180,6 +180,15 @@ def test_a_small_progressive_jpeg_becomes_a_baseline_one_only_where_images_are_r
         check_image(data[: len(data) // 2], shrink("max=200"))
 
 
+def test_a_progressive_jpeg_whose_tables_cannot_be_used_again_is_kept() -> None:
+    data = bytearray(encode(noise(mode="L"), progressive=True))
+    data[data.index(b"\xff\xdb") + 4] = 1  # the number of its only quantization table, which is 0 in Pillow's files,
+    data[data.index(b"\xff\xc2") + 12] = 1  # and where its component refers to it
+    assert Image.open(BytesIO(data)).quantization.keys() == {1}
+    checked = check_image(bytes(data), shrink("max=64"))
+    assert checked.data == data and not checked.resized
+
+
 def test_resizing_is_antialiased_with_lanczos_over_all_pixels() -> None:
     image = noise()
     data = encode(image)
