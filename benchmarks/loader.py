@@ -175,7 +175,7 @@ def last_cores(count: int) -> list[int]:
     """The cores that a loader is pinned to; whatever else runs prefers the first ones."""
     usable = sorted(os.sched_getaffinity(0))
     if not 0 < count <= len(usable):
-        raise SystemExit(f"benchmarks/loader.py: --cores {count}: this process may use {len(usable)}")
+        raise SystemExit(f"--cores {count}: this process may use {len(usable)}")
     return usable[-count:]
 
 

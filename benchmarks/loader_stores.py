@@ -21,7 +21,7 @@ class Stores:
     def __init__(self, images: Path, scratch: Path, copies: int) -> None:
         files = sorted(path for path in (images / "train").rglob("*") if path.is_file())
         if not files:
-            raise SystemExit(f"benchmarks/loader.py: {images}/train holds no files; give an ImageFolder")
+            raise SystemExit(f"--images: {images}/train holds no files; give an ImageFolder")
         self.scratch, self.copies, self.count = scratch, copies, len(files) * copies
         self.folder = scratch / "folder"
         for number in range(copies):

@@ -39,7 +39,7 @@ from composer.utils import dist, get_device, reproducibility
 from tqdm import tqdm
 
 from benchmarks import loader_peers
-from benchmarks.loader import ratio_of, spread
+from benchmarks.loader import last_cores, ratio_of, spread
 from benchmarks.loader_stores import Stores
 from train.config import Config, load_config
 from train.loader import RawBatch, ToDevice, build_train_spec, worker_count
@@ -50,7 +50,7 @@ from train.run import microbatch_size_on, precision_on, torch_device
 from train.splits import open_train
 
 WARM_UP = 20  # batches, so that what workers have made ready before is used up
-OURS, SYNTHETIC = "ours", "synthetic"
+OURS, PEER, SYNTHETIC = "ours", "mosaicml", "synthetic"
 CLASSES = 1000
 NOTHING = torch.zeros(0)
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the benchmark, print its table, and write its JSON."""
     args = parse(argv)
     if args.cores:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
+        os.sched_setaffinity(0, last_cores(args.cores))
     device = get_device(None)
     dist.initialize_dist(device, timeout=60)
     torch.backends.cudnn.benchmark = True
@@ -158,7 +158,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--loaders", default="ours,mosaicml", metavar="NAMES", help="of ours, mosaicml")
+    parser.add_argument("--loaders", default=f"{OURS},{PEER}", metavar="NAMES", help=f"of {OURS}, {PEER}")
     parser.add_argument("--storage", default="original", metavar="NAMES", help="for ours: original or a --resize value")
     parser.add_argument("--sizes", default="224", metavar="PX")
     parser.add_argument("--batch", type=int, default=256, help="images of a step")
@@ -166,7 +166,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cores", type=int, help="default: all")
     parser.add_argument("--copies", type=int, default=100)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if unknown := set(args.loaders.split(",")) - {OURS, PEER}:
+        parser.error(f"--loaders: {', '.join(sorted(unknown))}: there are {OURS} and {PEER}")
+    return args
 
 
 def contests_of(args: argparse.Namespace, stores: Stores, device: Any) -> Iterator[Contest]:

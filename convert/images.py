@@ -169,7 +169,10 @@ def _resize(image: Image.Image, resize: Resize) -> Checked:
 
 
 def _as_baseline(data: bytes, image: Image.Image) -> Checked:
-    """With the original's quantization tables and chroma sampling, so that little more than rounding is lost."""
+    """With the original's quantization tables and chroma sampling, so that little more than rounding is lost.
+
+    Samplings that Pillow has no name for, such as 4:1:1, become 4:2:0.
+    """
     width, height = image.size
     image.load()
     try:

@@ -91,7 +91,7 @@ class Growing:
 
 
 def test_resume_after_kill_9_ends_with_identical_weights_on_a_gpu(shards: Path, tmp_path: Path) -> None:
-    """In bfloat16, channels_last, and with loader workers, as a production run."""
+    """In bfloat16 and with loader workers, as a production run."""
     assert train(shards, tmp_path / "undisturbed").wait(SECONDS) == 0, output(tmp_path / "undisturbed")
     killed = tmp_path / "killed"
     process = train(shards, killed)
@@ -109,6 +109,7 @@ def test_resume_after_kill_9_ends_with_identical_weights_on_a_gpu(shards: Path, 
 
 
 def train(shards: Path, folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a run as a user does: tests.processes forks its runs, and CUDA must not have begun before a fork."""
     settings = [
         *("model.name=resnet50", "deterministic=true", "device_train_microbatch_size=16", "data.num_workers=2"),
         "loggers.file=false",
