@@ -1,7 +1,7 @@
-/* Has resample.c and colours.c of train/decode/native run their AVX2 and AVX-512 code on any processor: intrinsics become
+/* Has the kernels of train/decode/native run their AVX2 and AVX-512 code on any processor: intrinsics become
  * SIMDe's plain C.
  *
- * Given to the compiler by -include. SIMDe 0.7 (Debian 12) lacks four of those that are used, written out below from
+ * Given to the compiler by -include. SIMDe 0.7 (Debian 12) lacks six of those that are used, written out below from
  * Intel's Intrinsics Guide. */
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -59,6 +59,26 @@ static inline void emulated_mask_storeu_epi8(void *to, uint64_t mask, __m512i fr
     if (mask >> i & 1) ((uint8_t *)to)[i] = in[i];
 }
 
+static inline __m512i emulated_permutex_epi64(__m512i from, int places) {
+  int64_t in[8], out[8];
+  memcpy(in, &from, sizeof in);
+  for (int i = 0; i < 8; i++) out[i] = in[i / 4 * 4 + (places >> 2 * (i % 4) & 3)];
+  memcpy(&from, out, sizeof out);
+  return from;
+}
+
+static inline __m512i emulated_srai_epi32(__m512i from, unsigned bits) {
+  int32_t in[16];
+  memcpy(in, &from, sizeof in);
+  for (int i = 0; i < 16; i++) in[i] >>= bits;
+  memcpy(&from, in, sizeof in);
+  return from;
+}
+
+#undef _mm512_permutex_epi64
+#define _mm512_permutex_epi64 emulated_permutex_epi64
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32 emulated_srai_epi32
 #undef _mm512_shuffle_epi32
 #define _mm512_shuffle_epi32 emulated_shuffle_epi32
 #undef _mm512_cvtepi32_epi8

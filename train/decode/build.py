@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SOURCE_FOLDER = Path(__file__).resolve().parent / "native"
-SOURCES = ("colours.c", "decode.c", "huffman.c", "planes.c", "resample.c")
-HEADERS = ("colours.h", "huffman.h", "planes.h", "resample.h")
+SOURCES = ("colours.c", "decode.c", "huffman.c", "inverse_dct.c", "planes.c", "resample.c")
+HEADERS = ("colours.h", "huffman.h", "inverse_dct.h", "planes.h", "resample.h")
 # No fused multiply-adds: a filter's weights are to be the same on every processor.
 FLAGS = ("-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O3", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra")
 HOW_TO = (

@@ -6,7 +6,8 @@
  * are libjpeg's defaults, as Pillow's are: accurate integer DCT and smooth chroma upsampling. A border is decoded
  * around the crop and thrown away, so that chroma next to the cut is interpolated as in a decode of the whole image.
  *
- * Where that is asked for, and the crop shrinks, rows are taken before chroma is interpolated (planes.c).
+ * Where that is asked for, and the crop shrinks, rows of baseline images are taken before chroma is interpolated, and
+ * libjpeg only reads the headers (planes.c).
  */
 #include <limits.h>
 #include <pthread.h>
@@ -31,18 +32,11 @@
 /* The part of libjpeg's entropy decoder that is replaced by ours; the first two members of this structure have been
  * these from libjpeg 6b (1998) to libjpeg-turbo 3, and jpegint.h, which declares it, is not installed everywhere. */
 #if LIBJPEG_TURBO_VERSION_NUMBER >= 4000000
-#error "see whether struct jpeg_entropy_decoder of this libjpeg-turbo still starts with these members"
+#error "see whether jpegint.h of this libjpeg-turbo still declares these members, and those of planes.c, first"
 #endif
 struct jpeg_entropy_decoder {
   void (*start_pass)(j_decompress_ptr jpeg);
   boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
-};
-
-/* Likewise of its post-processing, of which only the inverse DCT's rows are wanted where planes are resized. */
-struct jpeg_d_post_controller {
-  void (*start_pass)(j_decompress_ptr jpeg, int mode);
-  void (*post_process_data)(j_decompress_ptr jpeg, JSAMPIMAGE rows, JDIMENSION *group, JDIMENSION groups,
-                            JSAMPARRAY out, JDIMENSION *row, JDIMENSION out_rows);
 };
 
 #define TEXT(macro) TEXT_(macro)
@@ -219,11 +213,15 @@ static boolean decode_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
   return TRUE;
 }
 
+/* The width of an MCU, px. */
+static int mcu_edge(const struct jpeg_decompress_struct *jpeg) {
+  return (int)jpeg->scale_num * (jpeg->comps_in_scan == 1 ? 1 : jpeg->max_h_samp_factor);
+}
+
 /* Have our own entropy decoder work in libjpeg's, where it can. */
 static void speed_up(struct worker *worker, int offset) {
   struct jpeg_decompress_struct *jpeg = &worker->jpeg;
-  int edge = (int)jpeg->scale_num * (jpeg->comps_in_scan == 1 ? 1 : jpeg->max_h_samp_factor); /* px of an MCU */
-  int last = (offset + (int)jpeg->output_width - 1) / edge;
+  int edge = mcu_edge(jpeg), last = (offset + (int)jpeg->output_width - 1) / edge;
   if (!jpeg_has_multiple_scans(jpeg) &&
       !entropy_start(&worker->entropy, jpeg, (JDIMENSION)(offset / edge), (JDIMENSION)last, 0))
     jpeg->entropy->decode_mcu = decode_mcu;
@@ -239,41 +237,43 @@ static int cut_columns(struct jpeg_decompress_struct *jpeg, const struct axis *a
   return (int)offset;
 }
 
-static void take_rows(j_decompress_ptr jpeg, JSAMPIMAGE rows, JDIMENSION *group, JDIMENSION groups, JSAMPARRAY out,
-                      JDIMENSION *row, JDIMENSION out_rows) {
-  struct worker *worker = jpeg->client_data;
-  JDIMENSION taken = (JDIMENSION)planes_take(&worker->planes, jpeg, rows, (int)groups);
-  JDIMENSION left = jpeg->output_height - jpeg->output_scanline;
-  (void)out, (void)out_rows;
-  *group = groups;
-  *row += taken < left ? taken : left;
-}
-
-/* Resize Y, Cb and Cr, and work out the colours of what is left; libjpeg does the inverse DCT alone. */
-static void render_planes(struct worker *worker, const struct batch *batch, const struct axis *y, uint8_t *out) {
-  struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+/* Memory for the planes, `width` px of them, `mcus` px with what the last MCU has beyond; returns that for one row of
+ * output. */
+static uint8_t *reserve_planes(struct worker *worker, size_t width, size_t mcus, size_t ring_rows, size_t row_bytes) {
   struct planes *planes = &worker->planes;
-  int ring_rows = planes_plan(planes, &worker->down, y->origin, (int)jpeg->output_height);
-  if (ring_rows < 0) give_up(worker, OUT_OF_MEMORY, "out of memory");
-  size_t width = jpeg->output_width, bytes = 3 * (size_t)batch->size;
-  size_t plane = (planes->stride = round_up(width + PLANE_MARGIN)) * (size_t)(ring_rows + 1) + 2 * PLANE_MARGIN;
+  planes->stride = round_up(mcus + PLANE_MARGIN);
+  size_t plane = planes->stride * (ring_rows + 1) + 2 * PLANE_MARGIN;
   size_t coloured = round_up(4 * width + PLANE_MARGIN + SOURCE_SLACK(worker->across.groups));
-  uint8_t *memory = reserve(worker, &worker->decoded, 3 * plane + coloured + bytes + OUTPUT_SLACK);
+  uint8_t *memory = reserve(worker, &worker->decoded, 3 * plane + coloured + row_bytes + OUTPUT_SLACK);
   for (int c = 0; c < 3; c++, memory += plane) {
     planes->width[c] = (int)(c ? (width + (size_t)planes->across - 1) / (size_t)planes->across : width);
     planes->rings[c] = memory;
-    planes->narrowed[c] = memory + planes->stride * (size_t)ring_rows + PLANE_MARGIN;
+    planes->narrowed[c] = memory + planes->stride * ring_rows + PLANE_MARGIN;
   }
-  uint8_t *last_row = memory + coloured;
   planes->colours = memory;
-  planes->taps = (const uint8_t **)(void *)reserve(worker, &worker->pointers, sizeof(uint8_t *) * (size_t)ring_rows);
+  planes->taps = (const uint8_t **)(void *)reserve(worker, &worker->pointers, sizeof(uint8_t *) * ring_rows);
+  return memory + coloured;
+}
 
-  int mcu_rows = (int)jpeg->scale_num * jpeg->max_v_samp_factor;
-  int skipped = (y->first > BORDER ? y->first - BORDER : 0) / mcu_rows * mcu_rows;
-  if (skipped) jpeg_skip_scanlines(jpeg, (JDIMENSION)skipped);
-  jpeg->post->post_process_data = take_rows;
+/* Resize Y, Cb and Cr, and work out the colours of what is left. */
+static void render_planes(struct worker *worker, const struct batch *batch, const struct axis *x, const struct axis *y,
+                          uint8_t *out) {
+  struct jpeg_decompress_struct *jpeg = &worker->jpeg;
+  struct planes *planes = &worker->planes;
+  int edge = mcu_edge(jpeg), left = x->first > BORDER ? (x->first - BORDER) / edge * edge : 0;
+  int right = x->end + BORDER < (int)jpeg->output_width ? x->end + BORDER : (int)jpeg->output_width;
+  int last = (right - 1) / edge, ring_rows = planes_plan(planes, &worker->down, y->origin, (int)jpeg->output_height);
+  if (ring_rows < 0) give_up(worker, OUT_OF_MEMORY, "out of memory");
+  if (entropy_start(&worker->entropy, jpeg, (JDIMENSION)(left / edge), (JDIMENSION)last, 0))
+    give_up(worker, IRREGULAR, "not a baseline scan");
+  filter_shift(&worker->across, x->origin - left);
+  size_t bytes = 3 * (size_t)batch->size;
+  uint8_t *last_row = reserve_planes(worker, (size_t)(right - left), (size_t)((last + 1) * edge - left),
+                                     (size_t)ring_rows, bytes);
+  planes->rows = planes->chroma_rows = 0;
   for (int o = 0; o < batch->size;) {
-    if (jpeg_read_scanlines(jpeg, &last_row, MOST_ROWS_OF_MCU) < 1) give_up(worker, DAMAGED, "image file is truncated");
+    if (planes_read(planes, jpeg, &worker->entropy, batch->kernels, y->first - BORDER))
+      give_up(worker, IRREGULAR, "irregular Huffman data");
     for (; o < batch->size && planes_have(planes, o); o++) {
       int has_slack = bytes * (size_t)(batch->size - 1 - o) >= OUTPUT_SLACK;
       uint8_t *row = out + bytes * (size_t)o;
@@ -303,7 +303,7 @@ static void render(struct worker *worker, const struct batch *batch, int index, 
   int divisor = batch->resize_in == IN_DCT ? dct_divisor(box, batch->size) : 1;
   jpeg->scale_num = 8 / (unsigned)divisor, jpeg->scale_denom = 8;
   jpeg_calc_output_dimensions(jpeg);
-  int in_planes = batch->resize_in != IN_RGB && box[3] - box[1] > divisor * batch->size &&
+  int in_planes = batch->resize_in != IN_RGB && !with_libjpeg_alone && box[3] - box[1] > divisor * batch->size &&
                   planes_fit(&worker->planes, jpeg);
   double most = MOST_COARSE_SHRINK * divisor * batch->size;
   enum weight_bits bits = in_planes && box[2] - box[0] <= most && box[3] - box[1] <= most ? COARSE : FINE;
@@ -312,15 +312,15 @@ static void render(struct worker *worker, const struct batch *batch, int index, 
   struct axis y = plan_axis(worker, batch, &worker->down, box[1], box[3], (int)jpeg->image_height,
                             (int)jpeg->output_height, divisor, 0, bits);
   uint8_t *out = batch->out + 3 * (size_t)batch->size * (size_t)batch->size * (size_t)index;
-  if (in_planes) jpeg->out_color_space = JCS_YCbCr, jpeg->do_fancy_upsampling = FALSE;
+  jpeg->raw_data_out = in_planes; /* libjpeg lays out nothing beyond the inverse DCT */
   jpeg_start_decompress(jpeg);
+  if (in_planes) {
+    render_planes(worker, batch, &x, &y, out);
+    return;
+  }
   int offset = cut_columns(jpeg, &x);
   if (!with_libjpeg_alone) speed_up(worker, offset);
   filter_shift(&worker->across, x.origin - offset);
-  if (in_planes) {
-    render_planes(worker, batch, &y, out);
-    return;
-  }
 
   size_t decoded_stride = round_up(4 * (size_t)jpeg->output_width + SOURCE_SLACK(worker->across.groups) + MISALIGNMENT);
   size_t stride = round_up(3 * (size_t)batch->size + OUTPUT_SLACK);

@@ -16,7 +16,9 @@ from train.decode.native.library import open_library, pointers_to
 from train.decode.pillow import DecodeError
 
 ALGORITHM = 1
-"""Counts changes of the pixels: a run cannot be resumed exactly with another one."""
+SHRINKING_ALGORITHM = 2
+"""Count changes of the pixels, of all and of those of `resize_in` other than rgb: a run cannot be resumed exactly with
+another one."""
 
 MESSAGE_BYTES = 256  # as in decode.c
 DECODED, NOT_FOR_US, DAMAGED, OUT_OF_MEMORY = range(4)  # enum status of decode.c
@@ -35,7 +37,8 @@ class NativeDecoder:
         resize_in: where crops that are higher than `size` shrink. "rgb": as in Pillow. "ycbcr": before chroma is
             interpolated across and the colours are worked out; faster, and a level or so off. "dct": the same, and
             libjpeg halves, quarters or eighths what is at least 2, 4 or 8 times `size` in both directions; faster
-            still, and further off. What is enlarged, and what is not Y, Cb and Cr, has Pillow's pixels in all three.
+            still, and further off. What is enlarged, and what is not Y, Cb and Cr, has Pillow's pixels in all three;
+            so have progressive images in "ycbcr".
         threads: of each batch; loader workers are processes and want 1.
         path: the instructions to use, for tests; all of them give the same bytes.
 
@@ -51,7 +54,9 @@ class NativeDecoder:
     @property
     def name(self) -> str:
         """What decides the pixels."""
-        return f"native {ALGORITHM}" + ("" if self._resize_in == "rgb" else f" resizing in {self._resize_in}")
+        if self._resize_in == "rgb":
+            return f"native {ALGORITHM}"
+        return f"native {ALGORITHM} resizing in {self._resize_in} {SHRINKING_ALGORITHM}"
 
     @property
     def version(self) -> str:

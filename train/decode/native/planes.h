@@ -7,10 +7,11 @@
 
 #include <jpeglib.h>
 
+#include "huffman.h"
 #include "resample.h"
 
 enum {
-  MOST_ROWS_OF_MCU = 32, /* 4 blocks of 8 */
+  MOST_ROWS_OF_MCU = 32, /* 4 blocks of 8; a multiple of all that fit */
   PLANE_MARGIN = 64,     /* bytes before and after the rows in `narrowed` that kernels may read and write */
 };
 
@@ -21,7 +22,7 @@ struct planes {
   int origin;                /* the row of the image that is its row 0 */
   struct filter chroma;      /* down the rows of Cb and Cr */
   int width[3];              /* of the rows, in samples */
-  int rows, chroma_rows;     /* of the image, from its top, that libjpeg is done with */
+  int rows, chroma_rows;     /* of the image, from its top, that have been read */
   uint8_t *rings[3];         /* of ring_rows rows: row r lies at place r % ring_rows */
   int ring_rows;
   size_t stride;          /* bytes between rows of a ring */
@@ -30,14 +31,19 @@ struct planes {
   uint8_t *colours;       /* that row in RGBX */
 };
 
-/* Whether the image's chroma can be resized so. Sets across and down; libjpeg's output dimensions must be known. */
-int planes_fit(struct planes *planes, const struct jpeg_decompress_struct *jpeg);
+/* Whether an image has planes that can be resized so. Sets across and down; libjpeg's output dimensions must be known. */
+int planes_fit(struct planes *planes, struct jpeg_decompress_struct *jpeg);
 
 /* Plan chroma's filter by luma's; returns how many rows the rings need, or -1 when out of memory. */
 int planes_plan(struct planes *planes, const struct filter *luma, int origin, int height);
 
-/* Keep the rows of an MCU row, as the inverse DCT has left them; returns how many of luma that is. */
-int planes_take(struct planes *planes, const struct jpeg_decompress_struct *jpeg, JSAMPIMAGE rows, int groups);
+/* Read the next row of MCUs into the rings, or past it where it ends before row `first` of luma.
+ *
+ * Args: jpeg: with raw_data_out, started; entropy: likewise, with the columns of the rings.
+ *
+ * Returns 0, or -1 for data with any irregularity. */
+int planes_read(struct planes *planes, struct jpeg_decompress_struct *jpeg, struct entropy *entropy,
+                const struct kernels *kernels, int first);
 
 /* Whether all that output row o is made of has come. */
 int planes_have(const struct planes *planes, int o);

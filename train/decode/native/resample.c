@@ -6,6 +6,7 @@
 #include "resample.h"
 
 #include "colours.h"
+#include "inverse_dct.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -170,7 +171,7 @@ static void vertical_portable(const uint8_t *const *rows, const struct filter *f
   }
 }
 
-static const struct kernels portable = {horizontal_portable, vertical_portable, colours_portable};
+static const struct kernels portable = {horizontal_portable, vertical_portable, colours_portable, NULL};
 
 /* ---- x86 ------------------------------------------------------------------------------------------------------ */
 
@@ -368,8 +369,8 @@ __attribute__((target(AVX512))) static void vertical_avx512(const uint8_t *const
     vertical_row_512(rows, filter, o, FINE, bytes, out);
 }
 
-static const struct kernels avx2 = {horizontal_avx2, vertical_avx2, colours_avx2};
-static const struct kernels avx512 = {horizontal_avx512, vertical_avx512, colours_avx2};
+static const struct kernels avx2 = {horizontal_avx2, vertical_avx2, colours_avx2, NULL};
+static const struct kernels avx512 = {horizontal_avx512, vertical_avx512, colours_avx2, inverse_dct_avx512};
 
 const struct kernels *kernels_for(enum path path) {
   __builtin_cpu_init();
