@@ -149,6 +149,13 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return library.load_library(built)
 
 
+def overflowing(width: int, height: int) -> bytes:
+    """White, by tables that make it eight times as bright, which takes more than 16 bits."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(file, "JPEG", qtables=[[16] * 64] * 2)
+    return file.getvalue().replace(b"\x10" * 64, b"\xff" * 64)
+
+
 @needs_native
 @pytest.mark.parametrize("path", [AUTO, AVX2, AVX512])
 @pytest.mark.parametrize("resize_in", get_args(ResizeIn))
@@ -156,7 +163,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_all_instruction_sets_give_the_same_bytes(
     path: int, size: int, resize_in: ResizeIn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = [jpeg(211, 157, sampling, 4) for sampling in SAMPLINGS]
+    images = [jpeg(211, 157, sampling, 4) for sampling in SAMPLINGS] + [overflowing(211, 157)]
     jpegs, views = zip(*itertools.product(images, boxes(211, 157, 10, size)), strict=True)
 
     def decode(path: int) -> torch.Tensor:

@@ -103,10 +103,12 @@ INLINE_AVX512 void store(const struct block *block, __m256i rows_0145, __m256i r
   }
 }
 
-__attribute__((target(AVX512))) void inverse_dct_avx512(const struct block *first, const struct block *second) {
+__attribute__((target(AVX512))) int inverse_dct_avx512(const struct block *first, const struct block *second) {
   /* The low halves of each block's two rows, and the high ones. */
   const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
   __m512i in01 = two_rows(first, second, 0), in23 = two_rows(first, second, 2);
+  const __m512i most = _mm512_set1_epi16(1 << 13), beyond = _mm512_set1_epi16((short)(3 << 14));
+  if (_mm512_test_epi32_mask(_mm512_add_epi16(in01, most), beyond)) return -1; /* without AC codes libjpeg wraps around */
   __m512i in45 = two_rows(first, second, 4), in67 = two_rows(first, second, 6);
   __m512i rows[4] = {_mm512_permutex2var_epi64(in01, low, in45), _mm512_permutex2var_epi64(in23, high, in01),
                      _mm512_permutex2var_epi64(in23, low, in67), _mm512_permutex2var_epi64(in67, high, in45)};
@@ -121,6 +123,7 @@ __attribute__((target(AVX512))) void inverse_dct_avx512(const struct block *firs
   __m512i rows_2367 = _mm512_add_epi8(_mm512_packs_epi16(rows[2], rows[3]), grey);
   store(first, _mm512_castsi512_si256(rows_0145), _mm512_castsi512_si256(rows_2367));
   store(second, _mm512_extracti64x4_epi64(rows_0145, 1), _mm512_extracti64x4_epi64(rows_2367, 1));
+  return 0;
 }
 
 #endif

@@ -13,7 +13,10 @@ struct block {
   size_t stride;               /* bytes between them */
 };
 
-/* libjpeg's accurate integer inverse DCT (jpeg_idct_islow): the same samples, in AVX-512. */
-void inverse_dct_avx512(const struct block *first, const struct block *second);
+/* libjpeg's accurate integer inverse DCT (jpeg_idct_islow): the same samples as by its AVX2 code, in AVX-512.
+ *
+ * Returns 0, or -1 where a coefficient is beyond what an image can have (eight times that), so that numbers of 16 bits
+ * overflow, which libjpeg does in a way of its own. */
+int inverse_dct_avx512(const struct block *first, const struct block *second);
 
 #endif

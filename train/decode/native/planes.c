@@ -80,18 +80,22 @@ static void lay_out(struct mcu *mcu, const struct planes *planes, const struct j
   }
 }
 
+static void transform_by_libjpeg(struct mcu *mcu, int i, struct jpeg_decompress_struct *jpeg) {
+  jpeg_component_info *component = mcu->components[i];
+  const struct block *block = &mcu->blocks[i];
+  JSAMPROW rows[DCTSIZE];
+  for (int y = 0; y < DCTSIZE; y++) rows[y] = block->samples + block->stride * (size_t)y;
+  jpeg->idct->inverse_DCT[component->component_index](jpeg, component, mcu->coefficients[i], rows, 0);
+}
+
 /* Form the samples of an MCU; those of the next one go to its right. */
 static void transform(struct mcu *mcu, struct jpeg_decompress_struct *jpeg, const struct kernels *kernels) {
-  if (kernels->inverse_dct && !mcu->is_scaled) {
-    mcu->blocks[mcu->count] = mcu->blocks[mcu->count - 1];
-    for (int i = 0; i < mcu->count; i += 2) kernels->inverse_dct(&mcu->blocks[i], &mcu->blocks[i + 1]);
-  } else {
-    for (int i = 0; i < mcu->count; i++) {
-      jpeg_component_info *component = mcu->components[i];
-      JSAMPROW rows[DCTSIZE];
-      for (int y = 0; y < DCTSIZE; y++) rows[y] = mcu->blocks[i].samples + mcu->blocks[i].stride * (size_t)y;
-      jpeg->idct->inverse_DCT[component->component_index](jpeg, component, mcu->coefficients[i], rows, 0);
-    }
+  int can_take_two = kernels->inverse_dct && !mcu->is_scaled;
+  mcu->blocks[mcu->count] = mcu->blocks[mcu->count - 1];
+  for (int i = 0; i < mcu->count; i += 2) {
+    if (can_take_two && !kernels->inverse_dct(&mcu->blocks[i], &mcu->blocks[i + 1])) continue;
+    transform_by_libjpeg(mcu, i, jpeg);
+    if (i + 1 < mcu->count) transform_by_libjpeg(mcu, i + 1, jpeg);
   }
   for (int i = 0; i < mcu->count; i++) mcu->blocks[i].samples += mcu->steps[i];
 }

@@ -62,8 +62,8 @@ struct kernels {
   /* Rows of Y, Cb and Cr -> RGBX. There are `across` (1 or 2) pixels to a sample of chroma, of which the one before and
    * the one after the row must be there. Up to 16 samples past a row may be read, 16 pixels written. */
   void (*colours)(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int width, int across, uint8_t *out);
-  /* Two blocks' inverse DCT; NULL where libjpeg's own is as fast. */
-  void (*inverse_dct)(const struct block *first, const struct block *second);
+  /* Two blocks' inverse DCT, or -1 where that is left to libjpeg's; NULL where libjpeg's is as fast. */
+  int (*inverse_dct)(const struct block *first, const struct block *second);
 };
 
 /* Return the kernels of a path, or of the best that this processor has; NULL where it lacks them. */
