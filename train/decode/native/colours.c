@@ -36,8 +36,6 @@ void colours_portable(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, in
 
 #ifdef HAVE_X86
 
-#define INLINE_AVX2 __attribute__((target("avx2"), always_inline)) static inline
-
 /* Chroma of 16 pixels, as chroma_of has it; `row` is at the first one's. */
 INLINE_AVX2 __m256i chroma_16(const uint8_t *row, int across) {
   __m256i fourfold;

@@ -17,9 +17,6 @@ enum {
   F_1_501 = 12299, F_1_847 = 15137, F_1_961 = 16069, F_2_053 = 16819, F_2_562 = 20995, F_3_072 = 25172,
 };
 
-#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
-#define INLINE_AVX512 __attribute__((target(AVX512), always_inline)) static inline
-
 /* Four lanes of 128 bits hold two rows of the first block, then two of the second. Of constants, one pair goes with the
  * first of such two rows, one with the second. */
 #define TWICE(a, b) (long long)(0x100000001u * ((uint64_t)(uint16_t)(a) | (uint64_t)(uint16_t)(b) << 16))

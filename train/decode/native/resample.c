@@ -206,8 +206,6 @@ static const __m128i *at_pixel(const uint8_t *source, int pixel) {
   else \
     row(source, filter, groups, 0, FINE, out);
 
-#define INLINE_AVX2 __attribute__((target("avx2"), always_inline)) static inline
-
 /* From the sums over the upper and the lower halves of the weights to levels. */
 #define SETTLE(P, bits, high, low) \
   P##_srli_epi32(P##_add_epi32((bits) == COARSE ? high : P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), \
@@ -296,9 +294,6 @@ __attribute__((target("avx2"))) static void vertical_avx2(const uint8_t *const *
   else
     vertical_row(rows, filter, o, FINE, bytes, out);
 }
-
-#define AVX512 "avx2,avx512f,avx512bw,avx512dq,avx512vl"
-#define INLINE_AVX512 __attribute__((target(AVX512), always_inline)) static inline
 
 /* As in AVX2, with four pixels to a register. */
 INLINE_AVX512 void horizontal_row_512(const uint8_t *source, const struct filter *filter, int groups, int halved,

@@ -8,6 +8,11 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(HAVE_X86)
 #define HAVE_X86 1
 #endif
+#ifdef HAVE_X86
+#define AVX512 "avx2,avx512f,avx512bw,avx512dq,avx512vl"
+#define INLINE_AVX512 __attribute__((target(AVX512), always_inline)) static inline
+#define INLINE_AVX2 __attribute__((target("avx2"), always_inline)) static inline
+#endif
 
 #define ROW_ALIGNMENT 64 /* bytes; an AVX-512 register */
 #define SOURCE_SLACK(groups) (16 * (size_t)(groups) + 32) /* bytes past a source row that kernels may read */
