@@ -59,14 +59,6 @@ static inline void emulated_mask_storeu_epi8(void *to, uint64_t mask, __m512i fr
     if (mask >> i & 1) ((uint8_t *)to)[i] = in[i];
 }
 
-static inline __m512i emulated_permutex_epi64(__m512i from, int places) {
-  int64_t in[8], out[8];
-  memcpy(in, &from, sizeof in);
-  for (int i = 0; i < 8; i++) out[i] = in[i / 4 * 4 + (places >> 2 * (i % 4) & 3)];
-  memcpy(&from, out, sizeof out);
-  return from;
-}
-
 static inline __m512i emulated_srai_epi32(__m512i from, unsigned bits) {
   int32_t in[16];
   memcpy(in, &from, sizeof in);
@@ -76,7 +68,10 @@ static inline __m512i emulated_srai_epi32(__m512i from, unsigned bits) {
 }
 
 #undef _mm512_permutex_epi64
-#define _mm512_permutex_epi64 emulated_permutex_epi64
+#define _mm512_permutex_epi64(from, places) \
+  _mm512_permutexvar_epi64(_mm512_setr_epi64((places) & 3, (places) >> 2 & 3, (places) >> 4 & 3, (places) >> 6, \
+                                             4 + ((places) & 3), 4 + ((places) >> 2 & 3), 4 + ((places) >> 4 & 3), \
+                                             4 + ((places) >> 6)), from)
 #undef _mm512_srai_epi32
 #define _mm512_srai_epi32 emulated_srai_epi32
 #undef _mm512_shuffle_epi32

@@ -6,8 +6,8 @@
  * are libjpeg's defaults, as Pillow's are: accurate integer DCT and smooth chroma upsampling. A border is decoded
  * around the crop and thrown away, so that chroma next to the cut is interpolated as in a decode of the whole image.
  *
- * Where that is asked for, and the crop shrinks, rows of baseline images are taken before chroma is interpolated, and
- * libjpeg only reads the headers (planes.c).
+ * Where that is asked for, and the crop shrinks, rows of baseline images are taken before chroma is interpolated
+ * (planes.c); libjpeg then reads the headers, and does the inverse DCT where our own (inverse_dct.c) does not.
  */
 #include <limits.h>
 #include <pthread.h>

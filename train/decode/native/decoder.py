@@ -38,7 +38,7 @@ class NativeDecoder:
             interpolated across and the colours are worked out; faster, and a level or so off. "dct": the same, and
             libjpeg halves, quarters or eighths what is at least 2, 4 or 8 times `size` in both directions; faster
             still, and further off. What is enlarged, and what is not Y, Cb and Cr, has Pillow's pixels in all three;
-            so have progressive images in "ycbcr".
+            in "ycbcr" so have progressive images, and damaged ones that libjpeg takes.
         threads: of each batch; loader workers are processes and want 1.
         path: the instructions to use, for tests; all of them give the same bytes.
 
