@@ -44,7 +44,7 @@ class Step:
         self.images = torch.randn(batch, 3, px, px, device=place)
         self.labels = torch.randint(0, 1000, (batch,), device=place)
         self.raw = RawBatch(torch.zeros(0), self.labels, torch.arange(batch), step=0, stage_s=torch.zeros(3))
-        self.guard = ResumeGuard({}, seed=17, steps_per_epoch=1000)
+        self.guard = ResumeGuard({}, seed=17, train_set=SimpleNamespace(steps_per_epoch=1000))  # type: ignore[arg-type]  # no epoch ends
         self.watch = BatchWatch(StopSignals(), SimpleNamespace(), skips=0)  # type: ignore[arg-type]  # nothing is saved
         self.state: Any = SimpleNamespace(
             model=self.model, device=device, scaler=None, timestamp=SimpleNamespace(batch=0), total_loss_dict={}

@@ -128,6 +128,7 @@ class StreamingImages(StreamingDataset):
         self._found = np.zeros(len(self.shards), dtype=bool)
         self.steps_per_epoch = self.num_samples // global_batch_size
         self.global_batch_size = global_batch_size
+        self._loaded: dict[str, Any] | None = None
         self._epoch = 0
         self._planned = 0
         self._seen = 0
@@ -139,6 +140,22 @@ class StreamingImages(StreamingDataset):
 
     def __len__(self) -> int:
         return self.steps_per_epoch * int(self.batch_size)
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        super().load_state_dict(obj)
+        self._loaded = obj
+
+    def begin_at(self, epoch: int, batch_in_epoch: int) -> None:
+        """After `load_state_dict`, have the next iteration begin at this batch, counted from 0. Called by every rank.
+
+        A checkpoint that Composer 0.32.1 saves at an epoch's end does not say so by itself: Composer asks for the state
+        after 0 samples (`State._dataset_state_dict`), and Streaming 0.13.0 answers with the epoch that it began last
+        (`StreamingDataset.state_dict`: next_epoch - 1), which is the one that has just ended.
+        """
+        if self._loaded is not None:
+            place = {"epoch": epoch, "sample_in_epoch": batch_in_epoch * self.global_batch_size}
+            # Not read back first: the memory is the node's, and another rank may be writing to it.
+            super().load_state_dict(self._loaded | place)
 
     def __getitem__(self, at: int) -> Sample:
         started = time.perf_counter()

@@ -18,7 +18,8 @@ from composer.utils import dist
 
 from train import augment
 from train.config import Config
-from train.dataset import ShortEpochError
+from train.dataset import ShortEpochError, StreamingImages
+from train.gradient_buckets import fix_gradient_buckets
 from train.loader import RawBatch
 
 NOT_PART_OF_THE_CONTRACT = {"run_name", "eval_interval", "checkpoint", "loggers", "dist_timeout", "deterministic"}
@@ -50,11 +51,11 @@ class ResumeGuard(Callback):
     each sample's (epoch, id, crop, mirror): the sum is the same however the batch is spread over ranks.
     """
 
-    def __init__(self, contract: dict[str, Any], *, seed: int, steps_per_epoch: int) -> None:
+    def __init__(self, contract: dict[str, Any], *, seed: int, train_set: StreamingImages) -> None:
         self.contract = contract
         self.ledger = hashlib.sha256(b"").hexdigest()
         self.epoch_ledgers: list[str] = []
-        self._seed, self._steps_per_epoch = seed, steps_per_epoch
+        self._seed, self._train_set = seed, train_set
         self.samples: list[int] = []  # of each batch a part of its ledger, and rank 0's loss: by them two runs are
         self.losses: list[float] = []  # compared batch by batch (train/compare.py)
         self._pending: list[torch.Tensor] = []
@@ -64,16 +65,13 @@ class ResumeGuard(Callback):
         self._state = state
 
     def after_load(self, state: State, logger: Logger) -> None:
-        """Have the momentum of every parameter from the start.
-
-        torch's optimizers make it at a parameter's first gradient, and torch 2.7 cannot load a checkpoint in which it
-        is missing: of a block that StochasticDepth has left out at each step so far.
-        """
+        """Begin at the checkpoint's batch, with a momentum for every parameter."""
+        self._train_set.begin_at(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
         for optimizer in state.optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"] if group["momentum"] else ():
-                    if "momentum_buffer" not in optimizer.state[parameter]:
-                        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            make_momentum(optimizer)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        fix_gradient_buckets(state.model)
 
     def on_batch(self, batch: RawBatch) -> None:
         """Reseed for this batch and note it; runs after the loader and before the first algorithm.
@@ -98,10 +96,10 @@ class ResumeGuard(Callback):
     def epoch_end(self, state: State, logger: Logger) -> None:
         assert state.previous_timestamp is not None
         seen = int(state.previous_timestamp.batch_in_epoch)
-        if seen != self._steps_per_epoch:
+        if seen != self._train_set.steps_per_epoch:
             raise ShortEpochError(
                 f"rank {dist.get_global_rank()}: epoch {int(state.previous_timestamp.epoch)} ended after {seen} of "
-                f"{self._steps_per_epoch} batches"
+                f"{self._train_set.steps_per_epoch} batches"
             )
         self._settle_ledger()
         self.epoch_ledgers.append(self.ledger)
@@ -141,6 +139,18 @@ def seed_batch(seed: int, batch: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value % 2**63)  # CUDA's generators too
+
+
+def make_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Have the momentum of every parameter from the start.
+
+    torch's optimizers make it at a parameter's first gradient, and torch 2.7 cannot load a checkpoint in which it is
+    missing: of a block that StochasticDepth has left out at each step so far.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def share_buffers(model: torch.nn.Module) -> None:

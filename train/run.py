@@ -101,7 +101,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=facts.device_batch_size, seed=cfg.seed
     )
     val_set = open_eval(cfg.data, cfg.data.val_split, device_batch_size=facts.eval_device_batch_size)
-    guard = ResumeGuard(contract, seed=cfg.seed, steps_per_epoch=train_set.steps_per_epoch)
+    guard = ResumeGuard(contract, seed=cfg.seed, train_set=train_set)
     record = RunRecord(describe(cfg, facts), folder, guard)
     saver = DurableCheckpointSaver(folder, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep)
     watch = BatchWatch(signals, saver, skips=cfg.nonfinite_skips)

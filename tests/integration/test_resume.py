@@ -1,5 +1,7 @@
 """The promise: a run that was killed ends as if it had never stopped."""
 
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,44 +9,107 @@ import pytest
 
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import run, start
+from train.compare import compare
+
+TWELVE = ("global_batch_size=12", "data.eval_batch_size=12", "checkpoint.keep=100")
+"""A batch that divides over 1, 2, 3 and 4 ranks: 8 steps an epoch, 2 epochs."""
+
+DEFAULTS = ("checkpoint.save_interval=1ep", "eval_interval=1ep")
+"""base.yaml's own."""
+
+SAVED = {
+    "epoch": (DEFAULTS, "ep1-ba8.pt"),
+    "end": (DEFAULTS, "ep2-ba16.pt"),
+    "batch": (("checkpoint.save_interval=3ba", "eval_interval=2ep"), "ep0-ba3.pt"),
+    "after_an_evaluation": (("checkpoint.save_interval=3ba", "eval_interval=3ba"), "ep1-ba9.pt"),
+    "before_an_evaluation": (("checkpoint.save_interval=8ba", "eval_interval=1ep"), "ep0-ba8.pt"),
+    "before_the_last_evaluation": (("checkpoint.save_interval=8ba", "eval_interval=1ep"), "ep1-ba16.pt"),
+    "end_in_batches": (("max_duration=16ba", "checkpoint.save_interval=1ep"), "ep1-ba16.pt"),
+    "end_within_an_epoch": (("max_duration=11ba", "checkpoint.save_interval=1ep"), "ep1-ba11.pt"),
+}
+"""Each moment at which Composer saves: settings, and the checkpoint that is resumed from."""
+
+IN_EVERY_RUN = {("epoch", 1), ("epoch", 3), ("end", 1), ("before_the_last_evaluation", 2), ("end_in_batches", 1)}
+
+
+def parts(wanted: set[tuple[str, int]], names: Iterable[str]) -> list[Any]:
+    """Each of `names` on 1 to 4 ranks; `make test` takes those that are wanted, `make test-exhaustive` all."""
+    return [
+        pytest.param(name, ranks, marks=() if (name, ranks) in wanted else pytest.mark.exhaustive)
+        for name in names
+        for ranks in (1, 2, 3, 4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The save folder of a run that nothing disturbed, with all of its checkpoints, by settings and ranks."""
+    folders: dict[tuple[Any, ...], Path] = {}
+
+    def of(ranks: int, *more: str) -> Path:
+        if (ranks, *more) not in folders:
+            folder = tmp_path_factory.mktemp("finished")
+            code, output = run(command(shards, folder, *TWELVE, *more), folder / "log", ranks=ranks)
+            assert code == 0, output
+            folders[(ranks, *more)] = folder
+        return folders[(ranks, *more)]
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "ranks"), parts(IN_EVERY_RUN, SAVED))
+def test_resumed_from_any_kind_of_checkpoint_a_run_ends_with_identical_weights(
+    shards: Path, finished: Callable[..., Path], tmp_path: Path, saved: str, ranks: int
+) -> None:
+    more, checkpoint = SAVED[saved]
+    undisturbed = finished(ranks, *more)
+    shutil.copy(undisturbed / checkpoint, tmp_path)
+    code, output = run(command(shards, tmp_path, *TWELVE, *more), tmp_path / "log", ranks=ranks)
+    assert code == 0, output
+    assert f"resume: from {tmp_path}/{checkpoint}" in output
+    assert what_must_match(record_of(tmp_path)) == what_must_match(record_of(undisturbed))
+    assert compare(str(undisturbed), str(tmp_path))[-1].startswith("the same, up to ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "ranks"), parts({("end", 1), ("end", 3)}, ("end", "before_the_last_evaluation")))
+def test_a_finished_run_goes_on_when_it_is_made_longer(
+    shards: Path, finished: Callable[..., Path], tmp_path: Path, saved: str, ranks: int
+) -> None:
+    """The learning rate of a longer run is another one, its samples and crops are the same."""
+    more, checkpoint = SAVED[saved]
+    longer = [*TWELVE, "algorithms=[]", *more, "max_duration=3ep"]
+    shutil.copy(finished(ranks, "algorithms=[]", *more) / checkpoint, tmp_path)
+    argv = command(shards, tmp_path, *longer)
+    code, output = run([*argv, "--allow-changed", "max_duration"], tmp_path / "log", ranks=ranks)
+    assert code == 0, output
+    assert record_of(tmp_path)["ledger"] == record_of(finished(ranks, *longer[len(TWELVE) :]))["ledger"]
+    assert [row["batch"] for row in record_of(tmp_path)["epochs"]] == [8, 16, 24]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "checkpoint",
+    ("ranks", "kill_at"),
     [
-        pytest.param("ep0-ba2.pt", id="mid"),
-        pytest.param("ep0-ba6.pt", id="end", marks=pytest.mark.exhaustive),
-        pytest.param("ep1-ba10.pt", id="second", marks=pytest.mark.exhaustive),
+        pytest.param(1, "ep1-ba8.pt", id="1"),
+        pytest.param(3, "ep1-ba8.pt", id="3"),
+        pytest.param(2, "ep1-ba8.pt", id="2", marks=pytest.mark.exhaustive),
+        pytest.param(4, "ep1-ba8.pt", id="4", marks=pytest.mark.exhaustive),
+        pytest.param(1, "ep2-ba16.pt", id="end", marks=pytest.mark.exhaustive),
     ],
 )
 def test_resume_after_kill_9_ends_with_identical_weights(
-    shards: Path, undisturbed: dict[str, Any], tmp_path: Path, checkpoint: str
+    shards: Path, finished: Callable[..., Path], tmp_path: Path, ranks: int, kill_at: str
 ) -> None:
-    started = start(command(shards, tmp_path), tmp_path / "log")
-    started.kill_when((tmp_path / checkpoint).exists)
+    argv = command(shards, tmp_path, *TWELVE, *DEFAULTS)
+    started = start(argv, tmp_path / "log", ranks=ranks)
+    started.kill_when((tmp_path / kill_at).exists)
     assert "weights_sha256" not in ((tmp_path / "run.json").read_text() if (tmp_path / "run.json").exists() else "")
-    code, output = run(command(shards, tmp_path), tmp_path / "again")
+    code, output = run(argv, tmp_path / "again", ranks=ranks)
     assert code == 0, output
     assert f"resume: from {tmp_path}/ep" in output
-    assert what_must_match(record_of(tmp_path)) == what_must_match(undisturbed)
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_resume_on_two_ranks_ends_with_identical_weights_and_figures(shards: Path, tmp_path: Path) -> None:
-    """Two ranks have two sets of BatchNorm statistics, of which a checkpoint holds one."""
-    log = tmp_path / "log"
-    argv = {name: command(shards, tmp_path / name) for name in ("undisturbed", "interrupted")}
-    code, output = run(argv["undisturbed"], log, ranks=2)
-    assert code == 0, output
-    started = start(argv["interrupted"], tmp_path / "killed", ranks=2)
-    started.kill_when((tmp_path / "interrupted/ep0-ba2.pt").exists)
-    code, output = run(argv["interrupted"], tmp_path / "again", ranks=2)
-    assert code == 0, output
-    assert "resume: from" in output
-    one, other = (what_must_match(record_of(tmp_path / name)) for name in argv)
-    assert one == other
+    assert what_must_match(record_of(tmp_path)) == what_must_match(record_of(finished(ranks, *DEFAULTS)))
 
 
 def test_a_finished_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:

@@ -64,3 +64,10 @@ def test_streamings_state_does_not_say_of_what_it_is(shards: Path, tmp_path: Pat
     keys = set(re.findall(r"'(\w+)':", output))
     assert {"epoch", "sample_in_epoch", "shuffle_seed"} <= keys
     assert not keys & {"batch_size", "shuffle_algo", "shuffle_block_size", "local", "remote", "samples"}
+
+
+def test_streamings_state_at_an_epochs_end_is_that_of_its_beginning(shards: Path, tmp_path: Path) -> None:
+    """Guard: train.dataset.StreamingImages.begin_at."""
+    argv = ["none", str(shards / "val"), "print_state=1"]
+    _, output = run(argv, tmp_path / "log", program="tests.upstream_epoch")
+    assert re.search(r"at the epoch's end: \{'epoch': 0, 'sample_in_epoch': 0,", output), output
