@@ -1,7 +1,6 @@
 """The command line of `convert/imagenet_to_mds.py`."""
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from convert.images import SUBSAMPLINGS, Resize, parse_resize
 from convert.shards import DEFAULT_HASHES, HASHES, MAX_SIZE_LIMIT_BYTES, ZSTD_LEVELS, ShardFormat
 from convert.sources import LAYOUTS
 from convert.workers import OnBad
+from train.cores import available_cores
 
 DEFAULT_QUALITY, DEFAULT_SUBSAMPLING = 90, "4:2:0"
 DEFAULT_ZSTD_LEVEL = 3
@@ -125,7 +125,7 @@ def _add_way_of_working(parser: argparse.ArgumentParser) -> None:
     add(
         "--workers",
         type=_at_least(1),
-        default=_cores(),
+        default=available_cores(),
         metavar="N",
         help="processes (default: %(default)s, all cores)",
     )
@@ -215,8 +215,3 @@ def _size(text: str) -> int:
     if not 0 < size <= MAX_SIZE_LIMIT_BYTES:
         raise argparse.ArgumentTypeError(f"{text} is out of range: more than 0, less than 2GB")
     return size
-
-
-def _cores() -> int:
-    """Cores this process may use, which is fewer than the machine's in most containers and batch jobs."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

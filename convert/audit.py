@@ -12,7 +12,6 @@ would have mended or refused are warnings there. Nothing is changed.
 
 import argparse
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -46,6 +45,7 @@ from convert.files import Files, LocalFiles, open_files
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
 from convert.outputs import OutputError, open_output
 from convert.pool import in_order
+from train.cores import available_cores
 
 EXIT_OK, EXIT_FINDINGS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -106,7 +106,8 @@ def parse_args(argv: Sequence[str] | None) -> Args:
     )
     add("--report", type=Path, metavar="DIR", help="write DIR/index.html, with pictures")
     add("--source", type=Path, metavar="DIR", help="the folder of the original images; the report shows mended ones")
-    add("--workers", type=_positive, default=_cores(), metavar="N", help="processes (default: %(default)s, all cores)")
+    words = "processes (default: %(default)s, all cores)"
+    add("--workers", type=_positive, default=available_cores(), metavar="N", help=words)
     args = Args(**vars(parser.parse_args(argv)))
     if args.source and not args.report:
         parser.error("--source is for the report; add --report DIR")
@@ -262,11 +263,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
-
-
-def _cores() -> int:
-    """Cores this process may use, which is fewer than the machine's in most containers and batch jobs."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stop(problem: object, status: int) -> int:

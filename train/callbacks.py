@@ -43,7 +43,7 @@ class RunRecord(Callback):
         self.facts, self.folder, self.guard = facts, folder, guard
         self.epochs: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
-        self.evaluation: dict[str, Any] = {}
+        self.evaluations: list[dict[str, Any]] = []
         self.final: dict[str, Any] = {}
         self._weights: dict[str, Any] = {}
         self._epoch_losses, self._point_losses = _Mean(), _Mean()
@@ -91,7 +91,8 @@ class RunRecord(Callback):
             "bottleneck": self._speed.stages.bottleneck(),
         }
         log.info(
-            "epoch %d: %s images/s a rank; %s", row["epoch"], f"{row['images_per_sec'] or 0:,.0f}", self._speed.stages
+            "epoch %d: %s images/s on %d rank(s) together; %s",
+            *(row["epoch"], f"{row['images_per_sec'] or 0:,.0f}", dist.get_world_size(), self._speed.stages),
         )
         logger.log_metrics(
             {
@@ -105,16 +106,21 @@ class RunRecord(Callback):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         values = {name: metric.compute().item() for name, metric in state.eval_metrics["eval"].items()}
-        self.evaluation = {
+        evaluation = {
             "batch": int(state.timestamp.batch),
             "top1": values["top1"],
             "top5": values["top5"],
             "loss": values["loss"],
             "samples_evaluated": int(values["samples"]),
         }
-        if self.epochs and self.epochs[-1]["batch"] == self.evaluation["batch"]:
-            self.epochs[-1].update(self.evaluation)
+        if self.is_evaluated(evaluation["batch"]):
+            self.evaluations.pop()
+        self.evaluations.append(evaluation)
         self.write()
+
+    def is_evaluated(self, batch: int) -> bool:
+        """Return whether the last evaluation was after this batch."""
+        return bool(self.evaluations) and self.evaluations[-1]["batch"] == batch
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -122,14 +128,14 @@ class RunRecord(Callback):
             "num_classes": self.facts["dataset"]["num_classes"],
             "epochs": [dict(row) for row in self.epochs],
             "curve": [dict(point) for point in self.curve],
-            "evaluation": dict(self.evaluation),
+            "evaluations": [dict(evaluation) for evaluation in self.evaluations],
             "epoch_losses": self._epoch_losses.state(),
             "point_losses": self._point_losses.state(),
             "image_px": self._image_px,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epochs, self.curve, self.evaluation = state["epochs"], state["curve"], state["evaluation"]
+        self.epochs, self.curve, self.evaluations = state["epochs"], state["curve"], state["evaluations"]
         self._epoch_losses, self._point_losses = _Mean(*state["epoch_losses"]), _Mean(*state["point_losses"])
         self._image_px = state["image_px"]
 
@@ -141,7 +147,7 @@ class RunRecord(Callback):
 
     def finish(self) -> dict[str, Any]:
         """Add the final figures, write everything, and return the record."""
-        figures = {key: self.evaluation[key] for key in ("top1", "top5", "loss", "samples_evaluated")}
+        figures = {key: self.evaluations[-1][key] for key in ("top1", "top5", "loss", "samples_evaluated")}
         self.final = figures | self._weights
         self.write(report=True)
         return self.as_dict()
@@ -157,12 +163,18 @@ class RunRecord(Callback):
                 "bottleneck": self._speed.total_stages.bottleneck(),
             },
             "ledger": {"final": self.guard.ledger, "epochs": self.guard.epoch_ledgers},
+            "changes": self.guard.changes,
             **self.facts,
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "hardware": _hardware(),
-            "epochs": self.epochs,
+            "epochs": [row | self._evaluated_at(row["batch"]) for row in self.epochs],
+            "evaluations": self.evaluations,
             "curve": self.curve,
         }
+
+    def _evaluated_at(self, batch: int) -> dict[str, Any]:
+        """Return the figures of the evaluation after a batch, whether it came before the epoch's end or after it."""
+        return next((found for found in self.evaluations if found["batch"] == batch), {})
 
     def write(self, *, report: bool = False) -> None:
         """Store `run.json`, and `report.png` when asked to or when the last one is a minute old."""

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, Spread, load_manifest
 from train.config import Config, ConfigError, load_config
+from train.cores import available_cores
 
 if TYPE_CHECKING:
     from train.dataset import StreamingImages
@@ -204,7 +205,7 @@ def measure_speeds(cfg: Config, *, samples: int, images_per_sec: float) -> dict[
     """Return images/s of the training's loader by its number of processes; `images_per_sec` is a guess for one."""
     from train.splits import open_train
 
-    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = available_cores()
     batch_size = max(1, min(SPEED_BATCH, samples // (4 * (most + 1))))
     dataset = open_train(cfg.data, global_batch_size=batch_size, device_batch_size=batch_size, seed=cfg.seed)
     all_steps, speeds = dataset.steps_per_epoch, {}

@@ -18,6 +18,10 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
+from train.cores import wait_passively
+
+wait_passively()  # before torch is imported
+
 from composer import Trainer
 from composer.core import Evaluator
 from composer.utils import dist

@@ -1,7 +1,6 @@
 """From undecoded samples to normalised batches on the device."""
 
 import gc
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from train.algorithms import PerSampleAlgorithm
 from train.augment import View, center_view, random_resized_crop, sample_draws, view_hash
 from train.buffers import Block, SharedBlocks
+from train.cores import available_cores
 from train.dataset import IGNORED_LABEL, Sample, StreamingImages
 from train.decode.backends import Decoder, open_decoder
 from train.decode.pillow import DecodeError
@@ -233,8 +233,7 @@ def worker_count(cfg: DataConfig) -> int:
     """Return loader processes per rank: as configured, or the node's cores shared among its ranks."""
     if cfg.num_workers != "auto":
         return cfg.num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_AUTO_WORKERS, cores // dist.get_local_world_size()))
+    return max(1, min(MAX_AUTO_WORKERS, available_cores() // dist.get_local_world_size()))
 
 
 def _build_loader(

@@ -18,6 +18,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 from train.config import ConfigError, load_config
+from train.cores import wait_passively
 
 EXIT_FAILED = 1  # it has ended by itself before its time
 EXIT_REFUSED = 2  # nothing was trained: the configuration, the data or the save folder is not usable
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     try:
         cfg = load_config(args.config, args.overrides)
+        wait_passively()
         # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
         from train.run import RefusedError, SavingFailedError, plan, train
         from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested

@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 
 def draw(record: dict[str, Any], path: Path) -> Path:
     """Draw loss, accuracy, learning rate, image size and throughput of a run record over its batches."""
-    curve, epochs = record["curve"], record["epochs"]
-    evaluated = [row for row in epochs if "top1" in row]
+    curve, evaluated = record["curve"], record["evaluations"]
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))
     figure.subplots_adjust(left=0.04, right=0.98, bottom=0.07, top=0.9, wspace=0.16, hspace=0.3)
     loss, accuracy, text, lr, size, speed = axes.flat

@@ -6,8 +6,8 @@ compared, and the refusal to continue a run under settings that would make it an
 """
 
 import hashlib
-import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,10 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from train import augment
-from train.config import Config
+from train.contract import Contract
 from train.dataset import ShortEpochError, StreamingImages
 from train.gradient_buckets import fix_gradient_buckets
 from train.loader import RawBatch
-
-NOT_PART_OF_THE_CONTRACT = {"run_name", "eval_interval", "checkpoint", "loggers", "dist_timeout", "deterministic"}
-DATA_PART_OF_THE_CONTRACT = (
-    "crop_size",
-    "crop_scale",
-    "crop_ratio",
-    "flip_prob",
-    "mean",
-    "std",
-    "shuffle_algo",
-    "shuffle_block_size",
-    "num_canonical_nodes",
-)
-
-
-class ResumeError(ValueError):
-    """A checkpoint belongs to a run that this one cannot continue; the message shows each difference."""
 
 
 class BatchOrderError(RuntimeError):
@@ -49,10 +31,15 @@ class ResumeGuard(Callback):
 
     The ledger is a hash over the global batches in order. A batch's entry is the sum, modulo 2**64, of one hash for
     each sample's (epoch, id, crop, mirror): the sum is the same however the batch is spread over ranks.
+
+    Args:
+        changes: what of the contract has changed at this resumption; those of earlier ones are in the checkpoint.
     """
 
-    def __init__(self, contract: dict[str, Any], *, seed: int, train_set: StreamingImages) -> None:
-        self.contract = contract
+    def __init__(
+        self, contract: Contract, *, seed: int, train_set: StreamingImages, changes: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self.contract, self.changes = contract, list(changes)
         self.ledger = hashlib.sha256(b"").hexdigest()
         self.epoch_ledgers: list[str] = []
         self._seed, self._train_set = seed, train_set
@@ -111,13 +98,15 @@ class ResumeGuard(Callback):
         """Collective: the ledger needs every rank's part."""
         self._settle_ledger()
         return {
-            "contract": self.contract,
+            "contract": self.contract.as_dict(),
+            "changes": list(self.changes),
             "ledger": self.ledger,
             "epoch_ledgers": list(self.epoch_ledgers),
             "trail": {"samples": torch.tensor(self.samples, dtype=torch.int64), "loss": torch.tensor(self.losses)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.changes = [*state["changes"], *self.changes]
         self.ledger, self.epoch_ledgers = state["ledger"], list(state["epoch_ledgers"])
         self.samples, self.losses = (state["trail"][what].tolist() for what in ("samples", "loss"))
 
@@ -166,47 +155,3 @@ def share_buffers(model: torch.nn.Module) -> None:
     dist.broadcast(flat, src=0)
     for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
-
-
-def contract_of(cfg: Config, *, fingerprint: str, decoder: str, num_classes: int) -> dict[str, Any]:
-    """Return all that must stay the same for a resumed run to be the same run, by dotted key, as plain JSON."""
-    dumped = cfg.model_dump(mode="json", exclude=NOT_PART_OF_THE_CONTRACT)
-    data = dumped.pop("data")
-    contract = {"data.fingerprint": fingerprint, "data.decoder": decoder, "model.num_classes": num_classes}
-    contract["data.augmentation"] = augment.ALGORITHM
-    contract |= {f"data.{key}": data[key] for key in DATA_PART_OF_THE_CONTRACT}
-    for key, value in dumped.items():
-        if isinstance(value, dict):
-            contract |= {f"{key}.{name}": part for name, part in value.items() if f"{key}.{name}" not in contract}
-        else:
-            contract[key] = value
-    return dict(sorted(contract.items()))
-
-
-def check_contract(saved: dict[str, Any], now: dict[str, Any], *, allowed: set[str], where: str) -> None:
-    """Refuse to continue under other settings.
-
-    Args:
-        allowed: keys that the user has named as free to differ.
-        where: the checkpoint, for the message.
-
-    Raises:
-        ResumeError: one line for each difference, with both values.
-    """
-    missing = object()
-    lines = [
-        f"  {key}: {_show(saved.get(key, missing), missing)} there, {_show(now.get(key, missing), missing)} here"
-        for key in sorted(saved.keys() | now.keys())
-        if saved.get(key, missing) != now.get(key, missing) and key not in allowed
-    ]
-    if lines:
-        names = " ".join(f"--allow-changed {line.split(':')[0].strip()}" for line in lines)
-        raise ResumeError(
-            f"{where} is of a run with other settings, and continuing it would give a different result:\n"
-            + "\n".join(lines)
-            + f"\nrestore them, save to another checkpoint.save_folder, or accept the difference with {names}"
-        )
-
-
-def _show(value: Any, missing: object) -> str:
-    return "absent" if value is missing else json.dumps(value)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from composer import Trainer
-from composer.core import Callback, Evaluator, Precision
+from composer.core import Callback, Evaluator, Event, Precision
 from composer.devices import Device
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
 from composer.utils import dist, get_device, reproducibility
 
+from convert.manifest import index_fingerprint
 from train.callbacks import RunRecord
 from train.checkpoints import (
     CheckpointError,
@@ -26,19 +27,21 @@ from train.checkpoints import (
     use_averaged_weights,
 )
 from train.config import Config, ConfigError, device_batch_size, resolved_yaml
+from train.contract import Contract, ResumeError, contract_of
+from train.cores import threads_per_rank, wanted_threads
 from train.dataset import StreamingEvalImages, StreamingImages
 from train.decode.backends import open_decoder
+from train.environment import environment_of
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.heartbeat import Heartbeat
 from train.loader import build_eval_spec, build_train_spec, worker_count
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
-from train.resume import ResumeError, ResumeGuard, check_contract, contract_of
+from train.resume import ResumeGuard
 from train.splits import (
     DataError,
     count_samples,
-    dataset_fingerprint,
     open_eval,
     open_train,
     read_index,
@@ -63,6 +66,7 @@ class Facts:
     """What the dataset and the world make of a configuration."""
 
     fingerprint: str
+    val_fingerprint: str
     num_classes: int
     train_samples: int
     val_samples: int
@@ -94,27 +98,30 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     choose_kernels(cfg, device)
     facts = gather_facts(cfg)
     folder = open_folder(cfg.checkpoint.save_folder)
-    contract = contract_of(cfg, fingerprint=facts.fingerprint, decoder=facts.decoder, num_classes=facts.num_classes)
-    found = find_checkpoint(cfg, folder, contract, allowed)
+    found = find_checkpoint(cfg, folder, contract_for(cfg, facts, device), allowed)
+    if device.name == "cpu":
+        torch.set_num_threads(int(found.contract.environment["threads_per_rank"].partition(" ")[0]))
 
     train_set = open_train(
         cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=facts.device_batch_size, seed=cfg.seed
     )
     val_set = open_eval(cfg.data, cfg.data.val_split, device_batch_size=facts.eval_device_batch_size)
-    guard = ResumeGuard(contract, seed=cfg.seed, train_set=train_set)
+    guard = ResumeGuard(found.contract, seed=cfg.seed, train_set=train_set, changes=found.changes)
     record = RunRecord(describe(cfg, facts), folder, guard)
     saver = DurableCheckpointSaver(folder, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep)
     watch = BatchWatch(signals, saver, skips=cfg.nonfinite_skips)
 
-    with on_every_node(folder, found) as load_path:
+    with on_every_node(folder, found.name) as load_path:
         trainer = build_trainer(
             cfg, device, facts, train_set, val_set, [watch, guard, record, saver, Heartbeat()], load_path
         )
-    if not is_finished(trainer):
+    if is_finished(trainer):
+        end_last_epoch(trainer, train_set.steps_per_epoch)
+    else:
         fit(trainer)
     use_averaged_weights(trainer.state)
     record.note_weights(trainer.state)
-    if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
+    if not record.is_evaluated(int(trainer.state.timestamp.batch)):
         trainer.eval()
     result = record.finish()
     log.info(
@@ -183,7 +190,7 @@ def start_process(dist_timeout: float) -> Device:
         warnings.filterwarnings("ignore", message=harmless)
     only_load_safely()
     if device.name == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // dist.get_local_world_size()))
+        torch.set_num_threads(threads_per_rank(dist.get_local_world_size()))
     return device
 
 
@@ -212,8 +219,9 @@ def gather_facts(cfg: Config) -> Facts:
     """
     world_size = dist.get_world_size()
     per_device = device_batch_size(cfg, world_size)
-    train_samples = count_samples(read_index(cfg.data, cfg.data.train_split))
-    val_samples = count_samples(read_index(cfg.data, cfg.data.val_split))
+    indices = [read_index(cfg.data, split) for split in (cfg.data.train_split, cfg.data.val_split)]
+    train_samples, val_samples = map(count_samples, indices)
+    fingerprint, val_fingerprint = map(index_fingerprint, indices)
     steps = train_samples // cfg.global_batch_size
     if steps == 0:
         raise DataError(
@@ -223,7 +231,8 @@ def gather_facts(cfg: Config) -> Facts:
     length = int(cfg.max_duration[:-2])
     decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
     return Facts(
-        fingerprint=dataset_fingerprint(cfg.data),
+        fingerprint=fingerprint,
+        val_fingerprint=val_fingerprint,
         num_classes=count_classes(cfg),
         train_samples=train_samples,
         val_samples=val_samples,
@@ -253,8 +262,38 @@ def count_classes(cfg: Config) -> int:
     return cfg.model.num_classes
 
 
-def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> str | None:
-    """Return the name of the checkpoint to continue from, the same on all ranks, or None to start at the beginning.
+def contract_for(cfg: Config, facts: Facts, device: Device) -> Contract:
+    """Return what a checkpoint has to agree with; collective."""
+    return contract_of(
+        cfg,
+        fingerprint=facts.fingerprint,
+        val_fingerprint=facts.val_fingerprint,
+        decoder=facts.decoder,
+        num_classes=facts.num_classes,
+        precision=precision_on(device, cfg).value,
+        world_size=facts.world_size,
+        environment=environment_of(device, decoder_version=facts.decoder_version),
+        is_bit_exact=device.name == "cpu" or cfg.deterministic,
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a run begins.
+
+    Attributes:
+        name: the checkpoint to continue from, or None to start at the beginning.
+        contract: the run's, with the threads of the checkpoint.
+        changes: of the contract since the checkpoint, as `{batch, key, before, after}`.
+    """
+
+    name: str | None
+    contract: Contract
+    changes: tuple[dict[str, Any], ...] = ()
+
+
+def find_checkpoint(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Found:
+    """Return where to begin, the same on all ranks.
 
     Raises:
         RefusedError: it is of another run, none is usable, a newer one is on another node, or the folder cannot be
@@ -271,11 +310,11 @@ def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allow
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    name: str | None = outcome[0]
-    return name
+    found: Found = outcome[0]
+    return found
 
 
-def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> str | None:
+def _find_checkpoint(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Found:
     folder.check_writable()
     where = cfg.checkpoint.save_folder
     if not cfg.checkpoint.autoresume:
@@ -284,18 +323,26 @@ def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allo
                 f"checkpoint.save_folder: {where} holds checkpoints of an earlier run; "
                 "give checkpoint.autoresume=true to continue it, or another folder"
             )
-        return None
+        return Found(None, contract)
     newest = newest_whole(folder)
     if newest is None:
         log.info("resume: no checkpoint in %s, starting at the beginning", where)
-        return None
+        return Found(None, contract)
     name, content = newest
     saved = content["state"].get("callbacks", {}).get("ResumeGuard")
     if saved is None:
         raise ResumeError(f"{where}/{name} was not written by this program; it cannot be resumed")
-    check_contract(saved["contract"], contract, allowed=allowed, where=f"{where}/{name}")
+    if wanted_threads() is None:
+        contract = contract.with_threads_of(saved["contract"])
+    changes = contract.changes_since(saved["contract"], allowed=allowed, where=f"{where}/{name}")
     log.info("resume: from %s/%s", where, name)
-    return name
+    for change in changes:
+        log.warning(
+            "resume: %s was %s and is %s from here on; run.json notes it",
+            *(change[part] for part in ("key", "before", "after")),
+        )
+    batch = int(content["state"]["timestamp"]["Timestamp"]["batch"])
+    return Found(name, contract, tuple({"batch": batch, **change} for change in changes))
 
 
 def build_trainer(
@@ -410,6 +457,17 @@ def is_finished(trainer: Trainer) -> bool:
     state = trainer.state
     assert state.max_duration is not None
     return state.timestamp.get(state.max_duration.unit) >= state.max_duration
+
+
+def end_last_epoch(trainer: Trainer, steps_per_epoch: int) -> None:
+    """For a finished run whose last checkpoint was saved at its last batch, make up for the end of the last epoch.
+
+    `Trainer.fit` does not go on from there, and what is noted at an epoch's end would be missing from the record.
+    """
+    state = trainer.state
+    if int(state.timestamp.batch_in_epoch) == steps_per_epoch:
+        state.previous_timestamp, state.timestamp = state.timestamp, state.timestamp.to_next_epoch()
+        trainer.engine.run_event(Event.EPOCH_END)
 
 
 def describe(cfg: Config, facts: Facts) -> dict[str, Any]:

@@ -181,11 +181,6 @@ def read_manifest(cfg: DataConfig) -> Manifest | None:
         raise DataError(str(error)) from error
 
 
-def dataset_fingerprint(cfg: DataConfig) -> str:
-    """Return the identity of the training split: equal exactly when the shards' bytes are."""
-    return index_fingerprint(read_index(cfg, cfg.train_split))
-
-
 def _read_text(cfg: DataConfig, name: str) -> str | None:
     """Return a small file of the dataset, or None when it is not there."""
     folder = open_folder(cfg.remote or str(cfg.local))

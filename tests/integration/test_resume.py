@@ -135,6 +135,41 @@ def test_a_run_with_other_settings_is_refused_unless_the_difference_is_allowed(s
     code, output = run([*argv, "max_duration=3ba", "--allow-changed", "max_duration"], tmp_path / "allowed")
     assert code == 0, output
     assert record_of(tmp_path)["batches"] == 3
+    changes = record_of(tmp_path)["changes"]
+    assert changes == [{"batch": 2, "key": "max_duration", "before": "2ba", "after": "3ba"}]
     code, output = run([*argv, "checkpoint.autoresume=false"], tmp_path / "no-autoresume")
     assert code == 2
     assert f"{tmp_path} holds checkpoints of an earlier run" in output
+
+
+@pytest.mark.slow
+def test_a_resumed_run_computes_with_the_threads_of_its_checkpoint(
+    shards: Path, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With another number of threads a CPU adds in another order."""
+    undisturbed = finished(1, *DEFAULTS)
+    threads = record_of(undisturbed)["hardware"]["threads_per_rank"]
+    argv = command(shards, tmp_path, *TWELVE, *DEFAULTS)
+    shutil.copy(undisturbed / "ep1-ba8.pt", tmp_path)
+    other = str(threads + 1)
+    code, output = run(argv, tmp_path / "other", env={"OMP_NUM_THREADS": other})
+    assert code == 2
+    assert f'  environment.threads_per_rank: "{threads}" there, "{other}" here' in output
+    code, output = run(argv, tmp_path / "log", program="tests.one_core")
+    assert code == 0, output
+    assert what_must_match(record_of(tmp_path)) == what_must_match(record_of(undisturbed))
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_other_images_is_noted_in_the_record(
+    shards: Path, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    shutil.copy(finished(1, *DEFAULTS) / "ep1-ba8.pt", tmp_path)
+    argv = command(shards, tmp_path, *TWELVE, *DEFAULTS, "data.eval_resize_size=40")
+    code, output = run(argv, tmp_path / "log")
+    assert code == 0, output
+    said = "resume: data.eval_resize_size was 36 and is 40 from here on; run.json notes it"
+    assert output.count(said) == 1
+    record = record_of(tmp_path)
+    assert record["changes"] == [{"batch": 8, "key": "data.eval_resize_size", "before": 36, "after": 40}]
+    assert [found["batch"] for found in record["evaluations"]] == [8, 16]

@@ -1,6 +1,8 @@
 """The resume contract: which settings belong to it, and what a mismatch says."""
 
+import re
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -9,25 +11,42 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from tests.conftest import REPOSITORY
 from train.config import Config, load_config
-from train.resume import ResumeError, check_contract, contract_of, make_momentum, seed_batch
+from train.contract import Contract, ResumeError, contract_of
+from train.resume import make_momentum, seed_batch
 
 
 def load(*overrides: str) -> Config:
     return load_config(REPOSITORY / "yamls/tiny.yaml", ["data.local=shards", *overrides], check_paths=False)
 
 
-def contract(cfg: Config) -> dict[str, object]:
-    return contract_of(cfg, fingerprint="abc", decoder="pillow", num_classes=10)
+HERE = {"device": "a CPU", "threads_per_rank": "2", "torch": "2.7.0"}
+
+
+def contract(*overrides: str, **more: Any) -> Contract:
+    facts = {
+        "fingerprint": "abc", "val_fingerprint": "def", "decoder": "pillow", "num_classes": 10, "precision": "fp32",
+        "world_size": 2, "environment": HERE, "is_bit_exact": True,
+    }  # fmt: skip
+    return contract_of(load(*overrides), **facts | more)
+
+
+def changes(saved: Contract, now: Contract, *allowed: str) -> list[tuple[str, Any, Any]]:
+    found = now.changes_since(saved.as_dict(), allowed=set(allowed), where="runs/ep1-ba5.pt")
+    return [(change["key"], change["before"], change["after"]) for change in found]
 
 
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "global_batch_size=32", "data.num_canonical_nodes=3", "data.shuffle_block_size=9", "data.crop_size=96",
      "data.shuffle_algo=naive", "data.flip_prob=0.25", "optimizer.lr=9", "max_duration=9ep", "algorithms=[]",
-     "precision=amp_bf16", "device_train_microbatch_size=4", "model.loss=binary_cross_entropy", "scheduler.alpha_f=1"],
+     "device_train_microbatch_size=4", "model.loss=binary_cross_entropy", "scheduler.alpha_f=1"],
 )  # fmt: skip
-def test_what_changes_the_result_is_in_the_contract(override: str) -> None:
-    assert contract(load(override)) != contract(load())
+def test_a_setting_that_changes_the_result_is_refused_and_may_be_allowed(override: str) -> None:
+    saved, now = contract(), contract(override)
+    key = override.partition("=")[0]
+    with pytest.raises(ResumeError, match=f"(?s)  {re.escape(key)}: .* there, .* here\n.*--allow-changed {key}$"):
+        changes(saved, now)
+    assert [name for name, _, _ in changes(saved, now, key)] == [key]
 
 
 @pytest.mark.parametrize(
@@ -36,32 +55,71 @@ def test_what_changes_the_result_is_in_the_contract(override: str) -> None:
      "loggers.file=false", "data.predownload=99", "data.eval_batch_size=7", "eval_interval=2ep"],
 )  # fmt: skip
 def test_what_does_not_change_the_result_is_free_to_differ(override: str) -> None:
-    assert contract(load(override)) == contract(load())
+    assert changes(contract(), contract(override)) == []
+
+
+def test_the_precision_that_auto_stands_for_is_in_the_contract() -> None:
+    with pytest.raises(ResumeError, match='  precision: "fp32" there, "amp_bf16" here'):
+        changes(contract(), contract(precision="amp_bf16"))
+
+
+@pytest.mark.parametrize("name", sorted(HERE))
+def test_another_version_or_machine_is_refused_where_bits_are_promised_and_noted_elsewhere(name: str) -> None:
+    there = {"environment": HERE | {name: "9"}}
+    with pytest.raises(
+        ResumeError, match=rf'(?s)  environment\.{name}: "9" there, .*--allow-changed environment\.{name}$'
+    ):
+        changes(contract(**there), contract())
+    noted = [(f"environment.{name}", "9", HERE[name])]
+    assert changes(contract(**there), contract(), f"environment.{name}") == noted
+    assert changes(contract(**there), contract(is_bit_exact=False)) == noted
+    assert changes(contract(**there, world_size=4), contract()) == [*noted, ("world_size", 4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "after"),
+    [("data.eval_crop_size=32", "data.eval_crop_size", 32), ("data.val_split=test", "data.val_split", "test"),
+     ("deterministic=true", "deterministic", True)],
+)  # fmt: skip
+def test_what_changes_the_meaning_of_figures_is_noted(override: str, key: str, after: Any) -> None:
+    assert [(name, now) for name, _, now in changes(contract(), contract(override))] == [(key, after)]
+    assert changes(contract(val_fingerprint="other"), contract()) == [("data.val_fingerprint", "other", "def")]
+
+
+def test_a_resumed_run_takes_the_threads_of_its_checkpoint_unless_its_ranks_are_others() -> None:
+    saved = contract(environment=HERE | {"threads_per_rank": "7"}).as_dict()
+    assert contract().with_threads_of(saved).environment == HERE | {"threads_per_rank": "7"}
+    assert contract(world_size=4).with_threads_of(saved).environment == HERE
+    mixed = contract(environment=HERE | {"threads_per_rank": "7 | 8"}).as_dict()
+    assert contract().with_threads_of(mixed).environment == HERE
+    gpu = {"device": "a GPU", "torch": "2.7.0"}
+    assert contract(environment=gpu).with_threads_of(saved).environment == gpu
 
 
 def test_a_mismatch_shows_every_key_with_both_values_and_how_to_accept_it() -> None:
-    saved = contract(load())
-    now = contract_of(load("seed=1"), fingerprint="xyz", decoder="pillow", num_classes=10)
+    saved, now = contract(), contract("seed=1", fingerprint="xyz")
     with pytest.raises(ResumeError) as caught:
-        check_contract(saved, now, allowed=set(), where="runs/ep1-ba5.pt")
+        changes(saved, now)
     assert str(caught.value).splitlines() == [
-        "runs/ep1-ba5.pt is of a run with other settings, and continuing it would give a different result:",
+        "runs/ep1-ba5.pt was saved with other settings or versions, and continuing it would give a different result:",
         '  data.fingerprint: "abc" there, "xyz" here',
         "  seed: 17 there, 1 here",
         "restore them, save to another checkpoint.save_folder, or accept the difference with "
         "--allow-changed data.fingerprint --allow-changed seed",
     ]
-    check_contract(saved, now, allowed={"data.fingerprint", "seed"}, where="")
 
 
 def test_a_checkpoint_of_other_code_for_the_views_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = contract(load())
+    now = contract()
     monkeypatch.setattr("train.augment.ALGORITHM", 1)
     with pytest.raises(ResumeError, match=r"data\.augmentation: 1 there, 2 here"):
-        check_contract(contract(load()), now, allowed=set(), where="")
-    older = {key: value for key, value in now.items() if key != "data.augmentation"}
+        changes(contract(), now)
+    older = now.as_dict()
+    del older["settings"]["data.augmentation"]
     with pytest.raises(ResumeError, match=r"data\.augmentation: absent there, 2 here"):
-        check_contract(older, now, allowed=set(), where="")
+        now.changes_since(older, allowed=set(), where="")
+    with pytest.raises(ResumeError, match=r"seed: absent there, 17 here"):
+        now.changes_since({"seed": 17}, allowed=set(), where="a checkpoint of 0.1.0")
 
 
 class Half(torch.nn.Module):
