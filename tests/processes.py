@@ -7,15 +7,22 @@ the `composer` launcher: one process a rank, told of the others by the launcher'
 
 import contextlib
 import ctypes
+import functools
+import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import REPOSITORY
 from tests.s3_server import free_port
@@ -24,6 +31,7 @@ from tests.s3_server import free_port
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["tests.warm"])
+KILL_LIBRARY = REPOSITORY / "tests/faults/kill_at.c"
 
 SECONDS_FOR_A_RUN = 300
 NODE_LOCAL = "node-local"
@@ -70,6 +78,31 @@ class Run:
         self.kill()
 
 
+@functools.cache
+def kill_library() -> Path | None:
+    """Return the library of tests/faults/kill_at.c, built for this machine, or None where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    source = KILL_LIBRARY.read_bytes()
+    built = Path(tempfile.gettempdir(), f"kill-at-{os.getuid()}-{hashlib.sha256(source).hexdigest()[:16]}.so")
+    if not built.exists():
+        part = built.with_suffix(f".{os.getpid()}")  # another process of these tests may be building it
+        subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", part, KILL_LIBRARY, "-ldl"], check=True)
+        part.replace(built)
+    return built
+
+
+@functools.cache
+def _start_server() -> None:
+    """Start the fork server with the kill library in it, which does nothing in a run that is not told to be killed."""
+    library = kill_library()
+    with pytest.MonkeyPatch.context() as patch:
+        if library:
+            patch.setenv("LD_PRELOAD", str(library))
+        forkserver.ensure_running()
+
+
 def start(
     argv: Sequence[str],
     log: Path,
@@ -85,6 +118,7 @@ def start(
     `disks` are what the nodes have as `NODE_LOCAL` beside the log, in the nodes' order; by default new ones.
     """
     assert nodes in (1, ranks), "several ranks of a node would have to share its /dev/shm"
+    _start_server()
     disks = disks or [Path(f"{log}.{node}.disk") for node in range(nodes)]
     local_ranks = ranks // nodes
     port = free_port()
