@@ -5,6 +5,7 @@ checkpoint.
 """
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,3 +69,7 @@ def _trace(tracer: Tracer) -> None:
     train.run.build_trainer = build
     saver._save_checkpoint = traced_save  # type: ignore[method-assign]
     tracer.note("process start")
+
+
+if __name__ == "__main__":  # started by a real launcher, as a module
+    raise SystemExit(main(sys.argv[1:]))
