@@ -1,5 +1,6 @@
 """A folder that is on a disk or in S3: the few things that a run does with the place it saves to."""
 
+import errno
 import functools
 import os
 import shutil
@@ -19,12 +20,28 @@ ATTEMPTS = 8  # what is stored is offered UPLOAD_ATTEMPTS times; a dead endpoint
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class FolderError(OSError):
     """The folder, bucket or one of its files cannot be read or written; the message names it."""
 
 
+def cannot_be_written(path: Path, error: OSError, *, needed_bytes: int) -> FolderError:
+    """Return the error for a file that the system would not take; of a full disk it says how full."""
+    text = f"{path} cannot be written: {error.strerror or error}"
+    if error.errno not in DISK_FULL:
+        return FolderError(text)
+    free = shutil.disk_usage(path.parent).free
+    return FolderError(f"{text}; {free:,} bytes are free in {path.parent.resolve()}, {needed_bytes:,} are needed")
+
+
 class Folder(Protocol):
     """Where a run's files are kept. Names are relative and flat."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is on a disk; None in S3."""
 
     def names(self) -> list[str]:
         """Return the names of the files, sorted."""
@@ -72,13 +89,14 @@ class LocalFolder:
 
     def put(self, name: str, source: Path) -> None:
         part = self.path / f".part-{name}"  # a rename is atomic within a file system only
+        size = source.stat().st_size
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             shutil.move(source, part)
             replace_durably(part, self.path / name)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise FolderError(f"{self.path / name} cannot be written: {error.strerror}") from error
+            raise cannot_be_written(self.path / name, error, needed_bytes=size) from error
 
     def get(self, name: str, into: Path) -> Path:
         return self.path / name
@@ -114,6 +132,8 @@ def _s3_client(settings: frozenset[tuple[str, str]], process: int, attempts: int
 
 class S3Folder:
     """A prefix in a bucket. The endpoint is S3_ENDPOINT_URL, as for Streaming and Composer, or boto3's own choice."""
+
+    path = None
 
     def __init__(self, uri: str) -> None:
         parsed = urlparse(uri)

@@ -15,14 +15,15 @@ from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, W
 from composer.utils import dist, get_device, reproducibility
 
 from train.callbacks import RunRecord
+from train.checkpoint_file import CheckpointError, only_load_safely
 from train.checkpoints import (
-    CheckpointError,
     DurableCheckpointSaver,
+    Found,
     list_checkpoints,
     newest_whole,
     on_every_node,
-    only_load_safely,
     refuse_to_fall_behind,
+    set_damaged_aside,
     use_averaged_weights,
 )
 from train.config import Config, ConfigError, device_batch_size, resolved_yaml
@@ -253,8 +254,8 @@ def count_classes(cfg: Config) -> int:
     return cfg.model.num_classes
 
 
-def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> str | None:
-    """Return the name of the checkpoint to continue from, the same on all ranks, or None to start at the beginning.
+def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> Found | None:
+    """Return the checkpoint to continue from, the same on all ranks, or None to start at the beginning.
 
     Raises:
         RefusedError: it is of another run, none is usable, a newer one is on another node, or the folder cannot be
@@ -262,20 +263,21 @@ def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allow
     """
     if cfg.checkpoint.autoresume:
         refuse_to_fall_behind(folder)
+    found: Found | None = None
     outcome: list[Any] = [None, None]
     if dist.get_global_rank() == 0:
         try:
-            outcome[0] = _find_checkpoint(cfg, folder, contract, allowed)
+            found = _find_checkpoint(cfg, folder, contract, allowed)
+            outcome[0] = found.for_others() if found else None
         except RefusedError as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    name: str | None = outcome[0]
-    return name
+    return found if dist.get_global_rank() == 0 else outcome[0]
 
 
-def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> str | None:
+def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> Found | None:
     folder.check_writable()
     where = cfg.checkpoint.save_folder
     if not cfg.checkpoint.autoresume:
@@ -289,13 +291,14 @@ def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allo
     if newest is None:
         log.info("resume: no checkpoint in %s, starting at the beginning", where)
         return None
-    name, content = newest
+    found, content = newest
     saved = content["state"].get("callbacks", {}).get("ResumeGuard")
     if saved is None:
-        raise ResumeError(f"{where}/{name} was not written by this program; it cannot be resumed")
-    check_contract(saved["contract"], contract, allowed=allowed, where=f"{where}/{name}")
-    log.info("resume: from %s/%s", where, name)
-    return name
+        raise ResumeError(f"{where}/{found.name} was not written by this program; it cannot be resumed")
+    check_contract(saved["contract"], contract, allowed=allowed, where=f"{where}/{found.name}")
+    set_damaged_aside(folder, found)
+    log.info("resume: from %s/%s", where, found.name)
+    return found
 
 
 def build_trainer(
