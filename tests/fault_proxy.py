@@ -15,7 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 SILENCE_LIMIT_S = 120
-ERROR_CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "404": "NoSuchKey"}
+ERROR_CODES = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "403": "AccessDenied",
+    "404": "NoSuchKey",
+    "501": "NotImplemented",
+}
 
 
 @dataclass(frozen=True)

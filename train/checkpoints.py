@@ -10,6 +10,7 @@ import logging
 import re
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +23,13 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
 from train.checkpoint_file import CheckpointError, hash_of, load_with_hash, write
-from train.folders import Folder, FolderError, cannot_be_written
+from train.folders import PART, Folder, FolderError, cannot_be_written
 from train.job_dir import scratch_folder
 from train.ranks import on_first_rank, raise_first_of_any_rank
 
 log = logging.getLogger(__name__)
 
 DAMAGED = ".damaged"
-PART = ".part-"
 PIECE_BYTES = 16 * 2**20  # of a checkpoint on its way to another node; each rank holds one at a time
 NAME = re.compile(r"ep(\d+)-ba(\d+)\.pt")
 ELSEWHERE = ".on-"  # and a host: an empty file in the save folder of a node that does not share rank 0's
@@ -85,7 +85,7 @@ class DurableCheckpointSaver(CheckpointSaver):
         raise_first_of_any_rank(problem)
 
     def _store(self, name: str, content: dict[str, Any]) -> None:
-        part = self._scratch / f"{PART}{name}"
+        part = self._scratch / f"{PART}{uuid.uuid4().hex[:8]}-{name}"
         try:
             write(content, part)
             self.store.put(name, part)

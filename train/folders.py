@@ -1,9 +1,12 @@
 """A folder that is on a disk or in S3: the few things that a run does with the place it saves to."""
 
+import contextlib
 import errno
 import functools
 import os
 import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -20,7 +23,10 @@ ATTEMPTS = 8  # what is stored is offered UPLOAD_ATTEMPTS times; a dead endpoint
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
 
 
+Check = Callable[[], None]
+PART = ".part-"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class FolderError(OSError):
@@ -49,8 +55,17 @@ class Folder(Protocol):
     def read(self, name: str) -> bytes | None:
         """Return a small file, or None when there is none."""
 
-    def put(self, name: str, source: Path) -> None:
-        """Move a finished local file here under `name`: whole or not at all."""
+    def put(self, name: str, source: Path, *, check: Check | None = None) -> None:
+        """Move a finished local file here under `name`: whole or not at all.
+
+        `check` is called at the last moment before it appears; what it raises prevents it.
+        """
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a small file, whole or not at all, if there is none of that name; return whether there was none."""
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a small file, whole or not at all, whatever is there."""
 
     def get(self, name: str, into: Path) -> Path:
         """Return a local path of a file; `into` is a folder to download to, where that is needed."""
@@ -83,20 +98,64 @@ class LocalFolder:
     def names(self) -> list[str]:
         return sorted(p.name for p in self.path.iterdir() if p.is_file()) if self.path.is_dir() else []
 
-    def read(self, name: str) -> bytes | None:
-        path = self.path / name
-        return path.read_bytes() if path.is_file() else None
+    def __str__(self) -> str:
+        return str(self.path)
 
-    def put(self, name: str, source: Path) -> None:
-        part = self.path / f".part-{name}"  # a rename is atomic within a file system only
-        size = source.stat().st_size
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FolderError(f"{self.path / name} cannot be read: {error.strerror}") from error
+
+    def put(self, name: str, source: Path, *, check: Check | None = None) -> None:
+        part, size = self._part_of(name), 0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            size = source.stat().st_size
             shutil.move(source, part)
-            replace_durably(part, self.path / name)
+            _flush(part)  # before the check, for it can take seconds
+            if check:
+                check()
+            os.replace(part, self.path / name)
+            _flush(self.path)
+        except FolderError:  # of the check
+            raise
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise cannot_be_written(self.path / name, error, needed_bytes=size) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def create(self, name: str, data: bytes) -> bool:
+        part = self._part_of(name)
+        try:
+            self._write(part, data)
+            try:
+                os.link(part, self.path / name)  # fails where the name exists, on NFS and Lustre too
+            except FileExistsError:
+                return part.stat().st_nlink == 2  # over NFS the answer to a link that was made can be lost
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                return self._create_without_link(name, data)
+            _flush(self.path)
+        except OSError as error:
+            raise cannot_be_written(self.path / name, error, needed_bytes=len(data)) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        part = self._part_of(name)
+        try:
+            self._write(part, data)
+            os.replace(part, self.path / name)
+            _flush(self.path)
+        except OSError as error:
+            raise cannot_be_written(self.path / name, error, needed_bytes=len(data)) from error
+        finally:
+            part.unlink(missing_ok=True)
 
     def get(self, name: str, into: Path) -> Path:
         return self.path / name
@@ -109,6 +168,23 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
+
+    def _part_of(self, name: str) -> Path:
+        """Return a name of this call's own, in this folder, since a rename is atomic within a file system only."""
+        return self.path / f"{PART}{uuid.uuid4().hex[:8]}-{name}"
+
+    def _write(self, part: Path, data: bytes) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        _flush(part)
+
+    def _create_without_link(self, name: str, data: bytes) -> bool:
+        try:
+            with open(self.path / name, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
 
     def check_writable(self) -> None:
         try:
@@ -165,15 +241,48 @@ class S3Folder:
         except BotoCoreError as error:
             raise self._error("read", name, error) from error
 
-    def put(self, name: str, source: Path) -> None:
+    def __str__(self) -> str:
+        return self.uri
+
+    def put(self, name: str, source: Path, *, check: Check | None = None) -> None:
+        client = self.patient_client
         try:
-            self.patient_client.upload_file(str(source), self.bucket, self._key(name), Config=TRANSFER)
-            stored = self.patient_client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
+            with _checked_uploads(client, check):
+                client.upload_file(str(source), self.bucket, self._key(name), Config=TRANSFER)
+            stored = client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
         except (BotoCoreError, ClientError, Boto3Error) as error:
             raise self._error("written", name, error) from error
         if stored != source.stat().st_size:
             raise FolderError(f"{self.uri}/{name} holds {stored} bytes after an upload of {source.stat().st_size}")
         source.unlink()
+
+    def create(self, name: str, data: bytes) -> bool:
+        """As all do, by a conditional put.
+
+        On a server that does not know it (501), the file is looked for, written and read back. Two that do this at one
+        moment can both be told that there was none, and the later one's stays.
+        """
+        try:
+            self.patient_client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in (409, 412):  # 409: another one is being written at this moment. And where the answer to an
+                return self.read(name) == data  # earlier attempt was lost, the file that is there is this one
+            if status != 501:
+                raise self._error("written", name, error) from error
+            if self.read(name) is not None:
+                return False
+            self.replace(name, data)
+            return self.read(name) == data
+        except BotoCoreError as error:
+            raise self._error("written", name, error) from error
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        try:
+            self.patient_client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+        except (BotoCoreError, ClientError) as error:
+            raise self._error("written", name, error) from error
 
     def get(self, name: str, into: Path) -> Path:
         target = into / name
@@ -214,13 +323,28 @@ class S3Folder:
         return FolderError(f"{self.uri}/{name} cannot be {verb}: {error}; {hint}")
 
 
-def replace_durably(part: Path, final: Path) -> None:
-    """Give a written file its final name so that a crash leaves the old file or the new one, whole."""
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, final)
-    directory = os.open(final.parent, os.O_RDONLY)
+@contextlib.contextmanager
+def _checked_uploads(client: Any, check: Check | None) -> Iterator[None]:
+    """Have a client call `check` just before each request by which an uploaded file appears."""
+
+    def on_request(**_: Any) -> None:
+        assert check
+        check()
+
+    requests = ("PutObject", "CompleteMultipartUpload") if check else ()
+    for request in requests:
+        client.meta.events.register(f"before-send.s3.{request}", on_request)
     try:
-        os.fsync(directory)
+        yield
     finally:
-        os.close(directory)
+        for request in requests:
+            client.meta.events.unregister(f"before-send.s3.{request}", on_request)
+
+
+def _flush(path: Path) -> None:
+    """Have a file's or folder's content on its disk, so that a crash leaves the old file or the new one, whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,9 +1,11 @@
 """One training run, from its configuration to its record."""
 
+import contextlib
 import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ from train.checkpoints import (
 from train.config import Config, ConfigError, device_batch_size, resolved_yaml
 from train.dataset import StreamingEvalImages, StreamingImages
 from train.decode.backends import open_decoder
+from train.fence import TakenOverError, claim, release
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.heartbeat import Heartbeat
 from train.loader import build_eval_spec, build_train_spec, worker_count
@@ -45,7 +48,7 @@ from train.splits import (
     read_index,
     read_manifest,
 )
-from train.stopping import BatchWatch, StopSignals
+from train.stopping import BatchWatch, StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +99,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     facts = gather_facts(cfg)
     folder = open_folder(cfg.checkpoint.save_folder)
     contract = contract_of(cfg, fingerprint=facts.fingerprint, decoder=facts.decoder, num_classes=facts.num_classes)
-    found = find_checkpoint(cfg, folder, contract, allowed)
+    folder, found = find_checkpoint(cfg, folder, contract, allowed)
 
     train_set = open_train(
         cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=facts.device_batch_size, seed=cfg.seed
@@ -111,13 +114,14 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         trainer = build_trainer(
             cfg, device, facts, train_set, val_set, [watch, guard, record, saver, Heartbeat()], load_path
         )
-    if not is_finished(trainer):
-        fit(trainer)
-    use_averaged_weights(trainer.state)
-    record.note_weights(trainer.state)
-    if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
-        trainer.eval()
-    result = record.finish()
+    with saving(trainer, folder):
+        if not is_finished(trainer):
+            trainer.fit()
+        use_averaged_weights(trainer.state)
+        record.note_weights(trainer.state)
+        if record.evaluation.get("batch") != int(trainer.state.timestamp.batch):
+            trainer.eval()
+        result = record.finish()
     log.info(
         "done: top-1 %.2f%%, top-5 %.2f%% on %d samples, weights %s",
         100 * result["top1"],
@@ -133,19 +137,28 @@ class SavingFailedError(RuntimeError):
     """The save folder was there at the start, and now cannot be written."""
 
 
-def fit(trainer: Trainer) -> None:
-    """Train to the end.
+@contextlib.contextmanager
+def saving(trainer: Trainer, folder: Folder) -> Iterator[None]:
+    """Give the save folder back at the end, and say of a run that could not save what it has ended for.
 
     Raises:
-        SavingFailedError: a checkpoint or the record cannot be stored.
+        SavingFailedError: a checkpoint or the record cannot be stored, or another run has taken over the folder.
     """
     try:
-        trainer.fit()
+        yield
+    except StopRequested:
+        release(folder)
+        raise
+    except TakenOverError as error:
+        raise SavingFailedError(
+            f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}"
+        ) from error
     except FolderError as error:
         raise SavingFailedError(
             f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}; once that is mended, the "
             "same command goes on from the newest checkpoint"
         ) from error
+    release(folder)
 
 
 def plan(cfg: Config) -> str:
@@ -254,12 +267,16 @@ def count_classes(cfg: Config) -> int:
     return cfg.model.num_classes
 
 
-def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> Found | None:
-    """Return the checkpoint to continue from, the same on all ranks, or None to start at the beginning.
+def find_checkpoint(
+    cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]
+) -> tuple[Folder, Found | None]:
+    """Claim the save folder, and return it with the checkpoint to continue from; None to start at the beginning.
+
+    The checkpoint is the same on all ranks. Rank 0, which writes to the folder, gets it with its fence.
 
     Raises:
-        RefusedError: it is of another run, none is usable, a newer one is on another node, or the folder cannot be
-            read; on all ranks alike.
+        RefusedError: it is of another run, none is usable, a newer one is on another node, another run has the folder,
+            or it cannot be read; on all ranks alike.
     """
     if cfg.checkpoint.autoresume:
         refuse_to_fall_behind(folder)
@@ -267,18 +284,39 @@ def find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allow
     outcome: list[Any] = [None, None]
     if dist.get_global_rank() == 0:
         try:
-            found = _find_checkpoint(cfg, folder, contract, allowed)
+            folder, found = _claim_and_find(cfg, folder, contract, allowed)
             outcome[0] = found.for_others() if found else None
         except RefusedError as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    return found if dist.get_global_rank() == 0 else outcome[0]
+    return folder, found if dist.get_global_rank() == 0 else outcome[0]
+
+
+def _claim_and_find(
+    cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]
+) -> tuple[Folder, Found | None]:
+    """Claim the folder only once this run is known to fit what is in it, and change nothing there before."""
+    folder.check_writable()
+    seen = list_checkpoints(folder)
+    found = _find_checkpoint(cfg, folder, contract, allowed)
+    held = claim(folder, run_name=cfg.run_name)
+    if list_checkpoints(folder) != seen:  # the run before this one has saved while this one waited for its end
+        try:
+            found = _find_checkpoint(cfg, folder, contract, allowed)
+        except RefusedError:
+            held.release()
+            raise
+    if found is None:
+        log.info("resume: no checkpoint in %s, starting at the beginning", cfg.checkpoint.save_folder)
+        return held, None
+    set_damaged_aside(held, found)
+    log.info("resume: from %s/%s", cfg.checkpoint.save_folder, found.name)
+    return held, found
 
 
 def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allowed: set[str]) -> Found | None:
-    folder.check_writable()
     where = cfg.checkpoint.save_folder
     if not cfg.checkpoint.autoresume:
         if list_checkpoints(folder):
@@ -289,15 +327,12 @@ def _find_checkpoint(cfg: Config, folder: Folder, contract: dict[str, Any], allo
         return None
     newest = newest_whole(folder)
     if newest is None:
-        log.info("resume: no checkpoint in %s, starting at the beginning", where)
         return None
     found, content = newest
     saved = content["state"].get("callbacks", {}).get("ResumeGuard")
     if saved is None:
         raise ResumeError(f"{where}/{found.name} was not written by this program; it cannot be resumed")
     check_contract(saved["contract"], contract, allowed=allowed, where=f"{where}/{found.name}")
-    set_damaged_aside(folder, found)
-    log.info("resume: from %s/%s", where, found.name)
     return found
 
 
