@@ -37,8 +37,11 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, unsafe or not one of ours; the message names it."""
 
 
-def write(content: dict[str, Any], path: Path) -> None:
+def write(content: dict[str, Any], path: Path, *, final: str | None = None) -> None:
     """Write a checkpoint that carries its hash; nothing is left of it when that fails.
+
+    Args:
+        final: what it will be called, for the error; by default `path`.
 
     Raises:
         FolderError: it cannot be written; where the disk is full, the bytes that it needs are said.
@@ -52,7 +55,7 @@ def write(content: dict[str, Any], path: Path) -> None:
             raise sealing.error
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise cannot_be_written(path, error, needed_bytes=sealing.size_bytes) from error
+        raise cannot_be_written(path, error, needed_bytes=sealing.size_bytes, final=final) from error
     except BaseException:
         path.unlink(missing_ok=True)
         raise

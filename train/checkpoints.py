@@ -87,7 +87,7 @@ class DurableCheckpointSaver(CheckpointSaver):
     def _store(self, name: str, content: dict[str, Any]) -> None:
         part = self._scratch / f"{PART}{uuid.uuid4().hex[:8]}-{name}"
         try:
-            write(content, part)
+            write(content, part, final=f"{self.store}/{name}")
             self.store.put(name, part)
         finally:
             part.unlink(missing_ok=True)

@@ -33,9 +33,9 @@ class FolderError(OSError):
     """The folder, bucket or one of its files cannot be read or written; the message names it."""
 
 
-def cannot_be_written(path: Path, error: OSError, *, needed_bytes: int) -> FolderError:
-    """Return the error for a file that the system would not take; of a full disk it says how full."""
-    text = f"{path} cannot be written: {error.strerror or error}"
+def cannot_be_written(path: Path, error: OSError, *, needed_bytes: int, final: str | None = None) -> FolderError:
+    """Return the error for a file that the system would not take; of a full disk it says how full it is."""
+    text = f"{final or path} cannot be written: {error.strerror or error}"
     if error.errno not in DISK_FULL:
         return FolderError(text)
     free = shutil.disk_usage(path.parent).free

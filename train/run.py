@@ -13,7 +13,7 @@ import torch
 from composer import Trainer
 from composer.core import Callback, Evaluator, Precision
 from composer.devices import Device
-from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
+from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist, get_device, reproducibility
 
 from train.callbacks import RunRecord
@@ -35,6 +35,7 @@ from train.fence import TakenOverError, claim, release
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.heartbeat import Heartbeat
 from train.loader import build_eval_spec, build_train_spec, worker_count
+from train.log_files import LogFile, TensorboardFiles
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
@@ -403,9 +404,9 @@ def build_loggers(cfg: Config) -> list[LoggerDestination]:
     loggers: list[LoggerDestination] = []
     if cfg.loggers.file:
         started = time.strftime("%Y%m%d-%H%M%S")
-        loggers.append(FileLogger(filename=os.path.join(root, "logs", started + "-rank{rank}.txt")))
+        loggers.append(LogFile(os.path.join(root, "logs", started + "-rank{rank}.txt")))
     if cfg.loggers.tensorboard:
-        loggers.append(TensorboardLogger(log_dir=os.path.join(root, "tensorboard")))
+        loggers.append(TensorboardFiles(os.path.join(root, "tensorboard")))
     if wandb := cfg.loggers.wandb:
         loggers.append(
             WandBLogger(
