@@ -18,6 +18,7 @@ from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from convert.s3 import UPLOAD_ATTEMPTS
+from convert.s3_patience import T, patiently
 
 ATTEMPTS = 8  # what is stored is offered UPLOAD_ATTEMPTS times; a dead endpoint, met at the start, is told of sooner
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
@@ -215,43 +216,44 @@ class S3Folder:
         parsed = urlparse(uri)
         self.uri, self.bucket, self.prefix = uri.rstrip("/"), parsed.netloc, parsed.path.strip("/")
         self._settings = frozenset((key, value) for key, value in os.environ.items() if key.startswith(("AWS_", "S3_")))
-        self.client = _s3_client(self._settings, os.getpid(), ATTEMPTS)
-
-    @property
-    def patient_client(self) -> Any:
-        return _s3_client(self._settings, os.getpid(), UPLOAD_ATTEMPTS)
-
-    def names(self) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=f"{self.prefix}/" if self.prefix else "", Delimiter="/"
-        )
-        try:
-            keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        except (BotoCoreError, ClientError) as error:
-            raise self._error("listed", "", error) from error
-        return sorted(key.rpartition("/")[2] for key in keys if not key.endswith("/"))  # "x/" marks an empty folder
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                return None
-            raise self._error("read", name, error) from error
-        except BotoCoreError as error:
-            raise self._error("read", name, error) from error
 
     def __str__(self) -> str:
         return self.uri
 
+    @property
+    def client(self) -> Any:
+        """This process's client for a first look."""
+        return _s3_client(self._settings, os.getpid(), ATTEMPTS)
+
+    def names(self) -> list[str]:
+        where = {"Bucket": self.bucket, "Prefix": f"{self.prefix}/" if self.prefix else "", "Delimiter": "/"}
+        pages = self._ask(
+            "listed", "", lambda client: list(client.get_paginator("list_objects_v2").paginate(**where)), ATTEMPTS
+        )
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return sorted(key.rpartition("/")[2] for key in keys if not key.endswith("/"))  # "x/" marks an empty folder
+
+    def read(self, name: str) -> bytes | None:
+        def content(client: Any) -> bytes | None:
+            try:
+                return client.get_object(**self._at(name))["Body"].read()
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                    return None
+                raise
+
+        return self._ask("read", name, content)
+
     def put(self, name: str, source: Path, *, check: Check | None = None) -> None:
-        client = self.patient_client
-        try:
+        def upload(client: Any) -> None:
             with _checked_uploads(client, check):
                 client.upload_file(str(source), self.bucket, self._key(name), Config=TRANSFER)
-            stored = client.head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"]
-        except (BotoCoreError, ClientError, Boto3Error) as error:
-            raise self._error("written", name, error) from error
+
+        def stored_bytes(client: Any) -> int:
+            return client.head_object(**self._at(name))["ContentLength"]
+
+        self._ask("written", name, upload)
+        stored = self._ask("read after it was written", name, stored_bytes, missing_passes=True)
         if stored != source.stat().st_size:
             raise FolderError(f"{self.uri}/{name} holds {stored} bytes after an upload of {source.stat().st_size}")
         source.unlink()
@@ -262,65 +264,81 @@ class S3Folder:
         On a server that does not know it (501), the file is looked for, written and read back. Two that do this at one
         moment can both be told that there was none, and the later one's stays.
         """
-        try:
-            self.patient_client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if status in (409, 412):  # 409: another one is being written at this moment. And where the answer to an
-                return self.read(name) == data  # earlier attempt was lost, the file that is there is this one
-            if status != 501:
-                raise self._error("written", name, error) from error
+
+        def put(client: Any) -> int:
+            try:
+                client.put_object(**self._at(name), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                status = int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+                if status in (412, 501):
+                    return status
+                raise
+            return 200
+
+        status = self._ask("written", name, put)
+        if status == 412:  # where the answer to an earlier attempt was lost, the file that is there is this one
+            return self.read(name) == data
+        if status == 501:
             if self.read(name) is not None:
                 return False
             self.replace(name, data)
             return self.read(name) == data
-        except BotoCoreError as error:
-            raise self._error("written", name, error) from error
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        try:
-            self.patient_client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
-        except (BotoCoreError, ClientError) as error:
-            raise self._error("written", name, error) from error
+        self._ask("written", name, lambda client: client.put_object(**self._at(name), Body=data))
 
     def get(self, name: str, into: Path) -> Path:
         target = into / name
-        try:
-            self.client.download_file(self.bucket, self._key(name), str(target), Config=TRANSFER)
-        except (BotoCoreError, ClientError, Boto3Error) as error:
-            raise self._error("read", name, error) from error
+        self._ask(
+            "read",
+            name,
+            lambda client: client.download_file(self.bucket, self._key(name), str(target), Config=TRANSFER),
+            ATTEMPTS,
+        )
         return target
 
     def rename(self, name: str, new: str) -> None:
-        try:
-            self.patient_client.copy(
-                {"Bucket": self.bucket, "Key": self._key(name)}, self.bucket, self._key(new), Config=TRANSFER
-            )
-        except (BotoCoreError, ClientError, Boto3Error) as error:
-            raise self._error("renamed", name, error) from error
+        place = {"CopySource": self._at(name), "Bucket": self.bucket, "Key": self._key(new)}
+        self._ask("renamed", name, lambda client: client.copy(**place, Config=TRANSFER))
         self.remove(name)
 
     def remove(self, name: str) -> None:
-        try:
-            self.patient_client.delete_object(Bucket=self.bucket, Key=self._key(name))
-        except (BotoCoreError, ClientError) as error:
-            raise self._error("deleted", name, error) from error
+        self._ask("deleted", name, lambda client: client.delete_object(**self._at(name)))
 
     def check_writable(self) -> None:
+        def probe(client: Any) -> None:
+            client.put_object(**self._at(".probe"), Body=b"x")
+            client.delete_object(**self._at(".probe"))
+
+        self._ask("written", "", probe, ATTEMPTS)
+
+    def _ask(
+        self,
+        verb: str,
+        name: str,
+        request: Callable[[Any], T],
+        attempts: int = UPLOAD_ATTEMPTS,
+        *,
+        missing_passes: bool = False,
+    ) -> T:
+        """Return what a request, given a client, returns; with patience for keys that are being renewed."""
         try:
-            self.client.put_object(Bucket=self.bucket, Key=self._key(".probe"), Body=b"x")
-            self.client.delete_object(Bucket=self.bucket, Key=self._key(".probe"))
-        except (BotoCoreError, ClientError) as error:
-            raise self._error("written", "", error) from error
+            return patiently(
+                lambda: request(_s3_client(self._settings, os.getpid(), attempts)),
+                renew=_s3_client.cache_clear,
+                missing_passes=missing_passes,
+            )
+        except (BotoCoreError, ClientError, Boto3Error) as error:
+            hint = "check the bucket's name, the credentials and S3_ENDPOINT_URL / AWS_ENDPOINT_URL"
+            raise FolderError(f"{self.uri}/{name} cannot be {verb}: {error}; {hint}") from error
+
+    def _at(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._key(name)}
 
     def _key(self, name: str) -> str:
         name = name.replace(os.sep, "/")
         return f"{self.prefix}/{name}" if self.prefix else name
-
-    def _error(self, verb: str, name: str, error: Exception) -> FolderError:
-        hint = "check the bucket's name, the credentials and S3_ENDPOINT_URL / AWS_ENDPOINT_URL"
-        return FolderError(f"{self.uri}/{name} cannot be {verb}: {error}; {hint}")
 
 
 @contextlib.contextmanager
