@@ -39,8 +39,9 @@ def cannot_be_written(path: Path, error: OSError, *, needed_bytes: int, final: s
     text = f"{final or path} cannot be written: {error.strerror or error}"
     if error.errno not in DISK_FULL:
         return FolderError(text)
-    free = shutil.disk_usage(path.parent).free
-    return FolderError(f"{text}; {free:,} bytes are free in {path.parent.resolve()}, {needed_bytes:,} are needed")
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    return FolderError(f"{text}; {free:,} bytes are free in {place.resolve()}, {needed_bytes:,} are needed")
 
 
 class Folder(Protocol):
@@ -105,7 +106,7 @@ class LocalFolder:
     def read(self, name: str) -> bytes | None:
         try:
             return (self.path / name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
             raise FolderError(f"{self.path / name} cannot be read: {error.strerror}") from error

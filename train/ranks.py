@@ -19,8 +19,8 @@ def on_first_rank(action: Callable[[], None]) -> None:
     if dist.get_global_rank() == 0:
         try:
             action()
-        except FolderError as error:
-            outcome[0] = error
+        except OSError as error:
+            outcome[0] = error if isinstance(error, FolderError) else FolderError(str(error))
     dist.broadcast_object_list(outcome)
     raise_first(outcome)
 

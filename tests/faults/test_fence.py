@@ -115,6 +115,7 @@ def contents(folder: LocalFolder) -> dict[str, bytes]:
     return {name: folder.read(name) or b"" for name in folder.names() if not name.startswith(".part-")}
 
 
+@pytest.mark.exhaustive  # tests/unit/test_fence.py shows it of other processes in less time
 def test_a_killed_run_s_folder_is_taken_over_at_once_by_the_same_command(shards: Path, tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path / "run")
     argv = command(shards, folder.path, "max_duration=4ba")

@@ -77,7 +77,7 @@ def first(method: str, fault: str, count: int) -> Callable[[Request], str]:
         pytest.param("PUT", "307:TemporaryRedirect", marks=pytest.mark.exhaustive),
         ("PUT", "409:OperationAborted"),
         ("HEAD", "404"),  # of what has just been written
-        ("HEAD", "400"),  # an expired token, of which an answer without a body says no more
+        ("HEAD", "400:BadRequest"),  # an expired token, of which an answer without a body says no more
     ],
 )
 def test_what_passes_by_itself_is_tried_again_when_something_is_written(

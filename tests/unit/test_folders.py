@@ -24,3 +24,10 @@ def test_a_file_that_does_not_fit_is_refused_with_its_size_and_leaves_nothing(tm
             with pytest.raises(FolderError, match=r"No space left on device; 0 bytes are free in .*, 5,000 are needed"):
                 change("owner.json", bytes(5000))
         assert (folder.names(), folder.read("run.json")) == (["run.json"], b"old")
+
+
+def test_what_is_no_file_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "folder").mkdir()
+    folder = LocalFolder(tmp_path)
+    assert [folder.read(name) for name in ("file", "folder", "none", "file/none")] == [b"content", None, None, None]
