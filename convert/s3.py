@@ -3,10 +3,10 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import boto3
@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from convert.outputs import OutputError
+from convert.s3_patience import T, patiently
 
 # Uploads ride out minutes of throttling and about a minute of other errors: botocore's pauses grow to 20 s, from 1 s
 # or, where it isn't throttling, from 50 ms. But the first look at the bucket says within seconds that an endpoint is
@@ -50,8 +51,7 @@ class S3Output:
         start = self._key(f"{folder}/" if folder else "")
         found: dict[str, int] = {}
         with self._explained("list", folder):
-            pages = s3_client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=start, Delimiter="/"):
+            for page in all_pages("list_objects_v2", Bucket=self.bucket, Prefix=start, Delimiter="/"):
                 found |= {item["Key"].removeprefix(start): item["Size"] for item in page.get("Contents", [])}
         found.pop("", None)  # a mark for the folder itself
         return dict(sorted(found.items()))
@@ -59,7 +59,9 @@ class S3Output:
     def read(self, name: str) -> bytes | None:
         with self._explained("read", name):
             try:
-                content: bytes = s3_client().get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+                content: bytes = ask_s3(
+                    lambda client: client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+                )
                 return content
             except ClientError as error:
                 if error.response["Error"]["Code"] == "NoSuchKey":
@@ -69,9 +71,12 @@ class S3Output:
     def write(self, name: str, data: bytes) -> str:
         # In parts above 16 MiB; each part carries a checksum, which the server verifies.
         with self._explained("write", name):
-            client = s3_client()
-            client.upload_fileobj(io.BytesIO(data), self.bucket, self._key(name), Config=_IN_PARTS)
-            answer = client.head_object(Bucket=self.bucket, Key=self._key(name))
+            ask_s3(
+                lambda client: client.upload_fileobj(io.BytesIO(data), self.bucket, self._key(name), Config=_IN_PARTS)
+            )
+            answer = ask_s3(
+                lambda client: client.head_object(Bucket=self.bucket, Key=self._key(name)), missing_passes=True
+            )
         if answer["ContentLength"] != len(data):
             raise OutputError(
                 f"{self._url(name)} has {answer['ContentLength']:,} bytes after the upload of {len(data):,}"
@@ -86,12 +91,15 @@ class S3Output:
     def create(self, name: str, data: bytes) -> bool:
         with self._explained("write", name):
             try:
-                s3_client().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+                ask_s3(
+                    lambda client: client.put_object(
+                        Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*"
+                    )
+                )
             except ClientError as error:
-                # 409: another one is being written at this moment.
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
-                    return False
-                raise
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:
+                    raise
+                return self.read(name) == data  # it is there: by an attempt whose answer was lost, or by another
         return True
 
     def age_s(self, name: str) -> float | None:
@@ -104,27 +112,25 @@ class S3Output:
 
     def abort_uploads(self) -> int:
         with self._explained("list the uploads of", ""):
-            pages = s3_client().get_paginator("list_multipart_uploads")
-            uploads = [
-                (item["Key"], item["UploadId"])
-                for page in pages.paginate(Bucket=self.bucket, Prefix=self._key(""))
-                for item in page.get("Uploads", [])
-            ]
+            pages = all_pages("list_multipart_uploads", Bucket=self.bucket, Prefix=self._key(""))
+            uploads = [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", [])]
             for key, upload_id in uploads:
-                s3_client().abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+                upload = {"Bucket": self.bucket, "Key": key, "UploadId": upload_id}
+                ask_s3(partial(_call, "abort_multipart_upload", upload))
         return len(uploads)
 
     def delete(self, names: Sequence[str]) -> None:
         for start in range(0, len(names), 1000):  # the most that one request may name
             objects = [{"Key": self._key(name)} for name in names[start : start + 1000]]
             with self._explained("delete", names[start]):
-                answer = s3_client().delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
+                request = {"Bucket": self.bucket, "Delete": {"Objects": objects, "Quiet": True}}
+                answer = ask_s3(partial(_call, "delete_objects", request))
             for failed in answer.get("Errors", []):
                 raise OutputError(f"cannot delete s3://{self.bucket}/{failed['Key']}: {failed.get('Message')}")
 
     def _head(self, name: str) -> dict[str, Any] | None:
         try:
-            answer: dict[str, Any] = s3_client().head_object(Bucket=self.bucket, Key=self._key(name))
+            answer: dict[str, Any] = ask_s3(lambda client: client.head_object(Bucket=self.bucket, Key=self._key(name)))
             return answer
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
@@ -155,7 +161,22 @@ def s3_client(attempts: int = UPLOAD_ATTEMPTS) -> Any:
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=32,  # several reads and parts at once; ten would be thrown away and made anew
     )
-    return boto3.client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=config)
+    # A session of its own: boto3's default one keeps the keys that it has once read.
+    return boto3.Session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=config)
+
+
+def ask_s3(request: Callable[[Any], T], *, missing_passes: bool = False) -> T:
+    """Return what a request, given a client, returns; with patience for keys that are being renewed."""
+    return patiently(lambda: request(s3_client()), renew=s3_client.cache_clear, missing_passes=missing_passes)
+
+
+def all_pages(operation: str, **arguments: Any) -> list[dict[str, Any]]:
+    """Return every page of a listing."""
+    return ask_s3(lambda client: list(client.get_paginator(operation).paginate(**arguments)))
+
+
+def _call(operation: str, arguments: dict[str, Any], client: Any) -> Any:
+    return getattr(client, operation)(**arguments)
 
 
 def s3_hint(error: Exception) -> str:

@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError, Re
 from urllib3.exceptions import HTTPError
 
 from convert.files import all_of
-from convert.s3 import s3_client, s3_hint
+from convert.s3 import all_pages, ask_s3, s3_hint
 
 READ_ATTEMPTS = 8  # of one read; about a minute and a half in all
 READ_AHEAD_BYTES = 64 * 1024
@@ -38,8 +38,7 @@ class S3Files:
         start = "".join(f"{part}/" for part in (self.prefix, folder.rstrip("/")) if part)
         found: list[str] = []
         with self._explained("list", folder):
-            pages = s3_client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=start, Delimiter="/"):
+            for page in all_pages("list_objects_v2", Bucket=self.bucket, Prefix=start, Delimiter="/"):
                 found += [item["Prefix"] for item in page.get("CommonPrefixes", [])]
                 found += [item["Key"] for item in page.get("Contents", []) if item["Key"] != start]
         return sorted(key.removeprefix(start) for key in found)
@@ -47,7 +46,8 @@ class S3Files:
     def size(self, name: str) -> int | None:
         try:
             with self._explained("look at", name):
-                return int(s3_client().head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"])
+                answer = ask_s3(lambda client: client.head_object(Bucket=self.bucket, Key=self._key(name)))
+                return int(answer["ContentLength"])
         except FileNotFoundError:
             return None
 
@@ -59,7 +59,7 @@ class S3Files:
         for attempt in count(1):
             try:
                 with self._explained("read", name):
-                    answer = s3_client().get_object(Bucket=self.bucket, Key=self._key(name), **part)
+                    answer = ask_s3(lambda client: client.get_object(Bucket=self.bucket, Key=self._key(name), **part))
                     return all_of(answer["Body"].read(), size_bytes or answer["ContentLength"])
             except _ConnectionLost:  # boto3 repeats requests, but not the reading of an answer that breaks off
                 if attempt == READ_ATTEMPTS:

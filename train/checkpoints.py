@@ -6,49 +6,33 @@ tensors are ever loaded.
 """
 
 import contextlib
-import datetime
 import logging
-import os
 import re
 import socket
 import tempfile
-import zipfile
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from composer.algorithms import EMA
 from composer.callbacks import CheckpointSaver
 from composer.core import State
 from composer.loggers import Logger
-from composer.utils import checkpoint as composer_checkpoint
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 
-from train.folders import Folder, FolderError, LocalFolder
+from train.checkpoint_file import CheckpointError, hash_of, load_with_hash, write
+from train.folders import PART, Folder, FolderError, cannot_be_written
 from train.job_dir import scratch_folder
+from train.ranks import on_first_rank, raise_first_of_any_rank
 
 log = logging.getLogger(__name__)
 
 DAMAGED = ".damaged"
-PART = ".part-"
 PIECE_BYTES = 16 * 2**20  # of a checkpoint on its way to another node; each rank holds one at a time
 NAME = re.compile(r"ep(\d+)-ba(\d+)\.pt")
 ELSEWHERE = ".on-"  # and a host: an empty file in the save folder of a node that does not share rank 0's
-
-SAFE_GLOBALS: list[Any] = [
-    torch.torch_version.TorchVersion,  # the version that wrote it; a str
-    datetime.timedelta,  # wall-clock times in Composer's timestamps
-    np.ndarray,  # numpy's generator state
-    np.dtype,
-    np.dtypes.UInt32DType,
-    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]  # how numpy pickles an array
-]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, unsafe or not one of ours; the message names it."""
 
 
 class DurableCheckpointSaver(CheckpointSaver):
@@ -64,8 +48,8 @@ class DurableCheckpointSaver(CheckpointSaver):
         self.store, self.keep = folder, keep
         self._first_host = _host_of_first_rank()
         # A rename is atomic within a file system only, so what is meant for a disk is written there.
-        self._scratch = folder.path if isinstance(folder, LocalFolder) else scratch_folder()
-        if isinstance(folder, LocalFolder) and dist.get_global_rank() == 0:
+        self._scratch = folder.path or scratch_folder()
+        if folder.path is not None and dist.get_global_rank() == 0:
             for part in folder.path.glob(f"{PART}*"):  # a run was killed while it wrote
                 part.unlink(missing_ok=True)
         super().__init__(
@@ -83,17 +67,32 @@ class DurableCheckpointSaver(CheckpointSaver):
         self._save_checkpoint(state, logger)
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
+        """Save, or fail on all ranks alike.
+
+        Composer 0.32.1's own (`composer.utils.checkpoint._save_checkpoint`) makes the same content, but writes it on
+        rank 0 alone while the others wait in a barrier: they would never hear that it failed.
+        """
         self.last_checkpoint_batch = state.timestamp.batch
         name = f"ep{int(state.timestamp.epoch)}-ba{int(state.timestamp.batch)}.pt"
-        part = self._scratch / f"{PART}{name}"
-        composer_checkpoint.save_checkpoint(state=state, filename=str(part))
-        if dist.get_global_rank() == 0:
+        content = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}  # collective, both
+        on_first_rank(lambda: self._store(name, content))
+        problem = None
+        if dist.get_local_rank() == 0 and self.store.path is not None:
+            try:
+                note_where(self.store.path, name, self._first_host)
+            except FolderError as error:
+                problem = error
+        raise_first_of_any_rank(problem)
+
+    def _store(self, name: str, content: dict[str, Any]) -> None:
+        part = self._scratch / f"{PART}{uuid.uuid4().hex[:8]}-{name}"
+        try:
+            write(content, part, final=f"{self.store}/{name}")
             self.store.put(name, part)
-            for old in list_checkpoints(self.store)[: -self.keep]:
-                self.store.remove(old)
-        dist.barrier()
-        if dist.get_local_rank() == 0 and isinstance(self.store, LocalFolder):
-            note_where(self.store, name, self._first_host)
+        finally:
+            part.unlink(missing_ok=True)
+        for old in list_checkpoints(self.store)[: -self.keep]:
+            self.store.remove(old)
 
 
 def use_averaged_weights(state: State) -> None:
@@ -123,23 +122,23 @@ def _host_of_first_rank() -> str:
     return host[0]
 
 
-def note_where(folder: LocalFolder, name: str, host: str) -> None:
+def note_where(folder: Path, name: str, host: str) -> None:
     """In the save folder of a node that does not share rank 0's, note the newest checkpoint and the host that has it.
 
     Raises:
         FolderError: it cannot be written.
     """
-    if (folder.path / name).exists():
+    if (folder / name).exists():
         return
     mark = f"{name}{ELSEWHERE}{host}"
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        (folder.path / mark).touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / mark).touch()
+        for other in folder.iterdir():
+            if other.name != mark and NAME.match(other.name) and ELSEWHERE in other.name:
+                other.unlink(missing_ok=True)
     except OSError as error:
-        raise FolderError(f"{folder.path / mark} cannot be written: {error.strerror}") from error
-    for other in folder.names():
-        if other != mark and NAME.match(other) and ELSEWHERE in other:
-            folder.remove(other)
+        raise cannot_be_written(folder / mark, error, needed_bytes=0) from error
 
 
 def refuse_to_fall_behind(folder: Folder) -> None:
@@ -152,7 +151,7 @@ def refuse_to_fall_behind(folder: Folder) -> None:
         CheckpointError: on all ranks.
     """
     host, names = socket.gethostname(), list[str]()
-    if isinstance(folder, LocalFolder) and dist.get_local_rank() == 0:
+    if folder.path is not None and dist.get_local_rank() == 0:
         names = [name for name in folder.names() if NAME.match(name)]
     everywhere: list[tuple[str, list[str]]] = dist.all_gather_object((host, names))
     first, here = everywhere[0][0], [name for name in everywhere[0][1] if ELSEWHERE not in name]
@@ -169,104 +168,118 @@ def refuse_to_fall_behind(folder: Folder) -> None:
     )
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's content after checking that it is whole and holds plain data only.
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint in a folder: the same on all ranks, but for rank 0's own copy."""
 
-    torch.save writes a zip file, whose directory comes last and whose entries carry a CRC-32: a truncated file has no
-    directory, a flipped bit fails its CRC.
+    name: str
+    sha256: str | None = None  # that it must have; None: whatever rank 0's file carries
+    damaged: tuple[str, ...] = ()  # newer ones that cannot be used
+    copy: Path | None = None  # what rank 0 has downloaded and checked
+    scratch: tempfile.TemporaryDirectory[str] | None = None  # deletes the copy when nobody holds this any more
 
-    Raises:
-        CheckpointError: naming the damage, or the type that a checkpoint has no business to hold.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
-    if damaged:
-        raise CheckpointError(f"{path} is damaged: {damaged} fails its checksum")
-    with torch.serialization.safe_globals(SAFE_GLOBALS):
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if foreign:
-            raise CheckpointError(
-                f"{path} holds {', '.join(sorted(foreign))}; loading it could run code, so it is refused"
-            )
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "state" not in content:
-        raise CheckpointError(f"{path} is not a Composer checkpoint: it has no 'state'")
-    return content
+    def for_others(self) -> "Found":
+        """Return what the other ranks are told."""
+        return replace(self, copy=None, scratch=None)
 
 
-def is_valid(path: str | Path, _specs: Any = None) -> bool:
-    """Composer calls this before it loads a checkpoint; see `only_load_safely`. Raises where `load` does."""
-    load(Path(path))
-    return True
+def newest_whole(folder: Folder) -> tuple[Found, dict[str, Any]] | None:
+    """Return the newest checkpoint that is whole, with its content; None when there is none at all.
 
-
-def only_load_safely() -> None:
-    """Have Composer check each checkpoint by `is_valid`, through its own hook, before unpickling it."""
-    os.environ["CHECKPOINT_VALIDATION_FUNCTION"] = f"{__name__}.is_valid"
-
-
-def newest_whole(folder: Folder) -> tuple[str, dict[str, Any]] | None:
-    """Return the name and content of the newest checkpoint that is whole, or None when there is none at all.
-
-    Damaged ones that are newer get the ending `.damaged`, so that nobody takes them for the newest again; but never
-    the last ones there are, or the next run would start from the beginning.
+    Nothing in the folder is changed: see `set_damaged_aside`.
 
     Raises:
         CheckpointError: there are checkpoints, but not one is usable.
     """
     names = list_checkpoints(folder)
-    damaged = []
-    for name in reversed(names):
-        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch_folder()) as scratch:
-            try:
-                content = load(folder.get(name, Path(scratch)))
-            except CheckpointError as error:
-                log.warning("%s; the checkpoint before it is tried", error)
-                damaged.append(name)
-                continue
-        for other in damaged:
-            folder.rename(other, other + DAMAGED)
-        return name, content
+    faults: list[str] = []
+    for place, name in enumerate(reversed(names)):
+        scratch = tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch_folder())
+        try:
+            path = folder.get(name, Path(scratch.name))
+            content, sha256 = load_with_hash(path)
+        except CheckpointError as error:
+            log.warning("%s; the checkpoint before it is tried", error)
+            faults.append(str(error))
+            scratch.cleanup()
+            continue
+        return Found(name, sha256, tuple(names[len(names) - place :]), path, scratch), content
     if names:
-        raise CheckpointError(f"none of the {len(names)} checkpoints can be used; the newest is {names[-1]}")
+        raise CheckpointError(
+            f"none of the {len(names)} checkpoints can be used; the newest is {names[-1]}: {faults[0]}"
+        )
     return None
 
 
+def set_damaged_aside(folder: Folder, found: Found) -> None:
+    """Give the damaged ones that are newer the ending `.damaged`, so that nobody takes them for the newest again.
+
+    It is never done to all that there are, or the next run would start from the beginning.
+    """
+    for name in found.damaged:
+        folder.rename(name, name + DAMAGED)
+
+
 @contextlib.contextmanager
-def on_every_node(folder: Folder, found: str | None) -> Iterator[str | None]:
+def on_every_node(folder: Folder, found: Found | None) -> Iterator[str | None]:
     """Give each rank a local path of the checkpoint that rank 0 found; copies are removed at the end.
 
-    A node that does not share rank 0's local folder gets the file from rank 0. Collective. `found` is a name in
-    `folder`, the same on all ranks.
+    A node that does not share rank 0's local folder gets the file from rank 0. On every node it has been compared with
+    the hash of the one that rank 0 found, and Composer has each rank check it once more (`only_load_safely`).
+    Collective. `found` is the same on all ranks.
 
     Raises:
-        CheckpointError: the folder cannot be read on some node.
+        CheckpointError: on all ranks: the folder cannot be read on some node, or the file is not that one there.
     """
     if found is None:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch_folder()) as scratch:
-        problem, path, lacks = "", None, False
+    with (
+        found.scratch or contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch_folder()) as scratch,
+    ):
+        error: Exception | None = None
+        path, lacks = None, False
         if dist.get_local_rank() == 0:
             try:
-                path = str(folder.get(found, Path(scratch)))
-            except FolderError as error:
-                problem = str(error)
-            if path and not os.path.exists(path):
-                if dist.get_global_rank() == 0:
-                    problem = f"{path} does not exist"
-                path, lacks = str(Path(scratch) / found), True
-        seen = dist.all_gather_object((dist.get_node_rank(), path, problem, lacks))
-        problems = [text for _, _, text, _ in seen if text]
-        if problems:
-            raise CheckpointError(problems[0])
-        if any(lacking for *_, lacking in seen):
-            _send_from_first_rank(Path(path) if path else None, receives=lacks)
-        yield next(p for node, p, *_ in seen if node == dist.get_node_rank() and p)
+                path = found.copy or folder.get(found.name, Path(scratch))
+                lacks = not path.exists()
+                if lacks and dist.get_global_rank() == 0:
+                    error = CheckpointError(f"{path} does not exist")
+                elif lacks:
+                    path = Path(scratch) / found.name
+            except FolderError as caught:
+                error = CheckpointError(str(caught))
+        raise_first_of_any_rank(error)
+        if any(dist.all_gather_object(lacks)):
+            _send_from_first_rank(path, receives=lacks)
+        yield str(_check_on_each_node(path, found.sha256)[dist.get_node_rank()])
         dist.barrier()
+
+
+def _check_on_each_node(path: Path | None, expected: str | None) -> dict[int, Path]:
+    """Return the path of the checkpoint on each node, after each one's first rank has checked its file. Collective.
+
+    Raises:
+        CheckpointError: some node's file is damaged, or not rank 0's.
+    """
+    host, error, sha256 = socket.gethostname(), None, ""
+    if path is not None:
+        try:
+            sha256 = hash_of(path)
+        except CheckpointError as caught:
+            error = CheckpointError(f"on {host}, {caught}")
+    raise_first_of_any_rank(error)
+    everywhere = dist.all_gather_object((dist.get_node_rank(), host, path, sha256))
+    files = [found for found in everywhere if found[2] is not None]
+    wanted = expected or files[0][3]
+    for _, host, path, sha256 in files:
+        if sha256 != wanted:
+            raise CheckpointError(
+                f"on {host}, {path} is another checkpoint than the one that was found: its SHA-256 is {sha256}, not "
+                f"{wanted}; is another run saving to that folder?"
+            )
+    return {node: path for node, _, path, _ in files}
 
 
 def _send_from_first_rank(path: Path | None, *, receives: bool) -> None:

@@ -23,7 +23,8 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 import torch
 
-from train.checkpoints import CheckpointError, list_checkpoints, load
+from train.checkpoint_file import CheckpointError, load
+from train.checkpoints import list_checkpoints
 from train.folders import Folder, FolderError, open_folder
 
 EXIT_SAME, EXIT_OTHER, EXIT_CANNOT_TELL = 0, 1, 2

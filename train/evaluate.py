@@ -26,15 +26,17 @@ from composer import Trainer
 from composer.core import Evaluator
 from composer.utils import dist
 
-from train.checkpoints import CheckpointError, on_every_node
-from train.checkpoints import load as load_checkpoint
+from train.checkpoint_file import CheckpointError
+from train.checkpoint_file import load as load_checkpoint
+from train.checkpoints import Found, on_every_node
 from train.config import Config, config_from_dict
 from train.folders import open_folder
 from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
-from train.run import RefusedError, precision_on, start_process, torch_device
+from train.run import precision_on, start_process, torch_device
 from train.splits import open_eval
+from train.start import RefusedError
 
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
 
@@ -79,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     device = start_process(DIST_TIMEOUT_SECONDS)
     where, _, name = args.checkpoint.rpartition("/")
     predictions = None if args.predictions is None else Predictions(args.predictions)
-    with on_every_node(open_folder(where or "."), name) as path:
+    with on_every_node(open_folder(where or "."), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
         cfg = with_data(config_from_dict(saved["config"]), args)

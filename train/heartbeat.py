@@ -1,6 +1,8 @@
 """A sign of life for whoever watches the run from outside: launchers end one that stands still."""
 
+import contextlib
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -9,20 +11,25 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT_VARIABLE = "HEARTBEAT_FILE"
 SECONDS_BETWEEN_BEATS = 1.0
+BEAT_BYTES = 100  # always the same number, so that a beat can be written over the one before it
 
 
 class Heartbeat(Callback):
     """Writes batch, epoch and time into the file that $HEARTBEAT_FILE names; nothing without one.
 
-    The first rank of each machine writes, at most once a second, after batches of training and of evaluation.
+    The first rank of each machine writes, at most once a second, after batches of training and of evaluation. A beat
+    that cannot be written, as on a full disk, does not end the run.
     """
 
     def __init__(self) -> None:
         wanted = os.environ.get(HEARTBEAT_VARIABLE) if dist.get_local_rank() == 0 else None
         self._path = Path(wanted) if wanted else None
         self._beaten_at = 0.0
+        self._told = False
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._beat(state)
@@ -39,6 +46,24 @@ class Heartbeat(Callback):
             return
         self._beaten_at = now
         beat = {"batch": int(state.timestamp.batch), "epoch": int(state.timestamp.epoch), "unix_time_s": round(now, 1)}
-        part = self._path.with_name(self._path.name + ".part")
-        part.write_text(json.dumps(beat) + "\n")
-        part.replace(self._path)
+        try:
+            _write(self._path, (json.dumps(beat).ljust(BEAT_BYTES - 1) + "\n").encode())
+        except OSError as error:
+            if not self._told:
+                log.warning("%s cannot be written: %s; the run goes on", self._path, error.strerror)
+                self._told = True
+
+
+def _write(path: Path, beat: bytes) -> None:
+    """Replace a file; where there is no room for another one, write over it."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(beat)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if not path.exists():
+            raise
+        with open(path, "r+b") as file:  # takes no new block
+            file.write(beat)

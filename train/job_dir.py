@@ -95,7 +95,7 @@ def _check_machines() -> None:
     """Raise ValueError, on all ranks, where nodes share a machine's shared memory and temporary folder."""
     _jobs_root().mkdir(parents=True, exist_ok=True)
     places = [(SHARED_MEMORY, os.stat(SHARED_MEMORY)), (_jobs_root(), os.stat(_jobs_root()))]
-    mine = (dist.get_node_rank(), _boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
+    mine = (dist.get_node_rank(), boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
     nodes: dict[tuple[Any, ...], int] = {}
     for node, boot, seen in dist.all_gather_object(mine):
         for place in seen:
@@ -117,7 +117,7 @@ def _check_tmpdir() -> None:
         )
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
     """What tells two running machines apart, however alike they are; the same in all containers of one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()

@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
         cfg = load_config(args.config, args.overrides)
         wait_passively()
         # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
-        from train.run import RefusedError, SavingFailedError, plan, train
+        from train.run import SavingFailedError, plan, train
+        from train.start import RefusedError
         from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested
 
         if args.dry_run:

@@ -1,9 +1,11 @@
 """One training run, from its configuration to its record."""
 
+import contextlib
 import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,30 +13,28 @@ import torch
 from composer import Trainer
 from composer.core import Callback, Evaluator, Event, Precision
 from composer.devices import Device
-from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
+from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist, get_device, reproducibility
 
 from convert.manifest import index_fingerprint
 from train.callbacks import RunRecord
+from train.checkpoint_file import only_load_safely
 from train.checkpoints import (
-    CheckpointError,
     DurableCheckpointSaver,
-    list_checkpoints,
-    newest_whole,
     on_every_node,
-    only_load_safely,
-    refuse_to_fall_behind,
     use_averaged_weights,
 )
 from train.config import Config, ConfigError, device_batch_size, resolved_yaml
-from train.contract import Contract, ResumeError, contract_of
-from train.cores import threads_per_rank, wanted_threads
+from train.contract import Contract, contract_of
+from train.cores import threads_per_rank
 from train.dataset import StreamingEvalImages, StreamingImages
 from train.decode.backends import open_decoder
 from train.environment import environment_of
+from train.fence import TakenOverError, release
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.heartbeat import Heartbeat
 from train.loader import build_eval_spec, build_train_spec, worker_count
+from train.log_files import LogFile, TensorboardFiles
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
@@ -47,13 +47,10 @@ from train.splits import (
     read_index,
     read_manifest,
 )
-from train.stopping import BatchWatch, StopSignals
+from train.start import find_start
+from train.stopping import BatchWatch, StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
-
-RefusedError = (ConfigError, DataError, FolderError, ResumeError, CheckpointError)
-"""What a user can mend; nothing was trained."""
-
 
 HARMLESS_WARNINGS = (
     "Some targets have less than 1 total probability",  # Composer's label smoothing, by float32's rounding
@@ -98,32 +95,34 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     choose_kernels(cfg, device)
     facts = gather_facts(cfg)
     folder = open_folder(cfg.checkpoint.save_folder)
-    found = find_checkpoint(cfg, folder, contract_for(cfg, facts, device), allowed)
+    start = find_start(cfg, folder, contract_for(cfg, facts, device), allowed)
+    folder = start.folder
     if device.name == "cpu":
-        torch.set_num_threads(int(found.contract.environment["threads_per_rank"].partition(" ")[0]))
+        torch.set_num_threads(int(start.contract.environment["threads_per_rank"].partition(" ")[0]))
 
     train_set = open_train(
         cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=facts.device_batch_size, seed=cfg.seed
     )
     val_set = open_eval(cfg.data, cfg.data.val_split, device_batch_size=facts.eval_device_batch_size)
-    guard = ResumeGuard(found.contract, seed=cfg.seed, train_set=train_set, changes=found.changes)
+    guard = ResumeGuard(start.contract, seed=cfg.seed, train_set=train_set, changes=start.changes)
     record = RunRecord(describe(cfg, facts), folder, guard)
     saver = DurableCheckpointSaver(folder, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep)
     watch = BatchWatch(signals, saver, skips=cfg.nonfinite_skips)
 
-    with on_every_node(folder, found.name) as load_path:
+    with on_every_node(folder, start.checkpoint) as load_path:
         trainer = build_trainer(
             cfg, device, facts, train_set, val_set, [watch, guard, record, saver, Heartbeat()], load_path
         )
-    if is_finished(trainer):
-        end_last_epoch(trainer, train_set.steps_per_epoch)
-    else:
-        fit(trainer)
-    use_averaged_weights(trainer.state)
-    record.note_weights(trainer.state)
-    if not record.is_evaluated(int(trainer.state.timestamp.batch)):
-        trainer.eval()
-    result = record.finish()
+    with saving(trainer, folder):
+        if is_finished(trainer):
+            end_last_epoch(trainer, train_set.steps_per_epoch)
+        else:
+            trainer.fit()
+        use_averaged_weights(trainer.state)
+        record.note_weights(trainer.state)
+        if not record.is_evaluated(int(trainer.state.timestamp.batch)):
+            trainer.eval()
+        result = record.finish()
     log.info(
         "done: top-1 %.2f%%, top-5 %.2f%% on %d samples, weights %s",
         100 * result["top1"],
@@ -139,19 +138,28 @@ class SavingFailedError(RuntimeError):
     """The save folder was there at the start, and now cannot be written."""
 
 
-def fit(trainer: Trainer) -> None:
-    """Train to the end.
+@contextlib.contextmanager
+def saving(trainer: Trainer, folder: Folder) -> Iterator[None]:
+    """Give the save folder back at the end, and say of a run that could not save what it has ended for.
 
     Raises:
-        SavingFailedError: a checkpoint or the record cannot be stored.
+        SavingFailedError: a checkpoint or the record cannot be stored, or another run has taken over the folder.
     """
     try:
-        trainer.fit()
+        yield
+    except StopRequested:
+        release(folder)
+        raise
+    except TakenOverError as error:
+        raise SavingFailedError(
+            f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}"
+        ) from error
     except FolderError as error:
         raise SavingFailedError(
             f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}; once that is mended, the "
             "same command goes on from the newest checkpoint"
         ) from error
+    release(folder)
 
 
 def plan(cfg: Config) -> str:
@@ -277,74 +285,6 @@ def contract_for(cfg: Config, facts: Facts, device: Device) -> Contract:
     )
 
 
-@dataclass(frozen=True)
-class Found:
-    """Where a run begins.
-
-    Attributes:
-        name: the checkpoint to continue from, or None to start at the beginning.
-        contract: the run's, with the threads of the checkpoint.
-        changes: of the contract since the checkpoint, as `{batch, key, before, after}`.
-    """
-
-    name: str | None
-    contract: Contract
-    changes: tuple[dict[str, Any], ...] = ()
-
-
-def find_checkpoint(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Found:
-    """Return where to begin, the same on all ranks.
-
-    Raises:
-        RefusedError: it is of another run, none is usable, a newer one is on another node, or the folder cannot be
-            read; on all ranks alike.
-    """
-    if cfg.checkpoint.autoresume:
-        refuse_to_fall_behind(folder)
-    outcome: list[Any] = [None, None]
-    if dist.get_global_rank() == 0:
-        try:
-            outcome[0] = _find_checkpoint(cfg, folder, contract, allowed)
-        except RefusedError as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    found: Found = outcome[0]
-    return found
-
-
-def _find_checkpoint(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Found:
-    folder.check_writable()
-    where = cfg.checkpoint.save_folder
-    if not cfg.checkpoint.autoresume:
-        if list_checkpoints(folder):
-            raise ResumeError(
-                f"checkpoint.save_folder: {where} holds checkpoints of an earlier run; "
-                "give checkpoint.autoresume=true to continue it, or another folder"
-            )
-        return Found(None, contract)
-    newest = newest_whole(folder)
-    if newest is None:
-        log.info("resume: no checkpoint in %s, starting at the beginning", where)
-        return Found(None, contract)
-    name, content = newest
-    saved = content["state"].get("callbacks", {}).get("ResumeGuard")
-    if saved is None:
-        raise ResumeError(f"{where}/{name} was not written by this program; it cannot be resumed")
-    if wanted_threads() is None:
-        contract = contract.with_threads_of(saved["contract"])
-    changes = contract.changes_since(saved["contract"], allowed=allowed, where=f"{where}/{name}")
-    log.info("resume: from %s/%s", where, name)
-    for change in changes:
-        log.warning(
-            "resume: %s was %s and is %s from here on; run.json notes it",
-            *(change[part] for part in ("key", "before", "after")),
-        )
-    batch = int(content["state"]["timestamp"]["Timestamp"]["batch"])
-    return Found(name, contract, tuple({"batch": batch, **change} for change in changes))
-
-
 def build_trainer(
     cfg: Config,
     device: Device,
@@ -412,9 +352,9 @@ def build_loggers(cfg: Config) -> list[LoggerDestination]:
     loggers: list[LoggerDestination] = []
     if cfg.loggers.file:
         started = time.strftime("%Y%m%d-%H%M%S")
-        loggers.append(FileLogger(filename=os.path.join(root, "logs", started + "-rank{rank}.txt")))
+        loggers.append(LogFile(os.path.join(root, "logs", started + "-rank{rank}.txt")))
     if cfg.loggers.tensorboard:
-        loggers.append(TensorboardLogger(log_dir=os.path.join(root, "tensorboard")))
+        loggers.append(TensorboardFiles(os.path.join(root, "tensorboard")))
     if wandb := cfg.loggers.wandb:
         loggers.append(
             WandBLogger(

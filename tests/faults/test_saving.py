@@ -1,16 +1,66 @@
 """A save folder that fails while the run goes on: the run has failed, and is not called refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.fault_proxy import FaultProxy, during
-from tests.faults.conftest import Trial
+from tests.faults.conftest import SHORT, Trial
 from tests.integration.problem import command
-from tests.processes import start
+from tests.processes import run, start
+from tests.small_disk import needs_small_disk, small_disk
+from train.checkpoint_file import load
 from train.folders import S3Folder
 
-pytestmark = [pytest.mark.s3, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
+@needs_small_disk
+def test_a_save_folder_that_fills_up_ends_all_ranks_with_the_bytes_needed_and_the_run_goes_on_once_there_is_room(
+    shards: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", size_bytes=1 << 30) as disk:
+        folder = disk.path / "run"
+        argv = command(shards, folder, *SHORT, "checkpoint.save_interval=2ba", "loggers.file=true")
+        code, output = run([*argv, "max_duration=2ba"], tmp_path / "first", ranks=2)
+        assert code == 0, output
+        size = (folder / "ep0-ba2.pt").stat().st_size
+        disk.fill(leave_bytes=size // 2)
+        more = [*argv, "max_duration=4ba", "--allow-changed", "max_duration"]
+        full = start(more, tmp_path / "full", ranks=2)
+        full.wait()
+        assert [rank.exitcode for rank in full.ranks] == [1, 1], full.output()
+        said = re.search(r"the run has ended after batch 4: (\S+) cannot be written: No space left on device; "
+                         r"([\d,]+) bytes are free in (\S+), ([\d,]+) are needed", full.output())  # fmt: skip
+        assert said, full.output()
+        free, needed = (int(said[group].replace(",", "")) for group in (2, 4))
+        assert (said[1], said[3]) == (f"{folder}/ep0-ba4.pt", str(folder))
+        assert free <= size // 2 and size <= needed < 1.1 * size
+        assert "Traceback" not in full.output() + full.output(1)
+        assert not list(folder.glob(".*"))
+        load(folder / "ep0-ba2.pt")
+
+        disk.make_room()
+        code, output = run(more, tmp_path / "again", ranks=2)
+        assert code == 0, output
+        assert f"resume: from {folder}/ep0-ba2.pt" in output
+
+
+@needs_small_disk
+def test_a_full_disk_under_the_log_files_and_the_heartbeat_does_not_end_the_run(shards: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "run/logs", size_bytes=1 << 20) as disk:
+        heartbeat = disk.path / "heartbeat.json"
+        disk.fill()
+        argv = command(shards, tmp_path / "run", *SHORT, "loggers.file=true", "max_duration=3ba")
+        code, output = run(argv, tmp_path / "log", env={"HEARTBEAT_FILE": str(heartbeat)})
+        assert code == 0, output
+        full = "cannot be written: No space left on device; the run goes on"
+        assert re.search(rf"the log file \S+ {full}", output) and f"{heartbeat} {full}" in output, output
+        assert "Traceback" not in output and "lost sys.stderr" not in output
+
+
+@pytest.mark.s3
 def test_a_checkpoint_that_cannot_be_stored_ends_the_run_which_goes_on_once_it_can(
     trial: Trial, proxy: FaultProxy
 ) -> None:
@@ -28,6 +78,7 @@ def test_a_checkpoint_that_cannot_be_stored_ends_the_run_which_goes_on_once_it_c
     assert f"resume: from {folder}/ep0-ba2.pt" in again.output()
 
 
+@pytest.mark.s3
 def test_a_file_is_offered_to_a_store_that_fails_for_a_quarter_of_a_minute(
     trial: Trial, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

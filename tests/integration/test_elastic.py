@@ -7,7 +7,8 @@ import pytest
 
 from tests.integration.problem import command, record_of
 from tests.processes import run, start
-from train.checkpoints import list_checkpoints, load
+from train.checkpoint_file import load
+from train.checkpoints import list_checkpoints
 from train.folders import LocalFolder
 
 pytestmark = pytest.mark.slow

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import checkpoints
-from train.checkpoints import CheckpointError, list_checkpoints, load, newest_whole, on_every_node
+from train import checkpoint_file
+from train.checkpoint_file import CheckpointError
+from train.checkpoints import Found, list_checkpoints, newest_whole, on_every_node, set_damaged_aside
 from train.folders import LocalFolder
 
 
 def write(path: Path, batch: int) -> Path:
-    torch.save({"state": {"batch": batch, "weight": torch.arange(1000)}, "rng": []}, path)
+    checkpoint_file.write({"state": {"batch": batch, "weight": torch.arange(1000)}, "rng": []}, path)
     return path
 
 
@@ -31,9 +32,11 @@ def test_the_newest_whole_checkpoint_is_used(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         found = newest_whole(LocalFolder(tmp_path))
     assert found is not None
-    name, content = found
-    assert (name, content["state"]["batch"]) == ("ep2-ba20.pt", 20)
-    assert "ep3-ba30.pt is not a whole checkpoint" in caplog.text
+    checkpoint, content = found
+    assert (checkpoint.name, checkpoint.damaged) == ("ep2-ba20.pt", ("ep3-ba30.pt",))
+    assert content["state"]["batch"] == 20
+    assert "ep3-ba30.pt does not end in its hash" in caplog.text
+    set_damaged_aside(LocalFolder(tmp_path), checkpoint)
     names = ["ep1-ba10.pt", "ep2-ba20.pt", "ep3-ba30.pt.damaged"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -47,52 +50,6 @@ def test_only_damaged_checkpoints_are_an_error_rather_than_a_fresh_start(tmp_pat
     with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints can be used; the newest is ep1-ba10\.pt"):
         newest_whole(LocalFolder(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["ep1-ba10.pt"]  # else the next run would start afresh
-
-
-def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path: Path) -> None:
-    path = write(tmp_path / "ep1-ba10.pt", 10)
-    content = bytearray(path.read_bytes())
-    at = content.index(torch.arange(1000).numpy().tobytes()[800:840])
-    content[at] ^= 1
-    path.write_bytes(content)
-    torch.load(path, weights_only=True)  # torch itself reads it without complaint
-    with pytest.raises(CheckpointError, match="fails its checksum"):
-        load(path)
-
-
-class RunsCode:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("true",)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "ep1-ba10.pt"
-    torch.save({"state": RunsCode()}, path)
-    with pytest.raises(CheckpointError, match=r"ep1-ba10\.pt holds posix\.system; loading it could run code"):
-        load(path)
-
-
-def test_composer_loads_nothing_that_is_not_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from composer.utils.checkpoint import safe_torch_load
-
-    monkeypatch.setenv("CHECKPOINT_VALIDATION_FUNCTION", "")
-    monkeypatch.delenv("CHECKPOINT_VALIDATION_FUNCTION")
-    marker = tmp_path / "ran"
-    path = tmp_path / "ep1-ba10.pt"
-
-    class Touches:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.system, (f"touch {marker}",)
-
-    torch.save({"state": Touches()}, path)
-    safe_torch_load(path)
-    assert marker.exists(), "Composer has become careful by itself: the guard can go"
-    marker.unlink()
-    monkeypatch.setenv("CHECKPOINT_VALIDATION_FUNCTION", "")
-    checkpoints.only_load_safely()
-    with pytest.raises(CheckpointError):
-        safe_torch_load(path)
-    assert not marker.exists()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -109,6 +66,33 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
     with (
         pytest.raises(CheckpointError, match=r"ep1-ba2\.pt does not exist"),
-        on_every_node(LocalFolder(tmp_path), "ep1-ba2.pt"),
+        on_every_node(LocalFolder(tmp_path), Found("ep1-ba2.pt")),
+    ):
+        pass
+
+
+def test_another_whole_checkpoint_under_the_name_that_was_found_is_refused(tmp_path: Path) -> None:
+    """As after another run has saved to the folder between the look at the checkpoint and Composer's."""
+    write(tmp_path / "ep1-ba10.pt", 10)
+    newest = newest_whole(LocalFolder(tmp_path))
+    assert newest is not None
+    with on_every_node(LocalFolder(tmp_path), newest[0]) as path:
+        assert path == str(tmp_path / "ep1-ba10.pt")
+    write(tmp_path / "ep1-ba10.pt", 11)
+    with (
+        pytest.raises(CheckpointError, match="is another checkpoint than the one that was found"),
+        on_every_node(LocalFolder(tmp_path), newest[0]),
+    ):
+        pass
+
+
+def test_a_checkpoint_that_was_damaged_since_it_was_found_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "ep1-ba10.pt", 10)
+    newest = newest_whole(LocalFolder(tmp_path))
+    assert newest is not None
+    os.truncate(path, path.stat().st_size - 1)
+    with (
+        pytest.raises(CheckpointError, match=r"^on .*ep1-ba10\.pt does not end in its hash"),
+        on_every_node(LocalFolder(tmp_path), newest[0]),
     ):
         pass

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from train.checkpoint_file import write
 from train.compare import differences, main
 
 
@@ -22,7 +23,7 @@ def content(
 
 def save(folder: Path, batches: int, **what: Any) -> None:
     folder.mkdir(exist_ok=True)
-    torch.save(content(batches, **what), folder / f"ep1-ba{batches}.pt")
+    write(content(batches, **what), folder / f"ep1-ba{batches}.pt")
 
 
 def compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
