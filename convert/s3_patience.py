@@ -73,6 +73,11 @@ def patiently(
             return answer
 
 
+def has_worked() -> bool:
+    """Return whether S3 has answered a request of this process as it should: address and keys are right then."""
+    return _worked.is_set()
+
+
 def _cause(error: BaseException) -> BaseException:
     """Return S3's own answer: boto3's `upload_file` makes a text of it, and raises that."""
     while not isinstance(error, ClientError) and error.__context__ is not None:
@@ -82,13 +87,13 @@ def _cause(error: BaseException) -> BaseException:
 
 def _passes(error: BaseException, *, missing_passes: bool) -> bool:
     if isinstance(error, KEY_ERRORS):
-        return _worked.is_set()
+        return has_worked()
     if not isinstance(error, ClientError):
         return False
     answer: Any = error.response
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if answer.get("Error", {}).get("Code") in KEY_CODES or _is_about_keys_without_words(error, status):
-        return _worked.is_set()
+        return has_worked()
     return status in PASSING_STATUSES or (missing_passes and status == 404)
 
 

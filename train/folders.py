@@ -18,7 +18,7 @@ from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from convert.s3 import UPLOAD_ATTEMPTS
-from convert.s3_patience import T, patiently
+from convert.s3_patience import T, has_worked, patiently
 
 ATTEMPTS = 8  # what is stored is offered UPLOAD_ATTEMPTS times; a dead endpoint, met at the start, is told of sooner
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
@@ -229,7 +229,10 @@ class S3Folder:
     def names(self) -> list[str]:
         where = {"Bucket": self.bucket, "Prefix": f"{self.prefix}/" if self.prefix else "", "Delimiter": "/"}
         pages = self._ask(
-            "listed", "", lambda client: list(client.get_paginator("list_objects_v2").paginate(**where)), ATTEMPTS
+            "listed",
+            "",
+            lambda client: list(client.get_paginator("list_objects_v2").paginate(**where)),
+            UPLOAD_ATTEMPTS if has_worked() else ATTEMPTS,
         )
         keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
         return sorted(key.rpartition("/")[2] for key in keys if not key.endswith("/"))  # "x/" marks an empty folder

@@ -90,3 +90,6 @@ def test_a_file_is_offered_to_a_store_that_fails_for_a_quarter_of_a_minute(
     folder.put("checkpoint", source)
     assert folder.read("checkpoint") == b"weights"
     assert proxy.faults_given > 8  # what would have ended it before
+    given, proxy.choose = proxy.faults_given, during(15, "500")
+    assert folder.names() == ["checkpoint"]  # a save looks for the checkpoints to delete
+    assert proxy.faults_given > given + 8
