@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, Spread, load_manifest
 from train.config import Config, ConfigError, load_config
+from train.signals import stop_workers
 
 if TYPE_CHECKING:
     from train.dataset import StreamingImages
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return 130
+    finally:
+        stop_workers()
     return 0
 
 

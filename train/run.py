@@ -35,6 +35,7 @@ from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
 from train.resume import ResumeError, ResumeGuard, check_contract, contract_of
+from train.signals import listen
 from train.splits import (
     DataError,
     count_samples,
@@ -44,7 +45,7 @@ from train.splits import (
     read_index,
     read_manifest,
 )
-from train.stopping import BatchWatch, StopSignals
+from train.stopping import BatchWatch
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         NonFiniteError: loss or gradients are not finite any more.
     """
     device = start_process(cfg.dist_timeout)
-    signals = StopSignals()
+    signals = listen(saves=True)
     choose_kernels(cfg, device)
     facts = gather_facts(cfg)
     folder = open_folder(cfg.checkpoint.save_folder)
