@@ -127,9 +127,7 @@ def listen(*, saves: bool = False, will_save: bool = True) -> StopSignals:
         _start_resource_tracker()
         launched = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
         rank = int(os.environ["RANK"]) if launched else 0
-        _listening = StopSignals(
-            launcher=os.getppid() if launched else None, rank=rank, will_save=will_save
-        )
+        _listening = StopSignals(launcher=os.getppid() if launched else None, rank=rank, will_save=will_save)
     _listening.set_handlers()
     _listening.saves = _listening.saves or saves
     return _listening
@@ -151,7 +149,9 @@ def become_worker() -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid and multiprocessing.get_start_method() == "fork":  # else it is a server's child
+    if (
+        parent is not None and parent.pid and multiprocessing.get_start_method() == "fork"
+    ):  # else it is a server's child
         end_with_parent(parent.pid)
 
 
@@ -187,7 +187,7 @@ def _leave() -> None:
 
 
 def _start_resource_tracker() -> None:
-    """Start multiprocessing's tracker of shared memory, which ignores SIGTERM and SIGINT, so that it takes no SIGUSR1."""
+    """Start multiprocessing's tracker of shared memory with SIGUSR1 blocked; the others it ignores by itself."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
@@ -225,6 +225,4 @@ def _after_fork_in_child() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,5 +1,6 @@
 """One machine's watcher: what it passes on to the ranks, and when it ends them."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -85,10 +86,8 @@ def test_a_launcher_ends_with_its_node_that_is_killed(tmp_path: Path) -> None:
     pid = int((tmp_path / "pid").read_text()[:-1])
     started.kill()
     started.wait(5)
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(pid).wait(5)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def test_a_run_without_a_sign_of_life_is_ended(tmp_path: Path) -> None:
