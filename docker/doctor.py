@@ -123,7 +123,11 @@ def shared_memory() -> Finding:
     size = shutil.disk_usage("/dev/shm").total
     seen = f"{size / 1e9:.1f} GB in /dev/shm"
     if size < SHARED_MEMORY_BYTES:
-        return Finding(AMISS, "shared memory", f"{seen}; start the container with --ipc host or --shm-size 8g")
+        return Finding(
+            AMISS,
+            "shared memory",
+            f"{seen}; start the container with --ipc host, or with the --shm-size that a run's --dry-run says",
+        )
     return Finding(OK, "shared memory", seen)
 
 

@@ -15,6 +15,13 @@ from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, W
 from composer.utils import dist, get_device, reproducibility
 
 from train.callbacks import RunRecord
+from train.capacity import (
+    check_canonical_nodes,
+    check_shared_memory,
+    free_shared_memory,
+    needed_shared_memory,
+    node_count,
+)
 from train.checkpoints import (
     CheckpointError,
     DurableCheckpointSaver,
@@ -97,6 +104,9 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     folder = open_folder(cfg.checkpoint.save_folder)
     contract = contract_of(cfg, fingerprint=facts.fingerprint, decoder=facts.decoder, num_classes=facts.num_classes)
     found = find_checkpoint(cfg, folder, contract, allowed)
+    if found is None:  # a run that goes on may do so on any number of nodes
+        check_canonical_nodes(cfg.data.num_canonical_nodes, node_count())
+    check_shared_memory(shared_memory_of(cfg, facts))
 
     train_set = open_train(
         cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=facts.device_batch_size, seed=cfg.seed
@@ -151,7 +161,12 @@ def fit(trainer: Trainer) -> None:
 def plan(cfg: Config) -> str:
     """Return the resolved configuration and the arithmetic of the run, after checking data and save folder."""
     facts = gather_facts(cfg)
-    open_folder(cfg.checkpoint.save_folder).check_writable()
+    folder = open_folder(cfg.checkpoint.save_folder)
+    folder.check_writable()
+    if not list_checkpoints(folder):
+        check_canonical_nodes(cfg.data.num_canonical_nodes, node_count())
+    needed = shared_memory_of(cfg, facts)
+    check_shared_memory(needed)
     epochs = facts.total_steps / facts.steps_per_epoch
     left_out = facts.train_samples - facts.steps_per_epoch * cfg.global_batch_size
     return "\n".join(
@@ -164,8 +179,17 @@ def plan(cfg: Config) -> str:
             f"{left_out:,} samples of each epoch are left out, others each time",
             f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
             f"# decoder      {facts.decoder_version}; {worker_count(cfg.data)} loader workers a rank",
+            f"# /dev/shm     up to {needed / 1e9:.3g} GB a node for batches; "
+            f"{free_shared_memory() / 1e9:.3g} GB are free here",
             f"# save_folder  {cfg.checkpoint.save_folder} is writable",
         ]
+    )
+
+
+def shared_memory_of(cfg: Config, facts: Facts) -> int:
+    """Return the bytes of shared memory that a node will need."""
+    return needed_shared_memory(
+        cfg, device_batch_size=facts.device_batch_size, eval_device_batch_size=facts.eval_device_batch_size
     )
 
 
