@@ -75,9 +75,9 @@ def check_canonical_nodes(canonical_nodes: int, nodes: int) -> None:
     fewer = next(n for n in range(nodes, 0, -1) if _go_together(canonical_nodes, n))
     more = next(n for n in range(nodes, nodes + canonical_nodes) if _go_together(canonical_nodes, n))
     raise ConfigError(
-        f"data.num_canonical_nodes: {canonical_nodes} and the {nodes} nodes of this run do not go together: one must be "
-        f"a multiple of the other; run on {fewer} or {more} nodes or, for a new run, give a multiple or a divisor of "
-        f"{nodes}, as in data.num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}"
+        f"data.num_canonical_nodes: {canonical_nodes} and the {nodes} nodes of this run do not go together: one must "
+        f"be a multiple of the other; run on {fewer} or {more} nodes or, for a new run, give a multiple or a divisor "
+        f"of {nodes}, as in data.num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}"
     )
 
 
