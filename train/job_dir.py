@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 ALIVE = "alive"  # the file that an owner has locked
-AGE_S = 3600.0  # a folder without it, that old, was never finished, or is an earlier version's
+AGE_S = 3600.0  # a folder without it, that old, was never finished
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes. A loader worker hands a batch over through a Unix socket of such a name in TMPDIR, and Linux allows 107. With
 a longer one the batch never arrives: the error is raised in a thread, and only printed."""
@@ -72,7 +72,7 @@ def one_at_a_time() -> Iterator[None]:
         return
     _jobs_root().mkdir(parents=True, exist_ok=True)
     # Shared memory's names may be shared by jobs that have another TMPDIR, as in containers with the host's /dev/shm.
-    with _locked(_jobs_root() / "lock"), _locked(SHARED_MEMORY / "mds-jobs.lock"):
+    with _locked(_jobs_root() / "lock"), _locked(SHARED_MEMORY / "mds-live.lock"):
         remove_what_dead_jobs_left()
         dist.barrier()
         yield
@@ -133,7 +133,8 @@ def _boot_id() -> str:
 
 
 def _jobs_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"mds-jobs-{os.getuid()}"
+    # Not mds-jobs-<uid>, the name of earlier versions, which would delete a folder that is not named as theirs are.
+    return Path(tempfile.gettempdir()) / f"mds-live-{os.getuid()}"
 
 
 def _job_name_of_node() -> str:

@@ -30,7 +30,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def leave_behind(machine: Path, prefix: str, owner: str) -> list[Path]:
     """Write what a job leaves that reaches its data through its own link, as Streaming lays it out."""
-    link = machine / "tmp" / f"mds-jobs-{os.getuid()}" / owner / "data"
+    link = machine / "tmp" / f"mds-live-{os.getuid()}" / owner / "data"
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(machine)
     text = f"{link}/train\0{int(prefix)}".encode()
@@ -73,20 +73,20 @@ def test_what_a_killed_job_left_is_removed_and_a_live_jobs_is_not(machine: Path)
     foreign.write_bytes(np.int32(4 + 9).tobytes() + b"/data/x\0" + b"6")
     assert job_dir.remove_what_dead_jobs_left() == 1
     assert [path for path in dead if path.exists()] == []
-    assert not (machine / "tmp" / f"mds-jobs-{os.getuid()}" / name).exists()  # with its temporary files
+    assert not (machine / "tmp" / f"mds-live-{os.getuid()}" / name).exists()  # with its temporary files
     assert [path for path in live if not path.exists()] == []
     assert foreign.exists()
     assert job_dir.scratch_folder().is_dir()
 
 
 def test_a_folder_that_is_being_made_is_left_alone_for_an_hour(machine: Path) -> None:
-    root = machine / "tmp" / f"mds-jobs-{os.getuid()}"
-    new, by_an_earlier_version = root / ".77-abc", root / "77-123"
-    for folder in (new, by_an_earlier_version):
+    root = machine / "tmp" / f"mds-live-{os.getuid()}"
+    new, unfinished = root / ".77-abc", root / "77-123"
+    for folder in (new, unfinished):
         folder.mkdir(parents=True)
     (new / job_dir.ALIVE).touch()
     assert job_dir.remove_what_dead_jobs_left() == 0
-    for folder in (new, by_an_earlier_version):
+    for folder in (new, unfinished):
         os.utime(folder, (0, 0))
     assert job_dir.remove_what_dead_jobs_left() == 2
 
