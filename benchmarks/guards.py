@@ -31,7 +31,8 @@ from composer.utils import dist
 from train.loader import RawBatch
 from train.resume import ResumeGuard
 from train.run import start_process, torch_device
-from train.stopping import BatchWatch, StopSignals
+from train.signals import listen
+from train.stopping import BatchWatch
 
 
 class Step:
@@ -44,8 +45,9 @@ class Step:
         self.images = torch.randn(batch, 3, px, px, device=place)
         self.labels = torch.randint(0, 1000, (batch,), device=place)
         self.raw = RawBatch(torch.zeros(0), self.labels, torch.arange(batch), step=0, stage_s=torch.zeros(3))
-        self.guard = ResumeGuard({}, seed=17, train_set=SimpleNamespace(steps_per_epoch=1000))  # type: ignore[arg-type]  # no epoch ends
-        self.watch = BatchWatch(StopSignals(), SimpleNamespace(), skips=0)  # type: ignore[arg-type]  # nothing is saved
+        train_set: Any = SimpleNamespace(steps_per_epoch=1000)  # no epoch ends
+        self.guard = ResumeGuard({}, seed=17, train_set=train_set)  # type: ignore[arg-type]  # no checkpoint is saved
+        self.watch = BatchWatch(listen(saves=True), SimpleNamespace(), skips=0)  # type: ignore[arg-type]  # nothing is saved
         self.state: Any = SimpleNamespace(
             model=self.model, device=device, scaler=None, timestamp=SimpleNamespace(batch=0), total_loss_dict={}
         )

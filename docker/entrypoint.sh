@@ -29,6 +29,7 @@ launch() {
   if [[ $count == 1 || " $* " == *" --help "* || " $* " == *" -h "* ]]; then
     exec python "$@"
   fi
+  trap '' USR1 # the launcher would die of it before its ranks have saved; they listen for it themselves
   exec composer -n "$count" "$@"
 }
 

@@ -8,7 +8,8 @@
 # save folder. Lines come out as "[name] ..."; runs/hosts/ has them too, and on each machine what its ranks print.
 #
 # When one machine's part ends, or a machine is silent for PEER_LIMIT_S seconds, all are stopped, and which one it was is
-# said; a machine that no longer hears from here stops by itself after as long. Ctrl-C, TERM and USR1 save first.
+# said; a machine that no longer hears from here stops by itself after as long. Ctrl-C, TERM and USR1 save first, also
+# when they are sent to the whole process group; a second Ctrl-C ends all at once.
 # The same command goes on from the newest checkpoint. Exit status: 0 finished, 75 saved and stopped, 2 refused, else 1.
 #
 # Settings, by environment variables
@@ -74,6 +75,7 @@ declare -A name_of
 for rank in "${!hosts[@]}"; do
   host=${hosts[$rank]}
   (
+    trap '' INT TERM USR1 # sent to the group; what is here passes them on by "save", and has to live until all have ended
     status=0
     "${ssh[@]}" "$host" "$(part "$rank" "$@")" < <(beats) 2>&1 | sed -u "s/^/[${host#*@}] /" | tee -a "$logs/${host#*@}.log" ||
       status=${PIPESTATUS[0]}
@@ -82,12 +84,19 @@ for rank in "${!hosts[@]}"; do
   name_of[$!]=${host#*@}
 done
 
-trap 'touch "$scratch/save"; echo "launch_hosts.sh: the ranks are told to save and end" >&2' INT TERM USR1
+# shellcheck disable=SC2317,SC2329 # the traps below reach it
+save() {
+  touch "$scratch/save"
+  echo "launch_hosts.sh: the ranks are told to save and end${1:-}" >&2
+}
+interrupted=''
+trap save TERM USR1
+trap '[[ -z $interrupted ]] || exit 130; interrupted=1; save "; press Ctrl-C again to end at once"' INT
 
 # shellcheck disable=SC2317,SC2329 # the trap below reaches it
 stop_all() { # without ssh the parts see the end of their input, and end
   rm -rf "$scratch"
-  for pid in "${!name_of[@]}"; do pkill -TERM -P "$pid" 2>/dev/null || true; done
+  for pid in "${!name_of[@]}"; do pkill -KILL -P "$pid" 2>/dev/null || true; done
 }
 trap stop_all EXIT
 
@@ -112,7 +121,7 @@ while [[ ${#name_of[@]} -gt 0 ]]; do
     [[ -n $deadline ]] || deadline=$((SECONDS + limit))
   done
   [[ -z $deadline || $SECONDS -lt $deadline ]] || break
-  sleep 0.5
+  sleep 0.5 || true # a signal to the group ends it
 done
 [[ $result == 0 || $result == 2 || $result == 75 ]] || result=1
 exit "$result"

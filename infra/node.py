@@ -6,7 +6,9 @@ Slurm and infra/launch_hosts.sh start it once on each machine and say by environ
 NODES, NODE_RANK (or Slurm's own SLURM_NNODES, SLURM_NODEID), MASTER_ADDR, MASTER_PORT; RANKS is the number of processes
 to start here, by default one a GPU. What it adds to the launcher:
 
-- SIGUSR1 and SIGTERM reach the ranks as SIGUSR1, as soon as they listen for it: they save and end with 75.
+- SIGUSR1, SIGTERM and Ctrl-C reach the ranks as SIGUSR1, as soon as they listen for it: they save and end with 75. A
+  second Ctrl-C ends this part at once.
+- The launcher ends with it, even by SIGKILL, and so do the ranks.
 - On EC2, the notice of a spot interruption (two minutes ahead) does the same.
 - A run without a sign of life for STALL_S seconds is ended, with exit status 1.
 - With BEATS_ON_STDIN=1 a line has to arrive on standard input within PEER_LIMIT_S seconds of the one before; else the
@@ -35,8 +37,15 @@ from types import FrameType
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-EXIT_FAILED, EXIT_REFUSED = 1, 2
+# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
+
+from train.signals import end_with_parent
+
+ROOT = _HERE.parent
+EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_NOTICE_LOOKS = 5.0  # AWS's own advice, on its page of spot instance termination notices
@@ -115,6 +124,7 @@ class Node:
         self.settings = settings
         self.heartbeat = settings.log_dir / f"heartbeat-node{settings.node_rank}.json"
         self._asked_at: float | None = None  # to save and end; by whom was said then
+        self._interrupts = 0
         self._told: set[int] = set()
         self._notice_seen_at = 0.0
         self._line_at = time.monotonic()
@@ -124,28 +134,36 @@ class Node:
         """Run to the end; return the launcher's exit status."""
         self.settings.log_dir.mkdir(parents=True, exist_ok=True)
         self.heartbeat.unlink(missing_ok=True)
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
+        node = os.getpid()
+
+        def before_launcher() -> None:
+            _ignore_usr1()
+            end_with_parent(node)
+
         self.launcher = subprocess.Popen(
             self.settings.launcher(argv),
             cwd=ROOT,
             env=os.environ | {"HEARTBEAT_FILE": str(self.heartbeat)},
             stdin=subprocess.DEVNULL,
             process_group=0,
-            preexec_fn=_ignore_usr1,
+            preexec_fn=before_launcher,
         )
         while self.launcher.poll() is None:
             problem = self._look()
             if problem:
                 self._say(problem)
                 self._kill()
-                return EXIT_FAILED
+                return EXIT_INTERRUPTED if self._interrupts > 1 else EXIT_FAILED
             time.sleep(SECONDS_BETWEEN_LOOKS)
         code = self.launcher.returncode
         return code if code >= 0 else 128 - code
 
     def _look(self) -> str:
         """One round of watching; return why the run has to be ended at once, or ''."""
+        if self._interrupts > 1:
+            return "Ctrl-C again: the ranks are killed"
         if self._asked_at is None and self.settings.watches_spot:
             self._look_for_notice()
         if self._asked_at is not None:
@@ -153,6 +171,7 @@ class Node:
         return self._lost_peer() or self._stall()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
         self._ask(signal.Signals(number).name)
 
     def _ask(self, by: str) -> None:

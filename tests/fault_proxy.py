@@ -31,11 +31,13 @@ class Request:
     method: str
     path: str
     number: int  # from 0, over all that came
+    range: str = ""  # "bytes=100-", of a file that has come in part
 
 
 Fault = str
 """One of: `` (none), `500`, `503`, `403`, `404`, `501`, `<status>:<S3's code>`, `reset`, `truncate`, `flip`,
-`silence:<seconds>`, `delay:<seconds>` (a right answer, late)."""
+`silence:<seconds>`, `delay:<seconds>` (a right answer, late), `drip:<bytes>` (one that comes by so many bytes a second).
+"""
 
 
 class FaultProxy:
@@ -56,9 +58,9 @@ class FaultProxy:
         self._server.daemon_threads = True
         self.endpoint_url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def fault_for(self, method: str, path: str) -> Fault:
+    def fault_for(self, method: str, path: str, bytes_range: str) -> Fault:
         with self._lock:
-            request = Request(method, path, len(self.seen))
+            request = Request(method, path, len(self.seen), bytes_range)
             fault = self.choose(request)
             self.seen.append((request, fault))
         return fault
@@ -93,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         size = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(size)
-        fault = self.faults.fault_for(self.command, self.path)
+        fault = self.faults.fault_for(self.command, self.path, self.headers.get("Range", ""))
         if fault.startswith("silence"):
             self.faults.stopped.wait(min(float(fault.partition(":")[2]), SILENCE_LIMIT_S))
             self._hang_up()
@@ -130,9 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "flip" and data:  # in an object that was stored without S3's own checksum, as by older clients
             headers = [(name, value) for name, value in headers if not name.lower().startswith("x-amz-checksum")]
             data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-        self._send(answer.status, headers, data, cut=fault == "truncate" and len(data) > 1)
+        per_second = int(fault.partition(":")[2]) if fault.startswith("drip") else 0
+        self._send(answer.status, headers, data, cut=fault == "truncate" and len(data) > 1, per_second=per_second)
 
-    def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, *, cut: bool = False) -> None:
+    def _send(
+        self, status: int, headers: list[tuple[str, str]], data: bytes, *, cut: bool = False, per_second: int = 0
+    ) -> None:
         with suppress(OSError):  # the client may have given up
             self.send_response_only(status)
             for name, value in headers:
@@ -140,10 +145,21 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command != "HEAD" and status != 204:
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            if self.command != "HEAD":
+            if self.command != "HEAD" and per_second:
+                self._drip(data, per_second)
+            elif self.command != "HEAD":
                 self.wfile.write(data[: len(data) // 2] if cut else data)
             if cut:
                 self._hang_up()
+
+    def _drip(self, data: bytes, per_second: int) -> None:
+        """A tenth of a second's bytes at a time."""
+        step = max(1, per_second // 10)
+        for start in range(0, len(data), step):
+            self.wfile.write(data[start : start + step])
+            self.wfile.flush()
+            if self.faults.stopped.wait(0.1):
+                return
 
     def _hang_up(self) -> None:
         self.close_connection = True

@@ -17,6 +17,7 @@ from composer.utils import dist
 from train.folders import Folder
 from train.loader import TimedLoader
 from train.model import weights_sha256
+from train.ranks import on_first_rank
 from train.resume import ResumeGuard
 from train.stages import WORKER_STAGES, StageClock
 
@@ -177,9 +178,14 @@ class RunRecord(Callback):
         return next((found for found in self.evaluations if found["batch"] == batch), {})
 
     def write(self, *, report: bool = False) -> None:
-        """Store `run.json`, and `report.png` when asked to or when the last one is a minute old."""
-        if dist.get_global_rank() != 0:
-            return
+        """Store `run.json`, and `report.png` when asked to or when the last one is a minute old. Collective.
+
+        Raises:
+            FolderError: on all ranks alike.
+        """
+        on_first_rank(lambda: self._write(report=report))
+
+    def _write(self, *, report: bool) -> None:
         record = self.as_dict()
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / RECORD_NAME

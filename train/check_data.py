@@ -32,6 +32,7 @@ from tqdm import tqdm
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, Spread, load_manifest
 from train.config import Config, ConfigError, load_config
 from train.cores import available_cores
+from train.signals import stop_workers
 
 if TYPE_CHECKING:
     from train.dataset import StreamingImages
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return 130
+    finally:
+        stop_workers()
     return 0
 
 

@@ -4,7 +4,8 @@
 
 RUN_A and RUN_B are save folders, local or s3://. Exit status: 0 the same, 1 not the same, 2 nothing to compare.
 Compared are the samples and crops of every batch (the ledger), the loss of every batch, and each tensor and number of
-the newest checkpoint that both runs have: weights, averages, optimizer, schedules, algorithms. Times do not count.
+every checkpoint that both runs have: weights, averages, optimizer, schedules, algorithms. Of the first checkpoint that
+differs the differences are listed. Times do not count.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from train.folders import Folder, FolderError, open_folder
 
 EXIT_SAME, EXIT_OTHER, EXIT_CANNOT_TELL = 0, 1, 2
 SHOWN = 20
+TRAILS = ("samples", "loss")  # what a checkpoint tells of each batch so far
 
 # Wall-clock times, speeds, names of runs and folders, and what only says how a run was started.
 NOT_COMPARED = (
@@ -82,20 +84,18 @@ def compare(run_a: str, run_b: str) -> list[str]:
     """What there is to say of two runs, a line each; the last one is the verdict."""
     folders = [open_folder(run_a), open_folder(run_b)]
     common = _common_checkpoints(folders, (run_a, run_b))
-    newest = common[-1]
-    one, other = (_load(folder, newest) for folder in folders)
-    lines = [f"{newest} of both: {_batches(one)} batches"]
-    parted = [_first_other_batch(what, _trail(one, what), _trail(other, what)) for what in ("samples", "loss")]
-    lines += [line for line in parted if line]
-    different = differences(one, other)
-    lines += [f"  {name}" for name in different[:SHOWN]]
-    if len(different) > SHOWN:
-        lines.append(f"  ... and {len(different) - SHOWN:,} more")
-    if not different and not any(parted):
-        return [*lines, f"the same, up to {newest}: every sample, crop, loss, tensor and number"]
-    earlier = _first_other_checkpoint(folders, common)
-    lines.append(f"they part at {earlier}; the first to differ there is named first above" if earlier else "")
-    return [*filter(None, lines), "not the same"]
+    for place, name in enumerate(common, start=1):
+        one, other = (_load(folder, name, run) for folder, run in zip(folders, (run_a, run_b), strict=True))
+        lines = [f"{name} of both, {place} of {len(common)}: {len(_trail(one, name, 'loss'))} batches"]
+        parted = [_first_other_batch(what, _trail(one, name, what), _trail(other, name, what)) for what in TRAILS]
+        lines += [line for line in parted if line]
+        if different := differences(one, other):
+            lines += [f"  {path}" for path in different[:SHOWN]]
+            if len(different) > SHOWN:
+                lines.append(f"  ... and {len(different) - SHOWN:,} more")
+            return [*lines, f"they part at {name}; the checkpoints before it are the same", "not the same"]
+    count = f"{len(common)} checkpoint{'s' if len(common) > 1 else ''}"
+    return [*lines, f"the same, up to {common[-1]}, in {count}: every sample, crop, loss, tensor and number"]
 
 
 def differences(one: Any, other: Any) -> list[str]:
@@ -161,25 +161,24 @@ def _common_checkpoints(folders: Sequence[Folder], names: Sequence[str]) -> list
     return common
 
 
-def _load(folder: Folder, name: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
-        return load(folder.get(name, Path(scratch)))
+def _load(folder: Folder, name: str, run: str) -> dict[str, Any]:
+    """Load a checkpoint that was listed; the run may still be going on, and delete its old ones."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
+            return load(folder.get(name, Path(scratch)))
+    except (OSError, CheckpointError, FolderError) as error:
+        raise CompareError(
+            f"{name} in {run} was listed and cannot be loaded: {error}. If that run is still going on, it may have "
+            "deleted it since (checkpoint.keep): compare again"
+        ) from error
 
 
-def _first_other_checkpoint(folders: Sequence[Folder], common: Sequence[str]) -> str:
-    for name in common:
-        if differences(*(_load(folder, name) for folder in folders)):
-            return name
-    return ""
-
-
-def _batches(content: dict[str, Any]) -> int:
-    return len(_trail(content, "loss"))
-
-
-def _trail(content: dict[str, Any], what: str) -> list[Any]:
+def _trail(content: dict[str, Any], name: str, what: str) -> list[Any]:
     """What a run has noted of each of its batches."""
-    trail: list[Any] = content["state"]["callbacks"]["ResumeGuard"]["trail"][what].tolist()
+    try:
+        trail: list[Any] = content["state"]["callbacks"]["ResumeGuard"]["trail"][what].tolist()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CompareError(f"{name} was not written by train/main.py: it does not say what its batches were") from error
     return trail
 
 

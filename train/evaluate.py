@@ -35,6 +35,7 @@ from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
 from train.run import precision_on, start_process, torch_device
+from train.signals import listening
 from train.splits import open_eval
 from train.start import RefusedError
 
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code: 0, or 2 when the checkpoint or the data cannot be used."""
     args = parse(argv)
     try:
-        figures = evaluate(args)
+        with listening(will_save=False):
+            figures = evaluate(args)
     except RefusedError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(error, file=sys.stderr)

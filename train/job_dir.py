@@ -4,8 +4,9 @@ StreamingDataset keeps its state in shared memory that it finds again by the dat
 memory stays, and the next job is refused ("Reused local directory") or, worse, picks up a stale resume point; two live
 jobs on one folder are refused as well. `clean_stale_shared_memory()` removes live jobs' memory along with the dead's.
 
-Here each job reaches its folder through a symbolic link under a directory named after its owner (process id and start
-time). No two jobs share a path, so nothing collides, and what a dead job left is recognised by its owner and removed.
+Here each job reaches its folder through a symbolic link in a folder of its owner. No two jobs share a path, so nothing
+collides. The owner holds a lock on a file in its folder, which the kernel releases when it ends: what can be locked is
+a dead job's, and is removed. That holds in containers too, which see no process of each other but may share /tmp.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ import os
 import shutil
 import socket
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,13 @@ from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLE
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
+ALIVE = "alive"  # the file that an owner has locked
+AGE_S = 3600.0  # a folder without it, that old, was never finished
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes. A loader worker hands a batch over through a Unix socket of such a name in TMPDIR, and Linux allows 107. With
 a longer one the batch never arrives: the error is raised in a thread, and only printed."""
+
+_owned: tuple[int, Path, int] | None = None  # by this process: its id, its folder and the locked file's descriptor
 
 
 def link_for_this_job(target: str) -> str:
@@ -48,7 +55,7 @@ def link_for_this_job(target: str) -> str:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Let one job of this user at a time claim shared memory on this machine; dead jobs' is removed first.
+    """Let one job at a time claim shared memory on this machine; what this user's dead jobs left is removed first.
 
     Streaming looks for a free name and then takes it, two steps that two starting jobs could interleave. Collective:
     the node's first rank holds the lock, and the others go on only once it does, since they look for names as well.
@@ -64,8 +71,8 @@ def one_at_a_time() -> Iterator[None]:
         yield
         return
     _jobs_root().mkdir(parents=True, exist_ok=True)
-    with open(_jobs_root() / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when the holder dies
+    # Shared memory's names may be shared by jobs that have another TMPDIR, as in containers with the host's /dev/shm.
+    with _locked(_jobs_root() / "lock"), _locked(SHARED_MEMORY / "mds-live.lock"):
         remove_what_dead_jobs_left()
         dist.barrier()
         yield
@@ -73,14 +80,14 @@ def one_at_a_time() -> Iterator[None]:
 
 def scratch_folder() -> Path:
     """Return a folder for this process's temporary files; if it is killed, the next job on the machine removes it."""
-    folder = _jobs_root() / f"{os.getpid()}-{_start_time(os.getpid())}" / "scratch"
+    folder = _own_folder() / "scratch"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def remove_what_dead_jobs_left() -> int:
     """Delete shared memory, locks, links and temporary files of processes that are gone; return how many they were."""
-    dead = {job.name for job in _jobs_root().glob("*-*") if not _is_alive(job.name)}
+    dead = {job.name for job in _jobs_root().glob("*-*") if _is_dead(job)}
     for prefix, job in _shared_memory_owners():
         if job in dead:
             _remove_prefix(prefix)
@@ -126,39 +133,66 @@ def boot_id() -> str:
 
 
 def _jobs_root() -> Path:
-    return Path(tempfile.gettempdir()) / f"mds-jobs-{os.getuid()}"
+    # Not mds-jobs-<uid>, the name of earlier versions, which would delete a folder that is not named as theirs are.
+    return Path(tempfile.gettempdir()) / f"mds-live-{os.getuid()}"
 
 
 def _job_name_of_node() -> str:
-    """`<pid>-<start time>` of the node's first rank; a pid alone would be reused."""
-    mine = (dist.get_node_rank(), dist.get_local_rank(), f"{os.getpid()}-{_start_time(os.getpid())}")
+    """The name of the folder of the node's first rank."""
+    is_first = dist.get_local_rank() == 0
+    mine = (dist.get_node_rank(), dist.get_local_rank(), _own_folder().name if is_first else "")
     names = {(node, local): name for node, local, name in dist.all_gather_object(mine)}
     return names[(dist.get_node_rank(), 0)]
 
 
+def _own_folder() -> Path:
+    """Return this process's folder, made at the first call; its lock is held until the process ends.
+
+    It gets its name once it is locked. Forked loader workers hold the lock too, and end with their rank.
+    """
+    global _owned
+    if _owned is None or _owned[0] != os.getpid():
+        name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        new, final = _jobs_root() / f".{name}", _jobs_root() / name
+        new.mkdir(parents=True)
+        descriptor = os.open(new / ALIVE, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        new.rename(final)
+        _owned = (os.getpid(), final, descriptor)
+    return _owned[1]
+
+
+def _is_dead(folder: Path) -> bool:
+    """Whether the owner of a folder has ended, wherever it ran."""
+    try:
+        if folder.name.startswith("."):  # its owner is about to lock it, unless it was killed just then
+            return time.time() - folder.stat().st_mtime > AGE_S
+        with open(folder / ALIVE) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return folder.is_dir() and time.time() - folder.stat().st_mtime > AGE_S
+    except OSError:  # BlockingIOError: it lives
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that the kernel releases if this process dies; the file may be another user's."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        os.fchmod(descriptor, 0o666)
+    except FileExistsError:
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _link_name(target: str) -> str:
     return os.path.abspath(target).strip("/").replace("/", "_")[-100:] or "root"
-
-
-def _start_time(pid: int) -> str:
-    """Clock ticks between boot and the process's start (field 22 of /proc/PID/stat), or "0" off Linux."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "0"
-
-
-def _is_alive(job: str) -> bool:
-    pid, _, start = job.partition("-")
-    if not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return _start_time(int(pid)) == start
 
 
 def _shared_memory_owners() -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from train.decode.pillow import DecodeError
 from train.per_sample import PerSample
 from train.resolution import Resolution
 from train.sections import DataConfig
+from train.signals import become_worker
 from train.watchdog import StallWatch
 
 
@@ -264,6 +265,7 @@ def _build_loader(
 
 
 def _start_worker(watch: StallWatch, worker: int) -> None:
+    become_worker()
     gc.freeze()  # what the rank has made stays: to look through it copies the memory of a forked process, for 0.3 s
     torch.set_num_threads(1)  # workers are the parallelism; threads in each would fight over the cores
     watch.report_on_signal(worker)

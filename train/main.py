@@ -17,8 +17,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from train.config import ConfigError, load_config
-from train.cores import wait_passively
+from train.signals import listen, listening
 
 EXIT_FAILED = 1  # it has ended by itself before its time
 EXIT_REFUSED = 2  # nothing was trained: the configuration, the data or the save folder is not usable
@@ -27,6 +26,15 @@ EXIT_REFUSED = 2  # nothing was trained: the configuration, the data or the save
 def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit code."""
     args = parse(argv)
+    with listening(will_save=True):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or say why not; return the exit code."""
+    from train.config import ConfigError, load_config
+    from train.cores import wait_passively
+
     try:
         cfg = load_config(args.config, args.overrides)
         wait_passively()
@@ -35,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         from train.start import RefusedError
         from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested
 
+        listen()  # again: Composer has taken SIGTERM and SIGINT
         if args.dry_run:
             print(plan(cfg))
         else:

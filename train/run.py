@@ -18,9 +18,17 @@ from composer.utils import dist, get_device, reproducibility
 
 from convert.manifest import index_fingerprint
 from train.callbacks import RunRecord
+from train.capacity import (
+    check_canonical_nodes,
+    check_shared_memory,
+    free_shared_memory,
+    needed_shared_memory,
+    node_count,
+)
 from train.checkpoint_file import only_load_safely
 from train.checkpoints import (
     DurableCheckpointSaver,
+    list_checkpoints,
     on_every_node,
     use_averaged_weights,
 )
@@ -39,6 +47,7 @@ from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
 from train.resume import ResumeGuard
+from train.signals import listen
 from train.splits import (
     DataError,
     count_samples,
@@ -48,7 +57,7 @@ from train.splits import (
     read_manifest,
 )
 from train.start import find_start
-from train.stopping import BatchWatch, StopRequested, StopSignals
+from train.stopping import BatchWatch, StopRequested
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +100,15 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         NonFiniteError: loss or gradients are not finite any more.
     """
     device = start_process(cfg.dist_timeout)
-    signals = StopSignals()
+    signals = listen(saves=True)
     choose_kernels(cfg, device)
     facts = gather_facts(cfg)
     folder = open_folder(cfg.checkpoint.save_folder)
+    check_shared_memory(shared_memory_of(cfg, facts))
     start = find_start(cfg, folder, contract_for(cfg, facts, device), allowed)
     folder = start.folder
+    if start.checkpoint is None:  # a run that goes on may do so on any number of nodes
+        check_canonical_nodes(cfg.data.num_canonical_nodes, node_count())
     if device.name == "cpu":
         torch.set_num_threads(int(start.contract.environment["threads_per_rank"].partition(" ")[0]))
 
@@ -165,7 +177,12 @@ def saving(trainer: Trainer, folder: Folder) -> Iterator[None]:
 def plan(cfg: Config) -> str:
     """Return the resolved configuration and the arithmetic of the run, after checking data and save folder."""
     facts = gather_facts(cfg)
-    open_folder(cfg.checkpoint.save_folder).check_writable()
+    folder = open_folder(cfg.checkpoint.save_folder)
+    folder.check_writable()
+    if not list_checkpoints(folder):
+        check_canonical_nodes(cfg.data.num_canonical_nodes, node_count())
+    needed = shared_memory_of(cfg, facts)
+    check_shared_memory(needed)
     epochs = facts.total_steps / facts.steps_per_epoch
     left_out = facts.train_samples - facts.steps_per_epoch * cfg.global_batch_size
     return "\n".join(
@@ -178,8 +195,17 @@ def plan(cfg: Config) -> str:
             f"{left_out:,} samples of each epoch are left out, others each time",
             f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
             f"# decoder      {facts.decoder_version}; {worker_count(cfg.data)} loader workers a rank",
+            f"# /dev/shm     up to {needed / 1e9:.3g} GB a node for batches; "
+            f"{free_shared_memory() / 1e9:.3g} GB are free here",
             f"# save_folder  {cfg.checkpoint.save_folder} is writable",
         ]
+    )
+
+
+def shared_memory_of(cfg: Config, facts: Facts) -> int:
+    """Return the bytes of shared memory that a node will need."""
+    return needed_shared_memory(
+        cfg, device_batch_size=facts.device_batch_size, eval_device_batch_size=facts.eval_device_batch_size
     )
 
 

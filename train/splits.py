@@ -159,12 +159,34 @@ def read_index(cfg: DataConfig, split: str) -> dict[str, Any]:
         raise DataError(f"{where} does not exist; convert the images first, or correct data.remote / data.local")
     try:
         index: dict[str, Any] = json.loads(text)
-        shards = index["shards"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where} is not an MDS index: {error}") from error
-    if not shards:
-        raise DataError(f"{where} lists no shards")
+    except ValueError as error:
+        raise DataError(f"{where} is not an MDS index: {error}; copy or convert the dataset again") from error
+    fault = _fault_of_index(index)
+    if fault:
+        raise DataError(f"{where} is not an MDS index: {fault}; copy or convert the dataset again")
     return index
+
+
+def _fault_of_index(index: Any) -> str:
+    """Return what keeps parsed JSON from being an index, or ''."""
+    shards = index.get("shards") if isinstance(index, dict) else None
+    if not isinstance(shards, list):
+        return "it has no list of shards"
+    for number, shard in enumerate(shards):
+        if not isinstance(shard, dict) or not isinstance(shard.get("raw_data"), dict):
+            return f"shard {number} has no file (raw_data)"
+        files = [file for file in (shard["raw_data"], shard.get("zip_data")) if file is not None]
+        if not all(isinstance(file, dict) and isinstance(file.get("basename"), str) for file in files):
+            return f"a file of shard {number} has no name (basename)"
+        if not isinstance(shard["raw_data"].get("hashes"), dict):
+            return f"shard {number} does not say its hashes"
+        if not all(_is_count(value) for value in (shard.get("samples"), *(file.get("bytes") for file in files))):
+            return f"shard {number} does not say how many samples and bytes it has"
+    return "" if shards else "it lists no shards"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def count_samples(index: dict[str, Any]) -> int:
@@ -182,10 +204,23 @@ def read_manifest(cfg: DataConfig) -> Manifest | None:
 
 
 def _read_text(cfg: DataConfig, name: str) -> str | None:
-    """Return a small file of the dataset, or None when it is not there."""
-    folder = open_folder(cfg.remote or str(cfg.local))
-    data = folder.read(name)
-    return None if data is None else data.decode()
+    """Return a small file of the dataset, or None when it is not there.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    where = describe(cfg, name)
+    if "://" not in where and os.path.isdir(where):
+        raise DataError(f"{where} is a folder; a file is expected, so copy or convert the dataset again")
+    try:
+        data = open_folder(cfg.remote or str(cfg.local)).read(name)
+        return None if data is None else data.decode()
+    except OSError as error:
+        raise DataError(
+            f"{where} cannot be read: {error.strerror}; correct its permissions or copy it again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is damaged: {error}; copy or convert the dataset again") from error
 
 
 def _hash_to_check(wanted: str | None, index: dict[str, Any]) -> str | None:

@@ -1,9 +1,6 @@
 """What ends a run before its time, and all ranks together: a signal, or numbers that are no longer finite."""
 
 import logging
-import signal
-import sys
-from types import FrameType
 from typing import Any
 
 import torch
@@ -12,13 +9,12 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from train.checkpoints import DurableCheckpointSaver
+from train.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75
 """sysexits.h's EX_TEMPFAIL: a checkpoint has been saved, and the same command goes on. Launchers requeue on it."""
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequested(Exception):
@@ -27,20 +23,6 @@ class StopRequested(Exception):
 
 class NonFiniteError(RuntimeError):
     """Loss or gradients are NaN or infinite. The weights have not taken that step."""
-
-
-class StopSignals:
-    """Notes SIGTERM and SIGUSR1. A second SIGTERM ends the process at once."""
-
-    def __init__(self) -> None:
-        self.seen: signal.Signals | None = None
-        for number in STOP_SIGNALS:  # Composer's own handler for SIGTERM ends the process without a checkpoint
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and self.seen == signal.SIGTERM:
-            sys.exit(128 + number)
-        self.seen = signal.Signals(number)
 
 
 class BatchWatch(Callback):

@@ -102,6 +102,14 @@ class Cluster:
         """To the batch script alone, as --signal=B:USR1 has it."""
         self._run(["scancel", "--batch", f"--signal={name}", str(job)], {})
 
+    def signal_steps(self, job: int, name: str) -> None:
+        """To each process of the job's steps, as at its time limit and at its preemption."""
+        self._run(["scancel", f"--signal={name}", str(job)], {})
+
+    def signal_all(self, job: int, name: str) -> None:
+        """To the batch script, its children and the steps."""
+        self._run(["scancel", "--full", f"--signal={name}", str(job)], {})
+
     def cancel(self, job: int) -> None:
         self._run(["scancel", str(job)], {})
 

@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,8 @@ class Machines:
             "PEER_LIMIT_S": str(PEER_LIMIT_S),
         }
         line = self.hosts[0].command(["infra/launch_hosts.sh", f"{self.folder}/hosts", *argv], self.private)
-        return subprocess.Popen(
-            line, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(line, cwd=REPOSITORY, env=env, process_group=0, preexec_fn=_hear_ctrl_c, **output)
 
     def run(self, argv: list[str]) -> str:
         """To the end."""
@@ -80,6 +80,11 @@ class Machines:
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
+
+
+def _hear_ctrl_c() -> None:
+    """A test that runs in the background has Ctrl-C ignored, and a shell cannot trap what is."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _cmdline(pid: int) -> bytes:
@@ -144,16 +149,45 @@ def test_a_link_that_is_cut_stops_both_ends_with_the_peers_name_and_the_run_goes
     assert what_must_match(record_of(tmp_path)) == undisturbed
 
 
-def test_usr1_to_the_launcher_saves_first_on_all_machines(
-    machines: Machines, shards: Path, undisturbed: dict[str, Any], tmp_path: Path
+def to_the_launcher(machines: Machines, started: subprocess.Popen[str], number: signal.Signals) -> None:
+    started.send_signal(number)
+
+
+def to_its_group(machines: Machines, started: subprocess.Popen[str], number: signal.Signals) -> None:
+    os.killpg(started.pid, number)
+
+
+def to_one_machines_group(machines: Machines, started: subprocess.Popen[str], number: signal.Signals) -> None:
+    part = next(pid for pid in machines.hosts[1].pids() if b"infra/node.py" in _cmdline(pid).split(b"\0"))
+    os.killpg(os.getpgid(part), number)
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        (to_the_launcher, signal.SIGUSR1),
+        (to_its_group, signal.SIGTERM),
+        (to_its_group, signal.SIGINT),
+        (to_its_group, signal.SIGUSR1),
+        (to_one_machines_group, signal.SIGTERM),
+    ],
+)
+def test_a_signal_saves_first_on_all_machines(
+    machines: Machines,
+    shards: Path,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    send: Callable[[Machines, subprocess.Popen[str], signal.Signals], None],
+    number: signal.Signals,
 ) -> None:
-    argv = command(shards, tmp_path, "checkpoint.save_interval=2ba")  # of 12: time enough to pass the signal on
-    started = machines.launch(argv)
+    argv = command(shards, tmp_path, "checkpoint.save_interval=2ba", "data.num_workers=2")
+    started = machines.launch(argv)  # 12 batches: time enough to pass the signal on
     wait_for_checkpoint(started, tmp_path)
-    started.send_signal(10)
+    send(machines, started, number)
     output, _ = started.communicate(timeout=120)
     assert started.returncode == 75, output
     assert "the checkpoint is saved" in output
+    assert not any(machines.ranks(host) for host in machines.hosts)
     assert "resume: from" in machines.run(argv)
     assert what_must_match(record_of(tmp_path)) == undisturbed
 

@@ -1,5 +1,6 @@
 """One machine's watcher: what it passes on to the ranks, and when it ends them."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra import node
@@ -29,7 +31,7 @@ LAUNCHER = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(node, "SECONDS_BETWEEN_LOOKS", 0.05)
     monkeypatch.setattr(node, "SECONDS_BETWEEN_NOTICE_LOOKS", 0.1)
     monkeypatch.setattr(Settings, "launcher", lambda self, argv: [sys.executable, "-c", argv[0]])
@@ -42,7 +44,7 @@ def settings(tmp_path: Path, **env: str) -> Settings:
     return Settings.of({"LOG_DIR": str(tmp_path), "RANKS": "1", **env})
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_ranks_once_they_listen(tmp_path: Path, number: signal.Signals) -> None:
     threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
     assert Node(settings(tmp_path)).run([LAUNCHER]) == 75
@@ -56,6 +58,36 @@ def test_ranks_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.Mo
     began = time.monotonic()
     assert Node(settings(tmp_path)).run([deaf]) == 1
     assert time.monotonic() - began < 10
+
+
+def test_a_second_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
+    deaf = LAUNCHER.replace("sys.exit(75)", "None")
+    for seconds in (1.5, 1.7):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    assert Node(settings(tmp_path)).run([deaf]) == 130
+    assert time.monotonic() - began < 10
+    assert "Ctrl-C again: the ranks are killed" in (tmp_path / "node-0.log").read_text()
+
+
+def test_a_launcher_ends_with_its_node_that_is_killed(tmp_path: Path) -> None:
+    launcher = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(60)"
+    program = (
+        "import os, sys; from infra.node import Node, Settings\n"
+        f"Settings.launcher = lambda self, argv: [sys.executable, '-c', {launcher!r}]\n"
+        "Node(Settings.of(os.environ)).run([])"
+    )
+    env = os.environ | {"LOG_DIR": str(tmp_path), "RANKS": "1"}
+    started = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, env=env)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("."):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pid = int((tmp_path / "pid").read_text()[:-1])
+    started.kill()
+    started.wait(5)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(5)
 
 
 def test_a_run_without_a_sign_of_life_is_ended(tmp_path: Path) -> None:

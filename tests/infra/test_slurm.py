@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,34 @@ def test_a_job_whose_node_is_lost_in_mid_epoch_is_queued_again_and_ends_the_same
     assert what_must_match(lab.record("lost")) == undisturbed
 
 
-def test_usr1_ahead_of_the_time_limit_saves_first_and_loses_no_step(lab: Lab, undisturbed: dict[str, Any]) -> None:
-    job = lab.submit("warned", "checkpoint.save_interval=1ep")
+def ahead_of_the_limit(cluster: Cluster, job: int) -> None:
+    cluster.signal(job, "USR1")
+
+
+def at_the_limit(cluster: Cluster, job: int) -> None:
+    cluster.signal_steps(job, "TERM")
+
+
+def to_everything(cluster: Cluster, job: int) -> None:
+    cluster.signal_all(job, "USR1")
+
+
+@pytest.mark.parametrize("warn", [ahead_of_the_limit, at_the_limit, to_everything])
+def test_a_warning_saves_first_and_loses_no_step(
+    lab: Lab, undisturbed: dict[str, Any], warn: Callable[[Cluster, int], None]
+) -> None:
+    run = f"warned-{warn.__name__}"
+    job = lab.submit(run, "checkpoint.save_interval=1ep", "data.num_workers=2")
     beat = Path(lab.env["LOG_ROOT"]) / str(job) / "heartbeat-node0.json"
     lab.cluster.wait_until(lambda: beat.exists() and json.loads(beat.read_text())["batch"] >= 8, 120, "batch 8", job)
-    lab.cluster.signal(job, "USR1")
+    warn(lab.cluster, job)
     assert lab.cluster.wait_for_end(job) == "COMPLETED", lab.cluster.output(job)
     output = lab.cluster.output(job)
     assert lab.cluster.starts(job) == 2
     stopped_at = int(output.partition(" after batch ")[2].partition(";")[0])
     assert f"-ba{stopped_at}.pt" in output.partition("resume: from")[2], output
     assert "a checkpoint is saved; queued again" in output
-    assert what_must_match(lab.record("warned")) == undisturbed
+    assert what_must_match(lab.record(run)) == undisturbed
 
 
 def test_scancel_ends_a_job_for_good(lab: Lab) -> None:

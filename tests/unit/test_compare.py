@@ -38,8 +38,8 @@ def test_equal_runs_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, lines = compared(tmp_path, capsys)
     assert code == 0
     assert lines == [
-        "ep1-ba3.pt of both: 3 batches",
-        "the same, up to ep1-ba3.pt: every sample, crop, loss, tensor and number",
+        "ep1-ba3.pt of both, 1 of 1: 3 batches",
+        "the same, up to ep1-ba3.pt, in 1 checkpoint: every sample, crop, loss, tensor and number",
     ]
 
 
@@ -55,7 +55,67 @@ def test_the_first_batch_and_tensor_that_differ_are_named(tmp_path: Path, capsys
         "batch 2 is the first with other loss, 0.5 and 0.25",
     ]
     assert lines[3] == "  state/model/conv: 6 of 6 values, by up to 0.5"
-    assert lines[-2].startswith("they part at ep1-ba3.pt") and lines[-1] == "not the same"
+    assert lines[0] == "ep1-ba3.pt of both, 2 of 2: 3 batches"
+    assert lines[-2:] == ["they part at ep1-ba3.pt; the checkpoints before it are the same", "not the same"]
+
+
+def test_what_is_listed_is_of_the_first_checkpoint_that_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        save(tmp_path / name, 1)
+    save(tmp_path / "a", 2)
+    save(tmp_path / "b", 2, weight=1.25)
+    save(tmp_path / "a", 3)
+    save(tmp_path / "b", 3, weight=9.0, loss=0.25)
+    code, lines = compared(tmp_path, capsys)
+    assert code == 1
+    assert lines == [
+        "ep1-ba2.pt of both, 2 of 3: 2 batches",
+        "  state/model/conv: 6 of 6 values, by up to 0.25",
+        "they part at ep1-ba2.pt; the checkpoints before it are the same",
+        "not the same",
+    ]
+
+
+def test_runs_whose_newest_checkpoints_agree_are_not_the_same_if_an_earlier_one_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        save(tmp_path / name, 3)
+    save(tmp_path / "a", 2)
+    save(tmp_path / "b", 2, weight=1.25)
+    code, lines = compared(tmp_path, capsys)
+    assert code == 1 and lines[0].startswith("ep1-ba2.pt") and lines[-1] == "not the same"
+
+
+def test_a_checkpoint_that_is_gone_since_it_was_listed_is_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        save(tmp_path / name, 3)
+    monkeypatch.setattr("train.compare.list_checkpoints", lambda folder: ["ep1-ba2.pt", "ep1-ba3.pt"])
+    code, lines = compared(tmp_path, capsys)
+    assert code == 2 and len(lines) == 1
+    assert f"ep1-ba2.pt in {tmp_path}/a was listed and cannot be loaded" in lines[0]
+    assert lines[0].endswith("it may have deleted it since (checkpoint.keep): compare again")
+
+
+def test_one_that_is_gone_from_s3_too(
+    s3_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.compare.list_checkpoints", lambda folder: ["ep1-ba2.pt"])
+    assert main([f"{s3_folder}/a", f"{s3_folder}/b"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"ep1-ba2.pt in {s3_folder}/a was listed and cannot be loaded" in said
+
+
+def test_a_checkpoint_of_another_program_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        torch.save({"state": {}}, tmp_path / name / "ep1-ba1.pt")
+    code, lines = compared(tmp_path, capsys)
+    assert code == 2 and len(lines) == 1 and "was not written by train/main.py" in lines[0]
 
 
 def test_runs_without_a_common_checkpoint_cannot_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """A shard is fetched patiently, compared with the index, and only then there."""
 
 import errno
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,21 @@ import xxhash
 from botocore.exceptions import ClientError, EndpointConnectionError, FlexibleChecksumError, NoCredentialsError
 from streaming.base.format import FileInfo
 
+from tests.conftest import S3Server
+from tests.fault_proxy import FaultProxy, Request
 from train import downloads
-from train.downloads import CheckedStream, DamagedShardError, DownloadError, StoppedError, least_cache_bytes
+from train.downloads import Arrived, CheckedStream, DamagedShardError, DownloadError, StoppedError, least_cache_bytes
 
 CONTENT = b"shard" * 1000
 INFO = FileInfo("shard.00000.mds", len(CONTENT), {"xxh64": xxhash.xxh64(CONTENT).hexdigest()})
 
 
-def stream(tmp_path: Path, *, remote: bool = True, **more: Any) -> CheckedStream:
+def stream(tmp_path: Path, *, remote: bool | str = True, **more: Any) -> CheckedStream:
     (tmp_path / "remote").mkdir(exist_ok=True)
     (tmp_path / "local").mkdir(exist_ok=True)
     (tmp_path / "remote" / INFO.basename).write_bytes(CONTENT)
     options: dict[str, Any] = {
-        "remote": str(tmp_path / "remote") if remote else None,
+        "remote": remote if isinstance(remote, str) else str(tmp_path / "remote") if remote else None,
         "local": str(tmp_path / "local"),
         "validate_hash": "xxh64",
         "download_timeout": 5.0,
@@ -115,7 +119,7 @@ def test_only_what_can_heal_is_tried_again(
 ) -> None:
     ours, tries = stream(tmp_path, patience_s=0.5), []
 
-    def chunks(source: str) -> Any:
+    def chunks(source: str, arrived: Arrived) -> Any:
         tries.append(source)
         raise error
 
@@ -132,11 +136,11 @@ def test_a_transfer_that_s3_itself_finds_damaged_is_fetched_again(
     ours, answers = stream(tmp_path), [FlexibleChecksumError(error_msg="Expected checksum"), None]
     whole = ours._chunks
 
-    def chunks(source: str) -> Any:
+    def chunks(source: str, arrived: Arrived) -> Any:
         answer = answers.pop(0)
         if answer:
             raise answer
-        return whole(source)
+        return whole(source, arrived)
 
     monkeypatch.setattr(ours, "_chunks", chunks)
     ours._prepare_shard_part(INFO)
@@ -147,14 +151,91 @@ def test_a_slow_transfer_counts_as_failed(tmp_path: Path, monkeypatch: pytest.Mo
     ours = stream(tmp_path, patience_s=0.1)
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(downloads.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(downloads, "CHUNK_BYTES", 1000)
     with pytest.raises(DownloadError, match=r"bytes came in 1 s \(data.download_timeout_s\)"):
         ours._prepare_shard_part(INFO)
+
+
+def test_a_file_that_is_complete_is_kept_though_its_last_byte_came_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, clock = stream(tmp_path), iter(range(0, 1000, 10))
+    monkeypatch.setattr(downloads.time, "monotonic", lambda: float(next(clock)))
+    ours._prepare_shard_part(INFO)
+    assert (tmp_path / "local" / INFO.basename).read_bytes() == CONTENT
+
+
+LARGE = bytes(range(256)) * 800  # 200 KB
+LARGE_INFO = FileInfo("shard.00000.mds", len(LARGE), {"xxh64": xxhash.xxh64(LARGE).hexdigest()})
+
+
+@pytest.fixture
+def through_proxy(
+    s3_server: S3Server, s3_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[FaultProxy, str]]:
+    """A proxy before the S3 server, and a folder in it with one large file."""
+    put = s3_server.client.put_object
+    put(Bucket=s3_server.bucket, Key=f"{s3_folder.split('/', 3)[3]}/{LARGE_INFO.basename}", Body=LARGE)
+    with FaultProxy(s3_server.port).running() as proxy:
+        for name, value in s3_server.env_through(proxy.endpoint_url).items():
+            monkeypatch.setenv(name, value)
+        yield proxy, s3_folder
+
+
+def starts(proxy: FaultProxy) -> list[int]:
+    """At which byte each request for a file began."""
+    return [int(request.range.removeprefix("bytes=").removesuffix("-") or 0) for request, _ in proxy.seen]
+
+
+def test_a_slow_but_steady_transfer_goes_on_where_it_was(
+    tmp_path: Path, through_proxy: tuple[FaultProxy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take 4 s; an attempt may take one. The limit is looked at often enough for that."""
+    proxy, folder = through_proxy
+    proxy.choose = lambda request: "drip:50000"
+    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.01)
+    began = time.monotonic()
+    stream(tmp_path, remote=folder, patience_s=60.0, download_timeout=1.0)._prepare_shard_part(LARGE_INFO)
+    assert (tmp_path / "local" / INFO.basename).read_bytes() == LARGE
+    begun = starts(proxy)
+    assert len(begun) >= 3 and begun[0] == 0 and begun == sorted(set(begun)), begun
+    assert time.monotonic() - began < 20
+
+
+def test_a_drip_that_is_too_slow_ends_when_patience_does(
+    tmp_path: Path, through_proxy: tuple[FaultProxy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, folder = through_proxy
+    proxy.choose = lambda request: "drip:40000"
+    began = time.monotonic()
+    with pytest.raises(DownloadError, match=r"bytes came in 1 s \(data.download_timeout_s\)"):
+        stream(tmp_path, remote=folder, patience_s=3.0, download_timeout=1.0)._prepare_shard_part(LARGE_INFO)
+    assert time.monotonic() - began < 3 + 2 * downloads.READ_BYTES / 40_000 + 2
+
+
+def test_a_file_that_changes_between_two_attempts_is_fetched_from_its_beginning(
+    tmp_path: Path, s3_server: S3Server, through_proxy: tuple[FaultProxy, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, folder = through_proxy
+    key = f"{folder.split('/', 3)[3]}/{LARGE_INFO.basename}"
+    s3_server.client.put_object(Bucket=s3_server.bucket, Key=key, Body=b"x" * len(LARGE))
+
+    def choose(request: Request) -> str:
+        if request.range:
+            s3_server.client.put_object(Bucket=s3_server.bucket, Key=key, Body=LARGE)
+        return "" if request.number else "truncate"
+
+    proxy.choose = choose
+    monkeypatch.setattr(downloads, "FIRST_PAUSE_S", 0.01)
+    stream(tmp_path, remote=folder, patience_s=30.0)._prepare_shard_part(LARGE_INFO)
+    assert (tmp_path / "local" / INFO.basename).read_bytes() == LARGE
+    assert [bool(start) for start in starts(proxy)] == [False, True, False]
 
 
 def test_a_run_that_is_ending_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = stream(tmp_path, patience_s=1000.0)
     ours.is_stopping = lambda: True
-    monkeypatch.setattr(ours, "_chunks", lambda source: (_ for _ in ()).throw(TimeoutError("slow")))
+    monkeypatch.setattr(ours, "_chunks", lambda source, arrived: (_ for _ in ()).throw(TimeoutError("slow")))
     with pytest.raises(StoppedError):
         ours._prepare_shard_part(INFO)
 

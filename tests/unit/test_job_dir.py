@@ -1,15 +1,19 @@
 """Shared memory of dead jobs goes; that of live ones stays."""
 
-import multiprocessing
+import ctypes
 import os
+import signal
 import tempfile
+import time
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from tests.processes import _server
 from train import job_dir
 
 
@@ -18,6 +22,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders that stand for /dev/shm and the temporary directory."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(job_dir, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(job_dir, "_owned", None)
     (tmp_path / "tmp").mkdir()
     (tmp_path / "shm").mkdir()
     return tmp_path
@@ -25,7 +30,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def leave_behind(machine: Path, prefix: str, owner: str) -> list[Path]:
     """Write what a job leaves that reaches its data through its own link, as Streaming lays it out."""
-    link = machine / "tmp" / f"mds-jobs-{os.getuid()}" / owner / "data"
+    link = machine / "tmp" / f"mds-live-{os.getuid()}" / owner / "data"
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(machine)
     text = f"{link}/train\0{int(prefix)}".encode()
@@ -37,38 +42,117 @@ def leave_behind(machine: Path, prefix: str, owner: str) -> list[Path]:
     return [*left, link]
 
 
-def dead_pid() -> int:
-    process = multiprocessing.get_context("spawn").Process(target=int)
+def own_folder_of_a_process(machine: Path) -> str:
+    """The name of the folder of a process that has ended by SIGKILL."""
+    receiver, sender = _server.Pipe(duplex=False)
+    process = _server.Process(target=_own_and_die, args=(machine, sender))
     process.start()
-    process.join()
-    assert process.pid
-    return process.pid
+    name: str = receiver.recv()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    return name
+
+
+def _be_on(machine: Path) -> None:
+    tempfile.tempdir = str(machine / "tmp")
+    job_dir.SHARED_MEMORY = machine / "shm"
+
+
+def _own_and_die(machine: Path, sender: Any) -> None:
+    _be_on(machine)
+    (job_dir.scratch_folder() / "ep0-ba4.pt").write_bytes(b"x")
+    sender.send(job_dir._own_folder().name)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_a_killed_job_left_is_removed_and_a_live_jobs_is_not(machine: Path) -> None:
-    dead = leave_behind(machine, "000003", f"{dead_pid()}-123")
-    reused_pid = leave_behind(machine, "000005", f"{os.getpid()}-1")  # this process started at another time
-    live = leave_behind(machine, "000004", f"{os.getpid()}-{job_dir._start_time(os.getpid())}")
+    name = own_folder_of_a_process(machine)
+    dead = leave_behind(machine, "000003", name)
+    live = leave_behind(machine, "000004", job_dir._own_folder().name)
     foreign = machine / "shm" / "000006_locals"
     foreign.write_bytes(np.int32(4 + 9).tobytes() + b"/data/x\0" + b"6")
-    assert job_dir.remove_what_dead_jobs_left() == 2
-    assert [path for path in dead + reused_pid if path.exists()] == []
+    assert job_dir.remove_what_dead_jobs_left() == 1
+    assert [path for path in dead if path.exists()] == []
+    assert not (machine / "tmp" / f"mds-live-{os.getuid()}" / name).exists()  # with its temporary files
     assert [path for path in live if not path.exists()] == []
     assert foreign.exists()
+    assert job_dir.scratch_folder().is_dir()
+
+
+def test_a_folder_that_is_being_made_is_left_alone_for_an_hour(machine: Path) -> None:
+    root = machine / "tmp" / f"mds-live-{os.getuid()}"
+    new, unfinished = root / ".77-abc", root / "77-123"
+    for folder in (new, unfinished):
+        folder.mkdir(parents=True)
+    (new / job_dir.ALIVE).touch()
+    assert job_dir.remove_what_dead_jobs_left() == 0
+    for folder in (new, unfinished):
+        os.utime(folder, (0, 0))
+    assert job_dir.remove_what_dead_jobs_left() == 2
+
+
+def _live_in_a_container(machine: Path, sender: Any) -> None:
+    """In a PID namespace with its own /proc, as a container that has the host's /tmp."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_pid, new_mounts, private = 0x20000000, 0x20000, 1 << 18 | 1 << 14
+    if libc.unshare(new_pid | new_mounts) or libc.mount(b"none", b"/", None, private, None):
+        sender.send("")
+        return
+    if os.fork() == 0:
+        libc.mount(b"proc", b"/proc", b"proc", 0, None)
+        _be_on(machine)
+        sender.send(f"{os.getpid()} {job_dir.scratch_folder()}")
+        time.sleep(60)
+        os._exit(0)
+    os.wait()
+
+
+def test_a_live_jobs_folder_in_another_containers_pid_namespace_stays(machine: Path) -> None:
+    receiver, sender = _server.Pipe(duplex=False)
+    process = _server.Process(target=_live_in_a_container, args=(machine, sender))
+    process.start()
+    try:
+        pid, _, folder = receiver.recv().partition(" ")
+        if not pid:
+            pytest.skip("unshare: not permitted; run as root")
+        assert pid == "1"
+        assert job_dir.remove_what_dead_jobs_left() == 0
+        assert Path(folder).is_dir()
+    finally:
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        process.join(10)
+    assert job_dir.remove_what_dead_jobs_left() == 1
+    assert not Path(folder).exists()
+
+
+def _claim(machine: Path, tmpdir: str, begin: Any, sender: Any) -> None:
+    _be_on(machine)
+    tempfile.tempdir = str(machine / tmpdir)
+    begin.wait(30)
+    with job_dir.one_at_a_time():
+        entered = time.monotonic()
+        time.sleep(0.5)
+        sender.send((entered, time.monotonic()))
+
+
+def test_jobs_with_other_temporary_folders_claim_shared_memory_one_after_the_other(machine: Path) -> None:
+    """They share /dev/shm, as containers with the host's do."""
+    begin, pipes, processes = _server.Barrier(2), [], []
+    for tmpdir in ("one", "two"):
+        (machine / tmpdir).mkdir()
+        receiver, sender = _server.Pipe(duplex=False)
+        processes.append(_server.Process(target=_claim, args=(machine, tmpdir, begin, sender)))
+        pipes.append(receiver)
+        processes[-1].start()
+    (_, first_left), (second_entered, _) = sorted(pipe.recv() for pipe in pipes)
+    assert first_left <= second_entered
+    for process in processes:
+        process.join(10)
 
 
 def test_nothing_to_remove_is_no_error(machine: Path) -> None:
     assert job_dir.remove_what_dead_jobs_left() == 0
-
-
-def test_temporary_files_of_a_killed_process_are_removed_and_a_live_ones_are_not(machine: Path) -> None:
-    mine = job_dir.scratch_folder()
-    dead = mine.parents[1] / f"{dead_pid()}-123" / "scratch"
-    for folder in (mine, dead):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "ep0-ba4.pt").write_bytes(b"x")
-    job_dir.remove_what_dead_jobs_left()
-    assert (mine / "ep0-ba4.pt").exists() and not dead.parent.exists()
 
 
 def test_two_nodes_of_a_job_on_one_machine_are_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
-"""A batch that is left out leaves no trace; a signal is noted, and a second one obeyed at once."""
+"""A batch that is left out leaves no trace."""
 
-import os
 import signal
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.stopping import BatchWatch, NonFiniteError, StopSignals
+from train.stopping import BatchWatch, NonFiniteError
 
 
 def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
@@ -62,18 +61,3 @@ def test_the_skips_of_the_whole_run_count() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
     with pytest.raises(NonFiniteError):
         step(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), guard, bad=True)
-
-
-def test_a_signal_is_noted_and_a_second_sigterm_ends_at_once() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        signals = StopSignals()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert signals.seen == signal.SIGUSR1
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.seen == signal.SIGTERM
-        with pytest.raises(SystemExit, match="143"):
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,64 @@
+"""A run that does not fit its machines is refused before it begins, with what would fit."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.integration.problem import command
+from train import capacity
+from train.capacity import check_canonical_nodes, check_shared_memory, loader_bytes
+from train.config import ConfigError, load_config
+
+
+def test_the_blocks_of_all_workers_are_counted_at_the_largest_size() -> None:
+    """By hand: 12 workers x (2 + 4) blocks x (256 of 224 px + 64 of 256 px), a byte for each of three colours."""
+    changes = ["data.crop_size=224", "data.eval_crop_size=256", "data.eval_resize_size=256", "data.prefetch_factor=2"]
+    cfg = load_config("yamls/tiny.yaml", ["data.local=.", *changes])
+    expected = 12 * 6 * 3 * (256 * 224 * 224 + 64 * 256 * 256)
+    assert loader_bytes(cfg, workers=12, device_batch_size=256, eval_device_batch_size=64) == expected
+    assert loader_bytes(cfg, workers=0, device_batch_size=256, eval_device_batch_size=64) == 0
+
+
+@pytest.mark.parametrize(("canonical", "nodes"), [(64, 1), (64, 2), (64, 64), (64, 128), (1, 3), (6, 3), (2, 4)])
+def test_numbers_of_nodes_that_divide_are_accepted(canonical: int, nodes: int) -> None:
+    check_canonical_nodes(canonical, nodes)
+
+
+@pytest.mark.parametrize(
+    ("canonical", "nodes", "able", "other"), [(64, 3, "2 or 4", 63), (2, 3, "2 or 4", 3), (64, 96, "64 or 128", 96)]
+)
+def test_others_are_refused_with_those_that_work(canonical: int, nodes: int, able: str, other: int) -> None:
+    with pytest.raises(ConfigError, match=rf"run on {able} nodes or, .*data.num_canonical_nodes={other}$"):
+        check_canonical_nodes(canonical, nodes)
+    check_canonical_nodes(other, nodes)
+
+
+def test_memory_that_is_freed_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([1, 1, 500])
+    monkeypatch.setattr(capacity, "free_shared_memory", lambda: next(free))
+    check_shared_memory(100)
+
+
+def test_too_little_is_refused_with_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "SECONDS_TO_BE_FREED", 0.0)
+    monkeypatch.setattr(capacity, "free_shared_memory", lambda: 64_000_000)
+    with pytest.raises(ConfigError, match=r"0.064 GB are free in /dev/shm, .* up to 15 GB; .*--shm-size=17g, or lower"):
+        check_shared_memory(15_000_000_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--dry-run"], pytest.param([], marks=pytest.mark.exhaustive)])
+def test_a_container_with_too_little_shared_memory_is_refused(shards: Path, tmp_path: Path, options: list[str]) -> None:
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("mounts a small /dev/shm: run it as root, with unshare")
+    small = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
+    argv = [*options, *command(shards, tmp_path / "run", "data.num_workers=16")]
+    line = ["unshare", "--mount", "sh", "-c", small, "sh", sys.executable, "train/main.py", *argv]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "GB are free in /dev/shm" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,90 @@
+"""Does a run fit the machines that it was started on: their shared memory, and their number?"""
+
+import math
+import os
+import socket
+import time
+
+from composer.utils import dist
+
+from train.config import Config, ConfigError
+from train.loader import BLOCKS_BEYOND_PREFETCH, worker_count
+
+SHARED_MEMORY = "/dev/shm"
+SECONDS_TO_BE_FREED = 10.0  # by the processes of a run that was killed just before
+
+
+def loader_bytes(cfg: Config, *, workers: int, device_batch_size: int, eval_device_batch_size: int) -> int:
+    """Return the most shared memory that the loader workers of one rank fill with images.
+
+    Each worker has its blocks (train/buffers.py), and keeps them; those of the evaluation stay beside the training's.
+    Images that grow during a run are counted at their largest, data.crop_size.
+    """
+    data = cfg.data
+    blocks = workers * (data.prefetch_factor + BLOCKS_BEYOND_PREFETCH)
+    train, evaluation = device_batch_size * data.crop_size**2, eval_device_batch_size * data.eval_crop_size**2
+    return blocks * 3 * (train + evaluation)
+
+
+def needed_shared_memory(cfg: Config, *, device_batch_size: int, eval_device_batch_size: int) -> int:
+    """Return the bytes that the ranks of this node will need of it."""
+    workers = worker_count(cfg.data)
+    one = loader_bytes(
+        cfg, workers=workers, device_batch_size=device_batch_size, eval_device_batch_size=eval_device_batch_size
+    )
+    return one * dist.get_local_world_size()
+
+
+def free_shared_memory() -> int:
+    """Return the bytes that are free."""
+    found = os.statvfs(SHARED_MEMORY)
+    return found.f_bavail * found.f_frsize
+
+
+def check_shared_memory(needed: int) -> None:
+    """Raise ConfigError, on all ranks, where a node has too little for its loader workers: they would die of SIGBUS."""
+    fault = "" if dist.get_local_rank() else _shortage(needed)
+    faults = dist.all_gather_object(fault) if dist.is_initialized() else [fault]
+    for fault in faults:
+        if fault:
+            raise ConfigError(fault)
+
+
+def _shortage(needed: int) -> str:
+    if not os.path.isdir(SHARED_MEMORY):
+        return ""
+    until = time.monotonic() + SECONDS_TO_BE_FREED
+    while (free := free_shared_memory()) < needed and time.monotonic() < until:
+        time.sleep(0.5)
+    if free >= needed:
+        return ""
+    return (
+        f"{socket.gethostname()}: {free / 1e9:.3g} GB are free in {SHARED_MEMORY}, and the loader workers of this node "
+        f"will need up to {needed / 1e9:.3g} GB; start the container with --ipc=host or --shm-size="
+        f"{math.ceil(needed / 1e9 * 1.1)}g, or lower data.num_workers or data.prefetch_factor"
+    )
+
+
+def check_canonical_nodes(canonical_nodes: int, nodes: int) -> None:
+    """Raise ConfigError where Streaming cannot spread a new run's samples over the nodes.
+
+    One number must divide the other (streaming/base/partition/orig.py).
+    """
+    if _go_together(canonical_nodes, nodes):
+        return
+    fewer = next(n for n in range(nodes, 0, -1) if _go_together(canonical_nodes, n))
+    more = next(n for n in range(nodes, nodes + canonical_nodes) if _go_together(canonical_nodes, n))
+    raise ConfigError(
+        f"data.num_canonical_nodes: {canonical_nodes} and the {nodes} nodes of this run do not go together: one must "
+        f"be a multiple of the other; run on {fewer} or {more} nodes or, for a new run, give a multiple or a divisor "
+        f"of {nodes}, as in data.num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}"
+    )
+
+
+def _go_together(canonical_nodes: int, nodes: int) -> bool:
+    return canonical_nodes % nodes == 0 or nodes % canonical_nodes == 0
+
+
+def node_count() -> int:
+    """Return the number of nodes, as Streaming counts them."""
+    return max(1, dist.get_world_size() // dist.get_local_world_size())
