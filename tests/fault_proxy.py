@@ -36,7 +36,7 @@ class Request:
 
 Fault = str
 """One of: `` (none), `500`, `503`, `403`, `404`, `501`, `<status>:<S3's code>`, `reset`, `truncate`, `flip`,
-`silence:<seconds>`, `delay:<seconds>` (a right answer, late), `drip:<bytes>` (one that comes by so many bytes a second).
+`silence:<seconds>`, `delay:<seconds>` (a right answer, late), `drip:<bytes>` (so many bytes a second).
 """
 
 
