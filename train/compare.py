@@ -45,6 +45,7 @@ NOT_COMPARED = (
     "state/callbacks/DurableCheckpointSaver",
     "state/callbacks/RunRecord/config",
     "state/callbacks/ResumeGuard/contract",
+    "state/callbacks/ResumeGuard/changes",
 )
 NOT_COMPARED_NAMES = (
     "repr",
@@ -166,7 +167,9 @@ def _load(folder: Folder, name: str, run: str) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
             return load(folder.get(name, Path(scratch)))
-    except (OSError, CheckpointError, FolderError) as error:
+    except (OSError, CheckpointError) as error:  # FolderError is an OSError
+        if name in folder.names():
+            raise
         raise CompareError(
             f"{name} in {run} was listed and cannot be loaded: {error}. If that run is still going on, it may have "
             "deleted it since (checkpoint.keep): compare again"

@@ -15,7 +15,7 @@ from streaming.base.hashing import is_hash
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_fingerprint, parse_manifest
 from train.dataset import StreamingEvalImages, StreamingImages
 from train.downloads import CheckedStream, least_cache_bytes
-from train.folders import open_folder
+from train.folders import FolderError, open_folder
 from train.job_dir import link_for_this_job, one_at_a_time
 from train.loader import MAX_AUTO_WORKERS
 from train.sections import DataConfig
@@ -215,10 +215,8 @@ def _read_text(cfg: DataConfig, name: str) -> str | None:
     try:
         data = open_folder(cfg.remote or str(cfg.local)).read(name)
         return None if data is None else data.decode()
-    except OSError as error:
-        raise DataError(
-            f"{where} cannot be read: {error.strerror}; correct its permissions or copy it again"
-        ) from error
+    except FolderError as error:
+        raise DataError(f"{error}; correct its permissions or copy it again") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is damaged: {error}; copy or convert the dataset again") from error
 

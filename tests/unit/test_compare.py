@@ -113,7 +113,7 @@ def test_one_that_is_gone_from_s3_too(
 def test_a_checkpoint_of_another_program_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
-        torch.save({"state": {}}, tmp_path / name / "ep1-ba1.pt")
+        write({"state": {}}, tmp_path / name / "ep1-ba1.pt")
     code, lines = compared(tmp_path, capsys)
     assert code == 2 and len(lines) == 1 and "was not written by train/main.py" in lines[0]
 
