@@ -241,7 +241,8 @@ class Node:
 
     def _say(self, text: str) -> None:
         line = f"node {self.settings.node_rank}: {text}"
-        with open(self.settings.log_dir / f"node-{self.settings.node_rank}.log", "a") as log:
+        path = self.settings.log_dir / f"node-{self.settings.node_rank}.log"
+        with contextlib.suppress(OSError), open(path, "a") as log:  # a full disk must not end the watch over the run
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         with contextlib.suppress(OSError):  # whoever listened may be what is gone
             print(line, file=sys.stderr, flush=True)

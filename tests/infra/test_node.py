@@ -18,6 +18,7 @@ import pytest
 from infra import node
 from infra.node import Node, Settings, SettingsError
 from tests.conftest import REPOSITORY
+from tests.small_disk import needs_small_disk, small_disk
 
 # A launcher with one rank that, like train/main.py, ends with 75 at SIGUSR1; deaf at first, as while importing torch.
 RANK = """
@@ -42,6 +43,14 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def settings(tmp_path: Path, **env: str) -> Settings:
     return Settings.of({"LOG_DIR": str(tmp_path), "RANKS": "1", **env})
+
+
+@needs_small_disk
+def test_a_full_disk_under_its_log_does_not_end_the_watch(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size_bytes=1 << 20) as disk:
+        disk.fill()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()  # which it notes in its log
+        assert Node(settings(disk.path)).run([LAUNCHER]) == 75
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
