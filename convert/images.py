@@ -11,6 +11,7 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
+from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
 from train.decode.native import library
 
 # Pillow's own limit for what is no decompression bomb (Image.MAX_IMAGE_PIXELS), 268 MB of RGB. It bounds a worker's
@@ -118,9 +119,10 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
         image = _open(data)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{image.width} x {image.height} px is more than the {MAX_PIXELS:,} px allowed")
+        frame = read_frame(data) if image.format in ("JPEG", "MPO") else None
         try:
-            if not _is_plain_jpeg(image):
-                return _mend(image, resize)
+            if not _is_plain_jpeg(image, frame):
+                return _mend(image, resize, frame)
             if resize and resize.size(*image.size) != image.size:
                 return _resize(image, resize)
             if resize and image.format == "JPEG" and image.info.get("progressive"):
@@ -129,6 +131,11 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, ...
+            if frame and not frame.has_whole_sampling:
+                raise BadImage(
+                    f"JPEG with the chroma sampling {frame.sampling}, of which libjpeg makes no colours; save it with "
+                    "another one, such as 4:2:0"
+                ) from error
             raise BadImage(f"damaged {image.format}: {error}") from error
 
 
@@ -145,19 +152,22 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage(f"unreadable header: {error}") from error
 
 
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+def _is_plain_jpeg(image: Image.Image, frame: Frame | None) -> bool:
+    """Whether any decoder reads it; few know lossless ones, and those pixel by pixel."""
+    return frame is not None and not frame.is_lossless and image.mode in ("RGB", "L")
 
 
 def _keep(data: bytes, image: Image.Image) -> Checked:
     """Read every coefficient, and leave out as much of the arithmetic as can be.
 
     The native library, where it is built, needs less than half of Pillow's time to find a sound JPEG sound. Of what it
-    has doubts about Pillow is the judge, by an eighth-size greyscale; so the verdict does not depend on it.
+    has doubts about Pillow is the judge, at an eighth of the size; so the verdict does not depend on it. Both set up
+    the colours that the trainer asks for: of some samplings libjpeg can make a greyscale image, and no colours.
     """
     width, height = image.size
     if not (_HAS_NATIVE_CHECK and library.is_sound(data)):
-        image.draft("L", (max(1, width // 8), max(1, height // 8)))
+        if is_safe_to_scale(data):
+            image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
         image.load()
     return Checked(data, width, height, None)
 
@@ -181,13 +191,13 @@ def _as_baseline(data: bytes, image: Image.Image) -> Checked:
         return Checked(data, width, height)
 
 
-def _mend(image: Image.Image, resize: Resize | None) -> Checked:
+def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None) -> Checked:
     image.load()
     rgb = _to_rgb(image)
     if resize and resize.size(*rgb.size) != rgb.size:
-        return replace(_resize(rgb, resize), mended=_describe(image, resize.quality))
+        return replace(_resize(rgb, resize), mended=_describe(image, frame, resize.quality))
     data = _encode(rgb, quality=MENDED_QUALITY, subsampling=MENDED_SUBSAMPLING)
-    return Checked(data, rgb.width, rgb.height, mended=_describe(image, MENDED_QUALITY))
+    return Checked(data, rgb.width, rgb.height, mended=_describe(image, frame, MENDED_QUALITY))
 
 
 def _smaller(image: Image.Image, resize: Resize) -> Image.Image:
@@ -215,9 +225,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _describe(image: Image.Image, quality: int) -> str:
-    if image.format in ("JPEG", "MPO"):
-        return f"{image.mode} JPEG re-encoded as RGB, quality {quality}"
+def _describe(image: Image.Image, frame: Frame | None, quality: int) -> str:
+    if frame:
+        kind = f"lossless ({frame.process})" if frame.is_lossless else image.mode
+        return f"{kind} JPEG re-encoded as RGB, quality {quality}"
     frames = getattr(image, "n_frames", 1)
     which = f", first of {frames} frames" if frames > 1 else ""
     return f"{image.format} re-encoded as RGB JPEG, quality {quality}{which}"
