@@ -13,9 +13,10 @@ from itertools import chain
 from typing import Literal
 
 from convert.files import Files
-from convert.images import MAX_FILE_BYTES, BadImage, Checked, Resize, check_image
+from convert.images import MAX_FILE_BYTES, Checked, Resize, check_image
 from convert.journal import Journal, Record
 from convert.manifest import MendedFile, RefusedFile
+from convert.mending import BadImage
 from convert.outputs import Output
 from convert.plan import ShardTask
 from convert.pool import Death, WorkersDied, in_order, note

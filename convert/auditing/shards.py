@@ -16,7 +16,8 @@ import numpy.typing as npt
 from convert.auditing.findings import Finding, Kind, RecordAt, path_in
 from convert.auditing.index import FileEntry, ShardEntry, hash_hex
 from convert.files import Files
-from convert.images import BadImage, check_image
+from convert.images import check_image
+from convert.mending import BadImage
 from convert.pool import WorkersDied, note
 from convert.shard_reader import ShardError, decode_record, decompress, record_offsets
 from convert.trials import which_kill

@@ -6,8 +6,9 @@ from itertools import islice, product
 import pytest
 
 from convert import images
-from convert.images import BadImage, check_image
+from convert.images import check_image
 from convert.jpeg_header import read_frame
+from convert.mending import BadImage
 from tests.jpegs import lossless_jpeg, written_by_hand
 from train.augment import View
 from train.decode import pillow
