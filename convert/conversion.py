@@ -35,6 +35,7 @@ from convert.workers import Job, build_shards
 logger = logging.getLogger("convert")
 
 BAD_IMAGES_SHOWN = 50
+SHOWN_LEFT_OUT = 20  # names of files and folders
 
 
 class UsageError(ValueError):
@@ -87,6 +88,9 @@ def look(args: Args, source: Source, found: Sequence[str], output: Output) -> Co
         listing = choose_samples(listing, names=all_names, chosen=names, seed=args.seed, per_class=args.per_class)
         _describe(listing, names)
         splits.append(_plan(args, listing, names))
+    left_out = source.left_out(found)
+    if left_out:
+        logger.warning("warning: not converted: %s of --source %s", first_few(left_out, SHOWN_LEFT_OUT), args.source)
     manifest = _existing_manifest(output, args.out)
     conversion = Conversion(args, source, output, names, splits, manifest)
     if not args.overwrite:

@@ -269,6 +269,8 @@ def test_a_progressive_jpeg_keeps_its_tables_whatever_their_numbers(mode: str) -
     checked = check_image(bytes(data), shrink("max=200"))
     before, after = (np.asarray(Image.open(BytesIO(each)), float) for each in (data, checked.data))
     assert checked.resized and "progressive" not in Image.open(BytesIO(checked.data)).info
+    numbered, renumbered = (Image.open(BytesIO(each)).quantization for each in (data, checked.data))
+    assert renumbered == {number ^ 1: table for number, table in numbered.items()}
     assert 10 * np.log10(255**2 / ((after - before) ** 2).mean()) > 42
 
 
