@@ -1,14 +1,14 @@
 """Work in processes of its own, in order, that ends when it is told to and when its parent is gone.
 
 A process can be killed by what it works on: a decoder may crash, and Linux kills what takes too much memory. So each
-one notes what it has at hand (`note`), in a file that outlives it, and `in_order` says who died over what.
+one notes what it has at hand (`note`), in memory that outlives it, and `in_order` says who died over what.
 """
 
-import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
-import tempfile
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -17,12 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, TypeVar
 
 AHEAD = 3  # tasks under way for each worker, so that a slow one does not leave the others idle
 
-NOTE_BYTES = 8192  # of a longer note the rest is cut off
+NOTE_BYTES = 4096  # of a longer note the rest is cut off
+_HEAD = struct.Struct("<qq")  # process id, bytes of its note
+_SLOT_BYTES = _HEAD.size + NOTE_BYTES
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -52,9 +53,10 @@ class WorkersDied(RuntimeError):
 
 def note(text: str) -> None:
     """Say what this process has at hand; outside of `in_order` nobody listens."""
-    if _notes >= 0:
+    if _slot is not None:
         data = text.encode("utf-8", "surrogateescape")[:NOTE_BYTES]
-        os.pwrite(_notes, len(data).to_bytes(4, "little") + data, 0)
+        _slot[_HEAD.size : _HEAD.size + len(data)] = data
+        _HEAD.pack_into(_slot, 0, os.getpid(), len(data))
 
 
 def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int) -> Generator[Result, None, None]:
@@ -67,36 +69,32 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, workers: 
         WorkersDied: a process was killed. Tasks not named in it have not been taken from `tasks`.
     """
     queue = iter(tasks)
-    with tempfile.TemporaryDirectory(prefix="convert-notes-") as notes:
-        pool = ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(notes,),
-        )
-        others = set(multiprocessing.active_children())
-        try:
-            running = deque(_submit(pool, work, islice(queue, AHEAD * workers)))
-            processes = set(multiprocessing.active_children()) - others
-            while running:
-                try:
-                    result = running[0][1].result()
-                except BrokenProcessPool:
-                    pool.shutdown()  # waits for the processes, so that each has an exit status
-                    raise _died(running, processes, Path(notes)) from None
-                running.popleft()
-                running += _submit(pool, work, islice(queue, 1))
-                yield result
-        except BaseException:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    context = multiprocessing.get_context("spawn")
+    notes, taken = context.RawArray(ctypes.c_ubyte, workers * _SLOT_BYTES), context.Value(ctypes.c_int, 0)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(notes, taken))
+    others = set(multiprocessing.active_children())
+    try:
+        running = deque(_submit(pool, work, islice(queue, AHEAD * workers)))
+        processes = set(multiprocessing.active_children()) - others
+        while running:
+            try:
+                result = running[0][1].result()
+            except BrokenProcessPool:
+                pool.shutdown()  # waits for the processes, so that each has an exit status
+                raise _died(running, processes, bytes(notes)) from None
+            running.popleft()
+            running += _submit(pool, work, islice(queue, 1))
+            yield result
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _died(
-    running: Iterable[tuple[Task, "Future[Result]"]], processes: Iterable[BaseProcess], notes: Path
+    running: Iterable[tuple[Task, "Future[Result]"]], processes: Iterable[BaseProcess], notes: bytes
 ) -> WorkersDied:
     finished, unfinished = [], []
     for task, future in running:
@@ -121,10 +119,11 @@ def how_it_ended(exit_code: int) -> str:
         return f"signal {-exit_code}"
 
 
-def _note_of(pid: int | None, notes: Path) -> str:
-    with contextlib.suppress(OSError):
-        data = (notes / str(pid)).read_bytes()
-        return data[4 : 4 + int.from_bytes(data[:4], "little")].decode("utf-8", "surrogateescape")
+def _note_of(pid: int | None, notes: bytes) -> str:
+    for at in range(0, len(notes), _SLOT_BYTES):
+        owner, size_bytes = _HEAD.unpack_from(notes, at)
+        if owner == pid:
+            return notes[at + _HEAD.size :][:size_bytes].decode("utf-8", "surrogateescape")
     return ""
 
 
@@ -149,12 +148,14 @@ def _future(pool: ProcessPoolExecutor, work: Callable[[Task], Result], task: Tas
         return future
 
 
-_notes = -1  # the open file of this process's notes
+_slot: memoryview | None = None  # of this process
 
 
-def _start(notes: str) -> None:
-    global _notes
-    _notes = os.open(Path(notes) / str(os.getpid()), os.O_WRONLY | os.O_CREAT, 0o600)
+def _start(notes: Any, taken: Any) -> None:
+    global _slot
+    with taken.get_lock():
+        number, taken.value = taken.value, taken.value + 1
+    _slot = memoryview(notes).cast("B")[number * _SLOT_BYTES : (number + 1) * _SLOT_BYTES]
     end_with_parent()
 
 
