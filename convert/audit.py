@@ -14,11 +14,11 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 # `python convert/audit.py` puts convert/ on the path, where the package `convert` cannot be found.
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from convert.auditing.findings import Finding, Findings, Kind
 from convert.auditing.index import UNFINISHED_FOLDER, SplitIndex, find_splits, leftovers, read_index
 from convert.auditing.report import ReportError, check_report_folder, write_report
-from convert.auditing.shards import Rules, ShardAudit, ShardToAudit, audit_shard, joined
+from convert.auditing.shards import Rules, ShardAudit, ShardToAudit, audit_shard, deadly_images, joined
 from convert.auditing.splits import (
     Audited,
     SplitRows,
@@ -44,7 +44,7 @@ from convert.auditing.splits import (
 from convert.files import Files, LocalFiles, open_files
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
 from convert.outputs import OutputError, open_output
-from convert.pool import in_order
+from convert.pool import WorkersDied, in_order
 from train.cores import available_cores
 
 EXIT_OK, EXIT_FINDINGS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -77,8 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_report(audited, args.report, source=args.source)
     except (UsageError, ReportError) as error:
         return _stop(error, EXIT_USAGE)
-    except BrokenProcessPool:
-        return _stop("a worker process was killed, perhaps for want of memory; use fewer --workers", EXIT_FINDINGS)
+    except WorkersDied as died:
+        how = died.deaths[0].how if died.deaths else "no longer to be told how"
+        why = f"a worker process was killed ({how}) by none of the images, perhaps because memory ran out"
+        return _stop(f"{why}; use fewer --workers", EXIT_FINDINGS)
     except KeyboardInterrupt:
         return _stop("interrupted; not all of the dataset was looked at", EXIT_INTERRUPTED)
     print_result(audited, args, elapsed_s=elapsed_s)
@@ -192,9 +194,8 @@ def _read_shards(
 ) -> tuple[list[SplitRows], int]:
     """Read every shard; return what is known of the records of each split, and how many images were decoded."""
     tasks = [task for index in indexes.values() for task in _tasks(index)]
-    work = partial(audit_shard, files=files, rules=rules)
     parts: dict[str, list[ShardAudit]] = {split: [] for split in indexes}
-    results = in_order(work, tasks, workers=max(1, min(workers, len(tasks))))
+    results = _audits(tasks, files, rules, workers=max(1, min(workers, len(tasks))))
     total = sum(index.samples for index in indexes.values())
     # None: no bar without a terminal.
     with closing(results), tqdm(total=total, desc="audit", unit=" images", smoothing=0.05, disable=None) as bar:
@@ -204,8 +205,28 @@ def _read_shards(
             parts[result.task.split].append(result)
             bar.set_postfix(findings=findings.errors, refresh=False)
             bar.update(result.task.entry.samples)
+    for audits in parts.values():
+        audits.sort(key=lambda audit: audit.task.number)
     rows = [SplitRows(indexes[split], joined(part.rows for part in audits)) for split, audits in parts.items()]
     return rows, sum(part.decoded for audits in parts.values() for part in audits)
+
+
+def _audits(
+    tasks: Iterable[ShardToAudit], files: Files, rules: Rules, *, workers: int
+) -> Generator[ShardAudit, None, None]:
+    """The audit of each shard. An image that kills its worker is found, and the rest goes on without it."""
+    waiting = iter(tasks)
+    while True:
+        try:
+            yield from in_order(partial(audit_shard, files=files, rules=rules), waiting, workers=workers)
+            return
+        except WorkersDied as died:
+            yield from died.finished
+            deadly = deadly_images(died, files, rules)
+            if not deadly:
+                raise
+            rules = replace(rules, deadly=rules.deadly | deadly)
+            waiting = chain(died.unfinished, waiting)
 
 
 def _tasks(index: SplitIndex) -> Iterable[ShardToAudit]:

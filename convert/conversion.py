@@ -34,7 +34,11 @@ from convert.workers import Job, build_shards
 
 logger = logging.getLogger("convert")
 
+# Counts changes of what the same images and options become. A new one locks every dataset that is half made, and those
+# that are whole from being completed: change it for nothing less.
+FORMAT = "1"
 BAD_IMAGES_SHOWN = 50
+SHOWN_LEFT_OUT = 20  # names of files and folders
 
 
 class UsageError(ValueError):
@@ -87,6 +91,9 @@ def look(args: Args, source: Source, found: Sequence[str], output: Output) -> Co
         listing = choose_samples(listing, names=all_names, chosen=names, seed=args.seed, per_class=args.per_class)
         _describe(listing, names)
         splits.append(_plan(args, listing, names))
+    left_out = source.left_out(found)
+    if left_out:
+        logger.warning("warning: not converted: %s of --source %s", first_few(left_out, SHOWN_LEFT_OUT), args.source)
     manifest = _existing_manifest(output, args.out)
     conversion = Conversion(args, source, output, names, splits, manifest)
     if not args.overwrite:
@@ -149,10 +156,13 @@ def _plan(args: Args, listing: Listing, names: Sequence[str]) -> Split:
 
 
 def _tools() -> dict[str, str]:
-    """Versions of what decides the bytes: Pillow and libjpeg decode, and encode the images that are changed."""
+    """What decides the bytes beside images and options: the format and, of images encoded anew, Pillow and libjpeg.
+
+    The converter's own version is for the record.
+    """
     turbo = features.version("libjpeg_turbo")
     libjpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
-    return {"convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}
+    return {"format": FORMAT, "convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}
 
 
 def _existing_manifest(output: Output, out: str) -> Manifest | None:
@@ -168,7 +178,7 @@ def _is_complete(conversion: Conversion, split: Split) -> bool:
     listed = manifest.splits.get(split.name) if manifest else None
     there = begun or (listed.identity if listed and INDEX_NAME in files else None)
     if there:
-        differences = there.differences(split.identity)
+        differences = _differences(conversion, split, there)
         if begun and differences and not files:
             return False  # nothing is lost with it
         if differences:
@@ -182,6 +192,20 @@ def _is_complete(conversion: Conversion, split: Split) -> bool:
         seen = f"{len(files):,} files of a conversion, such as {files[0]}" if files else "an entry in the manifest"
         raise UsageError(f"--out {out} already has {split.name}: {seen}. Replace it with --overwrite")
     return False
+
+
+def _differences(conversion: Conversion, split: Split, there: Identity) -> list[str]:
+    """How the split that the output holds, or a part of it, was made otherwise than it would be now."""
+    same_tools = there.tools == split.identity.tools
+    return there.differences(split.identity, encoders=not same_tools and _has_encoded(conversion, split))
+
+
+def _has_encoded(conversion: Conversion, split: Split) -> bool:
+    """Whether the output may hold images of a split that were encoded anew."""
+    listed = conversion.manifest.splits.get(split.name) if conversion.manifest else None
+    if conversion.args.resize is not None or (listed and listed.mended):
+        return True
+    return any(record.result.mended for record in Journal(conversion.output, split.name).records())
 
 
 def _our_files(output: Output, split: str) -> list[str]:
@@ -221,7 +245,7 @@ def _begin(conversion: Conversion, split: Split) -> None:
     """Take the split's place in the output: note the plan, after anything of another plan is gone."""
     output, journal = conversion.output, Journal(conversion.output, split.name)
     begun = journal.identity()
-    if conversion.args.overwrite or begun is None or begun.differences(split.identity):
+    if conversion.args.overwrite or begun is None or _differences(conversion, split, begun):
         _clear(conversion, split)
         journal.begin(split.identity)
     halves = [name for name in output.sizes(split.name) if final_name(name) != name and is_our_name(final_name(name))]

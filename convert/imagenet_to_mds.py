@@ -40,6 +40,7 @@ from convert.lock import LockedError, only_converter
 from convert.manifest import MANIFEST_NAME, ManifestError
 from convert.outputs import LocalOutput, Output, OutputError, open_output
 from convert.sources import SourceError, open_source
+from convert.sources.base import DEFAULT_SPLITS
 from convert.workers import WorkerError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
@@ -134,8 +135,21 @@ def _summarise(conversion: Conversion) -> None:
             )
     if images:
         print(f"{images:,} images in {elapsed_s:.1f} s, {images / elapsed_s:,.0f} images/s")
+    _warn_without_val(conversion)
     key = "data.remote" if args.out.startswith("s3://") else "data.local"
     print(f"next: python train/main.py yamls/local.yaml {key}={shlex.quote(args.out)}")
+
+
+def _warn_without_val(conversion: Conversion) -> None:
+    there = {split.name for split in conversion.splits} | set(conversion.manifest.splits if conversion.manifest else ())
+    lacking = [split for split in DEFAULT_SPLITS if split not in there]
+    if lacking:
+        print(
+            f"warning: {conversion.args.out} has no {' and no '.join(lacking)}, which train/main.py looks for; convert "
+            f"it too, or name another split with {' and '.join(f'data.{split}_split' for split in lacking)} ('' for "
+            "none)",
+            file=sys.stderr,
+        )
 
 
 def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:

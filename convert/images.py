@@ -8,9 +8,13 @@ import re
 import warnings
 from dataclasses import dataclass, replace
 from io import BytesIO
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
+from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
+from convert.mending import BadImage, describe, to_rgb
 from train.decode.native import library
 
 # Pillow's own limit for what is no decompression bomb (Image.MAX_IMAGE_PIXELS), 268 MB of RGB. It bounds a worker's
@@ -36,10 +40,6 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 _HAS_NATIVE_CHECK = library.is_built()
 
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's codes
-
-
-class BadImage(ValueError):
-    """The bytes are no image that can be used; the message is the reason, fit for the manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +118,23 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
         image = _open(data)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{image.width} x {image.height} px is more than the {MAX_PIXELS:,} px allowed")
+        frame = read_frame(data) if image.format in ("JPEG", "MPO") else None
         try:
-            if not _is_plain_jpeg(image):
-                return _mend(image, resize)
+            if not _is_plain_jpeg(image, frame):
+                return _mend(image, resize, frame)
             if resize and resize.size(*image.size) != image.size:
                 return _resize(image, resize)
-            if resize and image.format == "JPEG" and image.info.get("progressive"):
-                return _as_baseline(data, image)
+            if resize and frame and image.format == "JPEG" and image.info.get("progressive"):
+                return _as_baseline(data, image, frame)
             return _keep(data, image)
-        except MemoryError:
+        except (MemoryError, BadImage):
             raise
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, ...
+            if frame and not frame.has_whole_sampling:
+                raise BadImage(
+                    f"JPEG with the chroma sampling {frame.sampling}, of which libjpeg makes no colours; save it with "
+                    "another one, such as 4:2:0"
+                ) from error
             raise BadImage(f"damaged {image.format}: {error}") from error
 
 
@@ -145,19 +151,22 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage(f"unreadable header: {error}") from error
 
 
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+def _is_plain_jpeg(image: Image.Image, frame: Frame | None) -> bool:
+    """Whether any decoder reads it; few know lossless ones, and those pixel by pixel."""
+    return frame is not None and not frame.is_lossless and image.mode in ("RGB", "L")
 
 
 def _keep(data: bytes, image: Image.Image) -> Checked:
     """Read every coefficient, and leave out as much of the arithmetic as can be.
 
     The native library, where it is built, needs less than half of Pillow's time to find a sound JPEG sound. Of what it
-    has doubts about Pillow is the judge, by an eighth-size greyscale; so the verdict does not depend on it.
+    has doubts about Pillow is the judge, at an eighth of the size; so the verdict does not depend on it. Both set up
+    the colours that the trainer asks for: of some samplings libjpeg can make a greyscale image, and no colours.
     """
     width, height = image.size
     if not (_HAS_NATIVE_CHECK and library.is_sound(data)):
-        image.draft("L", (max(1, width // 8), max(1, height // 8)))
+        if is_safe_to_scale(data):
+            image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
         image.load()
     return Checked(data, width, height, None)
 
@@ -168,7 +177,7 @@ def _resize(image: Image.Image, resize: Resize) -> Checked:
     return Checked(data, smaller.width, smaller.height, resized=True)
 
 
-def _as_baseline(data: bytes, image: Image.Image) -> Checked:
+def _as_baseline(data: bytes, image: Image.Image, frame: Frame) -> Checked:
     """With the original's quantization tables and chroma sampling, so that little more than rounding is lost.
 
     Samplings that Pillow has no name for, such as 4:1:1, become 4:2:0.
@@ -176,18 +185,29 @@ def _as_baseline(data: bytes, image: Image.Image) -> Checked:
     width, height = image.size
     image.load()
     try:
-        return Checked(_encode(image, quality="keep", subsampling="keep"), width, height, resized=True)
-    except (OSError, ValueError):  # it decodes, but Pillow's encoder cannot do with its tables
+        tables = _tables_by_component(image, frame)
+        return Checked(_encode(image, subsampling="keep", qtables=tables), width, height, resized=True)
+    except (OSError, ValueError, KeyError):  # it decodes, but Pillow's encoder cannot do with its tables
         return Checked(data, width, height)
 
 
-def _mend(image: Image.Image, resize: Resize | None) -> Checked:
+def _tables_by_component(image: Image.Image, frame: Frame) -> list[list[int]]:
+    """The quantization tables in the order of the components, as Pillow's encoder hands them out: the last serves all
+    further ones. In the file each component names its own by number."""
+    assert isinstance(image, JpegImageFile)
+    tables = [image.quantization[component.table] for component in frame.components]
+    while len(tables) > 1 and tables[-1] == tables[-2]:
+        tables.pop()
+    return tables
+
+
+def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None) -> Checked:
     image.load()
-    rgb = _to_rgb(image)
+    rgb, remarks = to_rgb(image)
     if resize and resize.size(*rgb.size) != rgb.size:
-        return replace(_resize(rgb, resize), mended=_describe(image, resize.quality))
+        return replace(_resize(rgb, resize), mended=describe(image, frame, resize.quality, remarks))
     data = _encode(rgb, quality=MENDED_QUALITY, subsampling=MENDED_SUBSAMPLING)
-    return Checked(data, rgb.width, rgb.height, mended=_describe(image, MENDED_QUALITY))
+    return Checked(data, rgb.width, rgb.height, mended=describe(image, frame, MENDED_QUALITY, remarks))
 
 
 def _smaller(image: Image.Image, resize: Resize) -> Image.Image:
@@ -195,29 +215,8 @@ def _smaller(image: Image.Image, resize: Resize) -> Image.Image:
     return image.resize(resize.size(*image.size), Image.Resampling.LANCZOS)
 
 
-def _encode(image: Image.Image, *, quality: int | str, subsampling: int | str) -> bytes:
+def _encode(image: Image.Image, **options: Any) -> bytes:
     image.info = {}  # the old profile, EXIF and comments describe the old pixels
     encoded = BytesIO()
-    options = {"optimize": False, "restart_marker_blocks": BLOCKS_BETWEEN_RESTARTS}
-    image.save(encoded, "JPEG", quality=quality, subsampling=subsampling, **options)
+    image.save(encoded, "JPEG", optimize=False, restart_marker_blocks=BLOCKS_BETWEEN_RESTARTS, **options)
     return encoded.getvalue()
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels of any image; what is transparent becomes white."""
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit greys to 255 instead of scaling them.
-        image = image.convert("I").point(lambda value: value / 257).convert("L")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _describe(image: Image.Image, quality: int) -> str:
-    if image.format in ("JPEG", "MPO"):
-        return f"{image.mode} JPEG re-encoded as RGB, quality {quality}"
-    frames = getattr(image, "n_frames", 1)
-    which = f", first of {frames} frames" if frames > 1 else ""
-    return f"{image.format} re-encoded as RGB JPEG, quality {quality}{which}"

@@ -4,6 +4,7 @@
 is written after the shard. Both are gone once the split is complete.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
@@ -57,6 +58,14 @@ class Journal:
             return None if text is None else _RECORD.validate_json(text)
         except ValidationError:
             return None
+
+    def records(self) -> Iterator[Record]:
+        """All that are there and not damaged."""
+        for name in sorted(self.output.sizes(self._folder)):
+            stem = name.removesuffix(".json")
+            record = self.get(int(stem)) if stem.isdecimal() else None
+            if record:
+                yield record
 
     def end(self) -> None:
         """Remove it all, the plan first: records without one count for nothing."""

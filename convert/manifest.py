@@ -12,6 +12,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 MANIFEST_NAME = "manifest.json"
+FIRST_FORMAT = "1"  # of manifests from before it was noted
+ENCODERS = frozenset({"libjpeg", "pillow"})
 
 
 class ManifestError(ValueError):
@@ -71,23 +73,28 @@ class Identity(_Model):
     samples: int  # in the listing, those that will be refused included
     seed: int
     options: Options
-    tools: dict[str, str]  # name -> version
+    tools: dict[str, str]  # name -> version; `format` counts what a conversion makes of the same images and options
 
-    def differences(self, now: "Identity") -> list[str]:
-        """What `now` has otherwise, each as `--seed: 0 there, 1 now`. `--on-bad` changes no shard that is whole."""
-        there, here = self._named(), now._named()
+    def differences(self, now: "Identity", *, encoders: bool = True) -> list[str]:
+        """What `now` has otherwise, each as `--seed: 0 there, 1 now`. `--on-bad` changes no shard that is whole.
+
+        Args:
+            encoders: whether an image was encoded anew, so that the versions of what encodes decide the shards' bytes.
+        """
+        there, here = self._named(encoders), now._named(encoders)
         named = [f"{name}: {there[name]} there, {here[name]} now" for name in there if there[name] != here[name]]
         if self.listing != now.listing:
             what = f"{self.samples:,} files there, {now.samples:,} now"
             named.insert(0, f"the source: {what if self.samples != now.samples else 'other names, classes or sizes'}")
         return named
 
-    def _named(self) -> dict[str, Any]:
+    def _named(self, encoders: bool) -> dict[str, Any]:
         options = self.options.model_dump(exclude={"on_bad"})
         return {
             "--seed": self.seed,
             **{f"--{name.removesuffix('_bytes').replace('_', '-')}": value for name, value in options.items()},
-            **{f"the version of {name}": version for name, version in sorted(self.tools.items())},
+            "the format of conversions": self.tools.get("format", FIRST_FORMAT),
+            **{f"the version of {name}": self.tools.get(name) for name in sorted(ENCODERS) if encoders},
         }
 
 

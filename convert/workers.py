@@ -5,24 +5,26 @@ run has made is not made again, once its file proves to be as that run left it.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 from convert.files import Files
-from convert.images import MAX_FILE_BYTES, BadImage, Checked, Resize, check_image
+from convert.images import MAX_FILE_BYTES, Checked, Resize, check_image
 from convert.journal import Journal, Record
 from convert.manifest import MendedFile, RefusedFile
+from convert.mending import BadImage
 from convert.outputs import Output
 from convert.plan import ShardTask
-from convert.pool import in_order
+from convert.pool import Death, WorkersDied, in_order, note
 from convert.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
 from convert.sources import Sample
 from convert.sources.base import printable
 from convert.tally import KeptImage, ShardResult
+from convert.trials import which_kill
 
 OnBad = Literal["fail", "skip"]
 
@@ -33,23 +35,28 @@ class WorkerError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is the same for all shards: where images come from, where shards go, and how they are made."""
+    """What is the same for all shards: where images come from, where shards go, and how they are made.
+
+    `deadly` holds (split, sample id) -> the reason of images known to kill the process that checks them.
+    """
 
     files: Files
     output: Output
     on_bad: OnBad
     form: ShardFormat
     resize: Resize | None = None
+    deadly: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
 def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Generator[ShardResult, None, None]:
     """Carry out the tasks in `workers` processes and yield the results in order.
 
     With `on_bad='fail'` no task is started after the first bad image, but those under way are finished, so
-    that one run names as many bad images as it has found. Closing the iterator kills the workers.
+    that one run names as many bad images as it has found. An image that kills its worker is found, and is a bad image
+    like any other. Closing the iterator kills the workers.
 
     Raises:
-        WorkerError: an image's file cannot be read, or a worker was killed.
+        WorkerError: an image's file cannot be read, or a worker was killed and no image is to blame.
         OutputError: a shard cannot be written.
     """
     stopped = False
@@ -60,14 +67,56 @@ def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Gener
                 return
             yield task
 
-    try:
-        for result in in_order(partial(build_shard, job=job), queue(), workers=workers):
-            stopped = stopped or bool(result.refused and job.on_bad == "fail")
-            yield result
-    except BrokenProcessPool as error:
+    waiting: Iterable[ShardTask] = queue()
+    while True:
+        try:
+            for result in in_order(partial(build_shard, job=job), waiting, workers=workers):
+                stopped = stopped or bool(result.refused and job.on_bad == "fail")
+                yield result
+            return
+        except WorkersDied as died:
+            yield from died.finished
+            job = replace(job, deadly=job.deadly | _deadly_images(died, job))
+            waiting = chain(died.unfinished, waiting)
+
+
+def _deadly_images(died: WorkersDied, job: Job) -> dict[tuple[str, int], str]:
+    """The images of the shards at which workers died that kill a process by themselves.
+
+    Raises:
+        WorkerError: there is none.
+    """
+    found: dict[tuple[str, int], str] = {}
+    tasks = {task.name: task for task in died.unfinished}
+    for death in died.deaths:
+        task = tasks.get(death.note.partition(" ")[0])
+        if task:
+            killers = which_kill(partial(_images_of, task, job), partial(check_image, resize=job.resize))
+            found |= {(task.split, n): f"it kills the process that decodes it ({how})" for n, how in killers.items()}
+    if not found:
         raise WorkerError(
-            "a worker process was killed, perhaps for want of memory; use fewer --workers or a smaller --size-limit"
-        ) from error
+            f"{_who_died(died.deaths, tasks)}, perhaps because memory ran out; use fewer --workers or a smaller "
+            "--size-limit"
+        )
+    return found
+
+
+def _who_died(deaths: Sequence[Death], tasks: Mapping[str, ShardTask]) -> str:
+    for death in deaths:
+        name, _, sample_id = death.note.partition(" ")
+        keys = [sample.key for n, sample in tasks[name].samples if str(n) == sample_id] if name in tasks else []
+        if keys:
+            return (
+                f"a worker process was killed ({death.how}) while it had {printable(keys[0])}; neither this image nor "
+                "another of its shard ends a process by itself, so it was killed from outside"
+            )
+    return f"a worker process was killed ({deaths[0].how})" if deaths else "a worker process was killed"
+
+
+def _images_of(task: ShardTask, job: Job) -> Iterator[tuple[int, bytes]]:
+    """(sample id, bytes) of the images of a shard that are not known to be deadly."""
+    samples = [(n, sample) for n, sample in task.samples if (task.split, n) not in job.deadly]
+    yield from zip((n for n, _ in samples), _read_all(samples, job.files), strict=True)
 
 
 def build_shard(task: ShardTask, job: Job) -> ShardResult:
@@ -94,8 +143,9 @@ def make_shard(task: ShardTask, job: Job) -> tuple[ShardResult, EncodedShard | N
     encoded: list[bytes] = []
     for (sample_id, sample), data in zip(task.samples, _read_all(task.samples, job.files), strict=True):
         path = printable(sample.key)
+        note(f"{task.name} {sample_id}")
         try:
-            image = _check(sample, data, job.resize)
+            image = _check(sample, data, job, job.deadly.get((task.split, sample_id)))
         except BadImage as error:
             result.refused.append(RefusedFile(id=sample_id, path=path, label=sample.label, reason=str(error)))
             continue
@@ -114,10 +164,12 @@ def make_shard(task: ShardTask, job: Job) -> tuple[ShardResult, EncodedShard | N
     return result, shard
 
 
-def _check(sample: Sample, data: bytes, resize: Resize | None) -> Checked:
+def _check(sample: Sample, data: bytes, job: Job, deadly: str | None) -> Checked:
+    if deadly:
+        raise BadImage(deadly)
     if sample.size_bytes > MAX_FILE_BYTES:
         raise BadImage(f"a file of {sample.size_bytes:,} bytes is more than the {MAX_FILE_BYTES:,} allowed")
-    return check_image(data, resize)
+    return check_image(data, job.resize)
 
 
 def _read_all(samples: Sequence[tuple[int, Sample]], files: Files) -> Iterator[bytes]:

@@ -16,6 +16,8 @@ from convert.auditing.index import ShardEntry
 from convert.auditing.splits import SplitRows
 from convert.files import Files
 from convert.images import FORMATS, MAX_PIXELS
+from convert.jpeg_header import is_safe_to_scale
+from convert.pool import note
 from convert.shard_reader import ShardError, decode_record, decompress, record_offsets
 
 PER_CLASS = 8  # pictures in a class's sheet
@@ -39,6 +41,10 @@ class PicturesOfShard:
 
     entry: ShardEntry
     wanted: tuple[Wanted, ...]
+
+    @property
+    def name(self) -> str:
+        return path_in(self.wanted[0].at.split, self.entry.stored.basename)
 
 
 def choose(splits: Sequence[SplitRows]) -> dict[int, list[list[RecordAt]]]:
@@ -79,6 +85,7 @@ def by_shard(wanted: Iterable[Wanted], splits: Sequence[SplitRows]) -> list[Pict
 def pictures(task: PicturesOfShard, *, files: Files) -> dict[Wanted, bytes]:
     """The pictures as JPEGs; those that cannot be read or decoded are left out, as the audit has told why."""
     made: dict[Wanted, bytes] = {}
+    note(task.name)
     with contextlib.suppress(OSError, ShardError):
         read = _reader(files, task.wanted[0].at.split, task.entry)
         for want in task.wanted:
@@ -98,7 +105,8 @@ def small(data: bytes, *, square: bool) -> bytes | None:
             if image.width * image.height > MAX_PIXELS:
                 return None
             edge_px = TILE_PX if square else PICTURE_PX
-            image.draft("RGB", (2 * edge_px, 2 * edge_px))
+            if is_safe_to_scale(data):
+                image.draft("RGB", (2 * edge_px, 2 * edge_px))
             rgb = image.convert("RGB")
         except MemoryError:
             raise

@@ -3,9 +3,10 @@
 import html
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,12 +14,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from convert.auditing.findings import SHOWN_PER_KIND, Finding, RecordAt
-from convert.auditing.pictures import PER_CLASS, Wanted, by_shard, choose, contact_sheet, pictures, small, tiles_of
+from convert.auditing.pictures import (
+    PER_CLASS,
+    PicturesOfShard,
+    Wanted,
+    by_shard,
+    choose,
+    contact_sheet,
+    pictures,
+    small,
+    tiles_of,
+)
 from convert.auditing.splits import Audited, SplitRows, class_counts, range_of
 from convert.files import Files, LocalFiles
 from convert.images import MAX_FILE_BYTES
 from convert.manifest import MendedFile
-from convert.pool import in_order
+from convert.pool import WorkersDied, in_order
 
 PAGE, PICTURES = "index.html", "pictures"
 MENDED_SHOWN = 100  # of each split
@@ -235,8 +246,7 @@ class _Page:
         wanted += [Wanted(at, False) for at in _shown_places(audited, self._places)]
         tasks = by_shard(wanted, audited.splits)
         made: dict[Wanted, bytes] = {}
-        work = partial(pictures, files=audited.files)
-        results = in_order(work, tasks, workers=max(1, min(audited.workers, len(tasks))))
+        results = _pictures(tasks, audited)
         with closing(results), tqdm(results, total=len(tasks), desc="pictures", unit=" shards", disable=None) as bar:
             for result in bar:
                 made.update(result)
@@ -260,6 +270,23 @@ class _Page:
                 size_px = image.size
         size = f'width="{size_px[0]}" height="{size_px[1]}"'
         return f'<img src="{PICTURES}/{quote(name)}" alt="{_text(alt)}" {size} loading="lazy">'
+
+
+def _pictures(tasks: Sequence[PicturesOfShard], audited: Audited) -> Generator[dict[Wanted, bytes], None, None]:
+    """The pictures of each shard; a shard at which a worker died has none, as the audit has named the image."""
+    workers = max(1, min(audited.workers, len(tasks)))
+    waiting = iter(tasks)
+    while True:
+        try:
+            yield from in_order(partial(pictures, files=audited.files), waiting, workers=workers)
+            return
+        except WorkersDied as died:
+            yield from died.finished
+            at_hand = {death.note for death in died.deaths}
+            left = [task for task in died.unfinished if task.name not in at_hand]
+            if len(left) == len(died.unfinished):
+                raise
+            waiting = chain(left, waiting)
 
 
 def _places_of_mended(audited: Audited) -> dict[tuple[str, int], RecordAt]:

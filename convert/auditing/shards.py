@@ -3,9 +3,11 @@
 A worker holds one shard in memory, and sends back 48 bytes for each record.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,11 @@ import numpy.typing as npt
 from convert.auditing.findings import Finding, Kind, RecordAt, path_in
 from convert.auditing.index import FileEntry, ShardEntry, hash_hex
 from convert.files import Files
-from convert.images import BadImage, check_image
+from convert.images import check_image
+from convert.mending import BadImage
+from convert.pool import WorkersDied, note
 from convert.shard_reader import ShardError, decode_record, decompress, record_offsets
+from convert.trials import which_kill
 
 # One row a record. A digest of 16 bytes tells 1.28 million images apart: two alike by chance are out of reach.
 ROW = np.dtype(
@@ -41,6 +46,7 @@ class Rules:
     num_classes: int | None  # None: no manifest says
     decode_fraction: float
     ours: bool  # made by the converter, which lets no image through that it has not checked
+    deadly: dict[RecordAt, str] = field(default_factory=dict)  # images that kill the process that decodes them, and how
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class ShardAudit:
 def audit_shard(task: ShardToAudit, *, files: Files, rules: Rules) -> ShardAudit:
     """Check one shard in full."""
     audit = ShardAudit(task)
+    note(_path(task))
     shard = _sound_bytes(files, task, audit.findings)
     if shard is None:
         return audit
@@ -80,6 +87,29 @@ def audit_shard(task: ShardToAudit, *, files: Files, rules: Rules) -> ShardAudit
             read += 1
     audit.rows = rows[:read]
     return audit
+
+
+def deadly_images(died: WorkersDied, files: Files, rules: Rules) -> dict[RecordAt, str]:
+    """The images of the shards at which workers died that kill a process by themselves, and how."""
+    found: dict[RecordAt, str] = {}
+    for task in died.unfinished:
+        if any(death.note == _path(task) for death in died.deaths):
+            killers = which_kill(partial(_images_of, task, files, rules), check_image)
+            found |= {RecordAt(task.split, task.number, record): how for record, how in killers.items()}
+    return found
+
+
+def _images_of(task: ShardToAudit, files: Files, rules: Rules) -> Iterator[tuple[int, bytes]]:
+    """(record, image) of the records of a shard that can be read and are not known to be deadly."""
+    shard = _sound_bytes(files, task, [])
+    with contextlib.suppress(ShardError):
+        offsets = record_offsets(shard or b"", samples=task.entry.samples, shard_bytes=len(shard or b""))
+        for record in range(task.entry.samples):
+            if RecordAt(task.split, task.number, record) not in rules.deadly:
+                yield (
+                    record,
+                    decode_record((shard or b"")[offsets[record] : offsets[record + 1]], task.entry.columns)["x"],
+                )
 
 
 def is_chosen(split: str, sample_id: int, fraction: float) -> bool:
@@ -163,7 +193,7 @@ def _check_record(audit: ShardAudit, row: Rows, number: int, record: memoryview,
     if is_chosen(task.split, sample_id, rules.decode_fraction):
         audit.decoded += 1
         at = RecordAt(task.split, task.number, number)
-        row["width_px"], row["height_px"] = _check_image(audit, name, image, at, ours=rules.ours)
+        row["width_px"], row["height_px"] = _check_image(audit, name, image, at, rules)
     return True
 
 
@@ -173,12 +203,15 @@ def _label_findings(task: ShardToAudit, name: str, label: int, rules: Rules) -> 
         yield Finding(Kind.LABEL, _path(task), f"{name}: label is {label}, {known}")
 
 
-def _check_image(audit: ShardAudit, name: str, image: bytes, at: RecordAt, *, ours: bool) -> tuple[int, int]:
+def _check_image(audit: ShardAudit, name: str, image: bytes, at: RecordAt, rules: Rules) -> tuple[int, int]:
     """Decode an image; its size in pixels, (0, 0) where it cannot be decoded."""
 
     def found(kind: Kind, what: str, *images: RecordAt) -> None:
-        audit.findings.append(Finding(kind, _path(audit.task), f"{name}: {what}", not ours, images))
+        audit.findings.append(Finding(kind, _path(audit.task), f"{name}: {what}", not rules.ours, images))
 
+    if at in rules.deadly:
+        found(Kind.IMAGE, f"it kills the process that decodes it ({rules.deadly[at]})")
+        return 0, 0
     try:
         checked = check_image(image)
     except BadImage as error:

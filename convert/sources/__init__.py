@@ -6,7 +6,17 @@ from pathlib import Path
 
 from convert.files import Files, LocalFiles, open_files
 from convert.sources.annotated import Annotated, is_annotated
-from convert.sources.base import DEFAULT_SPLITS, Listing, Sample, Source, SourceError, glimpse, reading
+from convert.sources.base import (
+    DEFAULT_SPLITS,
+    Listing,
+    Sample,
+    Source,
+    SourceError,
+    glimpse,
+    is_hidden,
+    names_of,
+    reading,
+)
 from convert.sources.image_folder import ImageFolder
 from convert.sources.kaggle import Kaggle, is_kaggle
 from convert.sources.mds import is_mds, open_mds
@@ -26,11 +36,11 @@ class _Layout:
 
 
 def _is_folder(files: Files) -> bool:
-    return any(_folders(files, split) for split in DEFAULT_SPLITS)
+    return any(_folders(files, name) for split in DEFAULT_SPLITS for name in names_of(split))
 
 
 def _folders(files: Files, folder: str = "") -> list[str]:
-    return [name for name in files.names(folder) if name.endswith("/") and not name.startswith(".")]
+    return [name for name in files.names(folder) if name.endswith("/") and not is_hidden(name)]
 
 
 def _root(files: Files) -> Path:
@@ -132,6 +142,13 @@ def _recognised(files: Files, source: str) -> str:
     folders = _folders(files)
     if any(f"{split}/" in folders for split in DEFAULT_SPLITS) or any(_folders(files, folder) for folder in folders):
         return "folder"  # with splits of other names, or an incomplete one, which says best what is missing
+    tars = [name for name in files.names() if name.endswith(".tar")]
+    if tars:
+        raise SourceError(
+            f"--source {source} holds {glimpse(files)}. Tars of images are read if they are ImageNet's own or lie in "
+            "train/ and val/ by class, such as train/n01440764.tar; WebDataset tars, with labels beside the images, "
+            "are not: write their images into <split>/<class>/<file> first"
+        )
     looks = "".join(f"\n  {name:9}  {layout.looks}" for name, layout in _LAYOUTS.items())
     raise SourceError(
         f"--source {source} holds {glimpse(files)}, which is none of the layouts that can be converted:{looks}\n"

@@ -17,6 +17,7 @@ from convert.sources.base import (
     Listing,
     Sample,
     SourceError,
+    all_but,
     counted,
     glimpse,
     in_order,
@@ -75,6 +76,10 @@ class Annotated:
             labels=labels,
             skip=(labels.name,) if labels.parent == self.root / images else (),
         )
+
+    def left_out(self, splits: Sequence[str]) -> list[str]:
+        lists = {name.partition("/")[0] for split in splits for name in _lists(split)}
+        return all_but(self.files, {*splits, *lists, CLASS_LIST, READABLE})
 
     def readable_names(self) -> dict[str, str]:
         path = self.root / READABLE

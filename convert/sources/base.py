@@ -17,6 +17,13 @@ Result = TypeVar("Result")
 logger = logging.getLogger("convert.sources")
 
 DEFAULT_SPLITS = ("train", "val")
+# The names that folders of a split go by; the first that is there counts.
+USUAL_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+# What file managers, network drives and archivers leave between the images.
+_NOT_OURS = frozenset(
+    {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"}
+    | {"lost+found", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
+)
 
 
 class SourceError(ValueError):
@@ -72,6 +79,10 @@ class Source(Protocol):
         """Sorted class names (wnids), which set the labels: those of train where the source has it."""
         ...
 
+    def left_out(self, splits: Sequence[str]) -> list[str]:
+        """The names of what lies in the source and is in none of these splits; the lists it was read by are not."""
+        ...
+
     def readable_names(self) -> dict[str, str]:
         """Readable names of classes, as far as the source itself knows any; {} where it does not."""
         ...
@@ -112,6 +123,21 @@ def labelled_splits(requested: Sequence[str] | None, found: Sequence[str], *, so
         without_labels = " (ImageNet's test images have no labels)" if "test" in missing else ""
         raise SourceError(f"--source {source} has {what}{without_labels}; it holds {seen}. Name others with --splits.")
     return list(requested or found)
+
+
+def names_of(split: str) -> tuple[str, ...]:
+    """The names that the folder of a split may have, the likeliest first."""
+    return USUAL_NAMES.get(split, (split,))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the source's own: of a name with a dot, or a system's leavings."""
+    return name.startswith(".") or name.rstrip("/") in _NOT_OURS
+
+
+def all_but(files: Files, used: Collection[str], folder: str = "") -> list[str]:
+    """The names in a folder but for those used; hidden ones are nobody's business."""
+    return [f"{folder}{name}" for name in files.names(folder) if name.rstrip("/") not in used and not is_hidden(name)]
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from convert.sources.base import (
     glimpse,
     in_order,
     indexes_of,
+    is_hidden,
     printable,
     reading,
 )
@@ -122,10 +123,6 @@ def lines_of(path: Path) -> list[str]:
             return path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise SourceError(f"{path} is not text in UTF-8: {error}") from None
-
-
-def is_hidden(name: str) -> bool:
-    return name.startswith(".")
 
 
 def _size_of_regular_file(entry: os.DirEntry[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from convert.files import Files, LocalFiles
-from convert.sources.base import DEFAULT_SPLITS, Listing, SourceError, glimpse, labelled_splits
+from convert.sources.base import DEFAULT_SPLITS, Listing, SourceError, all_but, glimpse, labelled_splits
 from convert.sources.folders import class_folders, flat_listing, lines_of
 from convert.sources.image_folder import ImageFolder
 
@@ -46,6 +46,9 @@ class Kaggle:
             return ImageFolder(self._images).listing(split, classes)
         labels = self._beside(VAL_LABELS, f"the labels of {split}")
         return flat_listing(self._images, split, split=split, classes=classes, wnid_of=_solution(labels), labels=labels)
+
+    def left_out(self, splits: Sequence[str]) -> list[str]:
+        return all_but(self.files, splits)
 
     def readable_names(self) -> dict[str, str]:
         path = self._find(SYNSETS)

@@ -16,12 +16,14 @@ from convert.sources.base import (
     Listing,
     Sample,
     SourceError,
+    all_but,
     counted,
     each,
     glimpse,
     indexes_of,
     labelled_splits,
     logger,
+    names_of,
     reading,
 )
 from convert.sources.class_names import MAX_UNNAMED_CLASSES, numbered_names, warn_of_numbered_names
@@ -72,14 +74,15 @@ class Mds:
                 if requested and len(requested) > 1:
                     raise SourceError(f"--source {self.source} is one split; name one with --splits, not several")
                 return list(requested or ["train"])
-            found = [s for s in requested or DEFAULT_SPLITS if self.source.size(f"{s}/{INDEX_NAME}") is not None]
+            found = [split for split in requested or DEFAULT_SPLITS if self._folder(split)]
             return labelled_splits(requested, found, source=self.source, seen=glimpse(self.source))
 
     def class_names(self, splits: Sequence[str]) -> list[str]:
         with reading(self.source):
             manifest = self._manifest()
             if manifest:
-                return sorted(info.wnid for info in manifest.classes)
+                names = [info.wnid for info in manifest.classes]
+                return names if all(map(str.isdecimal, names)) else sorted(names)  # numbers may be in their own order
             shards = [rows for split in splits for rows in self._rows(split) if rows.labels]
             for rows in shards:
                 self._refuse_other_labels(rows, MAX_UNNAMED_CLASSES, "as no more classes are believed without names")
@@ -105,6 +108,16 @@ class Mds:
         ordered.sort(key=lambda pair: pair[0])
         return Listing(split, tuple(sample for _, sample in ordered), {})
 
+    def left_out(self, splits: Sequence[str]) -> list[str]:
+        with reading(self.source):
+            if self._is_one_split():
+                return []
+            return all_but(self.source, {*(self._folder(split) or split for split in splits), MANIFEST_NAME})
+
+    def _folder(self, split: str) -> str | None:
+        """The name of a split's folder; None where there is none."""
+        return next((name for name in names_of(split) if self.source.size(f"{name}/{INDEX_NAME}") is not None), None)
+
     def readable_names(self) -> dict[str, str]:
         with reading(self.source):
             manifest = self._manifest()
@@ -124,7 +137,7 @@ class Mds:
 
     def _rows(self, split: str) -> list[Rows]:
         if split not in self._read:
-            shards = read_index(self.source, "" if self._is_one_split() else f"{split}/")
+            shards = read_index(self.source, "" if self._is_one_split() else f"{self._folder(split) or split}/")
             threads = min(SHARDS_AT_ONCE, self.source.concurrency)
             read = partial(read_rows, self.source, spool=self.spool)
             self._read[split] = list(each(read, shards, threads=threads, unit="shards", what=f"reading {split}"))

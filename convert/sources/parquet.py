@@ -17,6 +17,7 @@ from convert.sources.base import (
     Listing,
     Sample,
     SourceError,
+    all_but,
     counted,
     each,
     first_few,
@@ -100,6 +101,13 @@ class Parquet:
             for row in rows
         ]
         return in_order(split, samples, {})
+
+    def left_out(self, splits: Sequence[str]) -> list[str]:
+        with reading(self.source):
+            folder = self._folder()
+            used = {name.removeprefix(folder) for split in splits for name in self._names(split)}
+            beside = all_but(self.source, {folder.rstrip("/")}) if folder else []
+            return beside + all_but(self.source, used, folder)
 
     def readable_names(self) -> dict[str, str]:
         with reading(self.source):

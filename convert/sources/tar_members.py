@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from convert.sources.base import SourceError
+from convert.sources.base import SourceError, is_hidden
 
 BLOCK_BYTES = 512
 COMPRESSED = {
@@ -70,7 +70,7 @@ def members(
             member = Member(info.name, info.offset_data, info.size)
             if not info.isreg() or info.issparse():
                 ignored["tar member that is no regular file"] += 1
-            elif member.name.startswith("."):
+            elif any(is_hidden(part) for part in member.path.split("/") if part not in (".", "..")):
                 ignored["hidden file or folder"] += 1
             else:
                 yield member

@@ -5,20 +5,22 @@
     ILSVRC2012_devkit_t12.tar.gz   the labels of val
 
 The class tars inside are not compressed, so each image is a run of bytes of the outer file. train may also be a
-folder of class tars, or a tar with a folder for each class.
+folder of class tars, and so may val, or a tar with a folder for each class.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from convert.files import Files
+from convert.sources import devkit
 from convert.sources.base import (
     DEFAULT_SPLITS,
     Listing,
     Sample,
     SourceError,
+    all_but,
     counted,
     each,
     first_few,
@@ -26,18 +28,24 @@ from convert.sources.base import (
     in_order,
     indexes_of,
     labelled_splits,
+    names_of,
+    printable,
     reading,
 )
 from convert.sources.devkit import has_devkit, load_devkit
 from convert.sources.tar_members import Member, keep_last, members
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-TRAIN_FOLDERS = ("ILSVRC2012_img_train", "train")
 
 
 def is_tars(files: Files) -> bool:
     """Whether this folder holds ImageNet's tars."""
-    return any(files.size(name) is not None for name in (TRAIN, VAL)) or _folder_of_class_tars(files) is not None
+    return any(files.size(name) is not None for name in (TRAIN, VAL)) or any(
+        _folder_of_class_tars(files, split) is not None for split in DEFAULT_SPLITS
+    )
+
+
+_WEBDATASET_LABELS = (".cls", ".cls.txt", ".json", ".cls2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,8 @@ class ClassTar:
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
-    """What lies in train: class tars, or images in class folders (class -> images)."""
+class ByClass:
+    """What lies in a split: class tars, or images in class folders (class -> images)."""
 
     class_tars: tuple[ClassTar, ...]
     images: dict[str, list[Member]]
@@ -69,50 +77,64 @@ class Tars:
 
     files: Files
     layout: ClassVar[str] = "tars"
-    _train: list[Train] = field(default_factory=list, repr=False)  # walked once: 1,000 reads of the outer tar
+    _walked: dict[str, ByClass] = field(default_factory=dict, repr=False)  # once: 1,000 reads of the outer tar
 
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         with reading(self.files):
-            there = {"train": self._has_train(), "val": self.files.size(VAL) is not None}
-            found = [split for split in DEFAULT_SPLITS if there[split]]
+            found = [split for split in requested or DEFAULT_SPLITS if self._has(split)]
             return labelled_splits(requested, found, source=self.files, seen=glimpse(self.files))
 
     def class_names(self, splits: Sequence[str]) -> list[str]:
         with reading(self.files):
-            if self._has_train():
-                return self._walk_train().classes
+            if self._has("train"):
+                return self._walk("train").classes
+            if self.files.size(VAL) is None:
+                return self._walk(splits[0]).classes
             return sorted(load_devkit(self.files).wnid_of.values())
 
     def listing(self, split: str, classes: Sequence[str]) -> Listing:
         with reading(self.files):
-            return self._list_train(classes) if split == "train" else self._list_val(split, classes)
+            is_flat = split == "val" and self.files.size(VAL) is not None
+            return self._list_val(split, classes) if is_flat else self._list_by_class(split, classes)
+
+    def left_out(self, splits: Sequence[str]) -> list[str]:
+        with reading(self.files):
+            folders = {_folder_of_class_tars(self.files, split) or split for split in splits if not self._outer(split)}
+            outer = {name for split in splits if (name := self._outer(split))}
+            return all_but(self.files, folders | outer | {devkit.ARCHIVE, devkit.FOLDER})
 
     def readable_names(self) -> dict[str, str]:
         with reading(self.files):
             return load_devkit(self.files).names if has_devkit(self.files) else {}
 
-    def _has_train(self) -> bool:
-        return self.files.size(TRAIN) is not None or _folder_of_class_tars(self.files) is not None
+    def _outer(self, split: str) -> str | None:
+        """The one tar of a split, where there is one."""
+        name = {"train": TRAIN, "val": VAL}.get(split, "")
+        return name if name and self.files.size(name) is not None else None
 
-    def _walk_train(self) -> Train:
-        if not self._train:
-            folder = _folder_of_class_tars(self.files)
-            whole = self.files.size(TRAIN) is not None
-            self._train.append(_walk_outer(self.files) if whole or folder is None else _walk_folder(self.files, folder))
-        return self._train[0]
+    def _has(self, split: str) -> bool:
+        return self._outer(split) is not None or _folder_of_class_tars(self.files, split) is not None
 
-    def _list_train(self, classes: Sequence[str]) -> Listing:
-        train = self._walk_train()
-        index_of = indexes_of(classes, train.classes, where=f"train of {self.files}")
-        ignored = Counter(train.ignored)
-        samples = [_sample("train", wnid, index_of, TRAIN, m) for wnid, found in train.images.items() for m in found]
-        inner = each(self._in_class_tar, train.class_tars, threads=self.files.concurrency, unit="tars", what="train")
-        for tar, (found, left_out) in zip(train.class_tars, inner, strict=True):
-            samples += [_sample("train", tar.wnid, index_of, tar.file, member) for member in found]
+    def _walk(self, split: str) -> ByClass:
+        if split not in self._walked:
+            folder = _folder_of_class_tars(self.files, split)
+            whole = self._outer(split) is not None or folder is None
+            self._walked[split] = _walk_outer(self.files) if whole else _walk_folder(self.files, folder or "")
+        return self._walked[split]
+
+    def _list_by_class(self, split: str, classes: Sequence[str]) -> Listing:
+        walked = self._walk(split)
+        index_of = indexes_of(classes, walked.classes, where=f"{split} of {self.files}")
+        ignored = Counter(walked.ignored)
+        samples = [_sample(split, wnid, index_of, TRAIN, m) for wnid, found in walked.images.items() for m in found]
+        inner = each(self._in_class_tar, walked.class_tars, threads=self.files.concurrency, unit="tars", what=split)
+        for tar, (found, left_out) in zip(walked.class_tars, inner, strict=True):
+            samples += [_sample(split, tar.wnid, index_of, tar.file, member) for member in found]
             ignored += left_out
         if not samples:
-            raise SourceError(f"train of {self.files}: {counted(len(train.class_tars), 'class tar')} without one image")
-        return in_order("train", samples, ignored)
+            tars = counted(len(walked.class_tars), "class tar")
+            raise SourceError(f"{split} of {self.files}: {tars} without one image")
+        return in_order(split, samples, ignored)
 
     def _in_class_tar(self, tar: ClassTar) -> tuple[list[Member], Counter[str]]:
         ignored: Counter[str] = Counter()
@@ -122,6 +144,7 @@ class Tars:
             found = members(
                 file, where=where, size_bytes=size_bytes, ignored=ignored, start_bytes=tar.offset_bytes or 0
             )
+            found = _without_webdataset(found, where)
             # A class tar has no folders that mean anything: `./x.JPEG` and `n01440764/x.JPEG` are both x.JPEG.
             return keep_last(found, ignored), ignored
 
@@ -146,12 +169,24 @@ class Tars:
         return in_order(split, samples, ignored)
 
 
+def _without_webdataset(found: Iterator[Member], where: str) -> Iterator[Member]:
+    """Pass the members of a class tar on. Raises SourceError where labels lie beside the images."""
+    for member in found:
+        if member.name.endswith(_WEBDATASET_LABELS):
+            raise SourceError(
+                f"{where} is a WebDataset tar ({printable(member.name)} lies beside the images), which this converter "
+                "cannot read: its labels are in such files, and not in the tar's name. Write the images into "
+                "<split>/<class>/<file> first"
+            )
+        yield member
+
+
 def _sample(split: str, wnid: str, index_of: dict[str, int], file: str, member: Member) -> Sample:
     key = f"{split}/{wnid}/{member.name}"
     return Sample(key, index_of[wnid], member.size_bytes, file=file, offset_bytes=member.offset_bytes)
 
 
-def _walk_outer(files: Files) -> Train:
+def _walk_outer(files: Files) -> ByClass:
     ignored: Counter[str] = Counter()
     where = f"{files}/{TRAIN}"
     with files.open(TRAIN) as file:
@@ -176,18 +211,18 @@ def _walk_outer(files: Files) -> Train:
         )
     if not found:
         raise SourceError(f"{where} is an empty tar; fetch it again")
-    return Train(tuple(class_tars[wnid] for wnid in sorted(class_tars)), dict(images), ignored)
+    return ByClass(tuple(class_tars[wnid] for wnid in sorted(class_tars)), dict(images), ignored)
 
 
-def _walk_folder(files: Files, folder: str) -> Train:
+def _walk_folder(files: Files, folder: str) -> ByClass:
     names = files.names(folder)
     tars = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
     ignored = Counter({"file that is no class tar": len(names) - len(tars)} if len(names) > len(tars) else {})
-    return Train(tuple(ClassTar(name.removesuffix(".tar"), f"{folder}/{name}") for name in tars), {}, ignored)
+    return ByClass(tuple(ClassTar(name.removesuffix(".tar"), f"{folder}/{name}") for name in tars), {}, ignored)
 
 
-def _folder_of_class_tars(files: Files) -> str | None:
-    for folder in TRAIN_FOLDERS:
+def _folder_of_class_tars(files: Files, split: str) -> str | None:
+    for folder in (f"ILSVRC2012_img_{split}", *names_of(split)):
         if any(name.endswith(".tar") for name in files.names(folder)):
             return folder
     return None

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from tests.integration.converter import (
     convert,
     listing,
     run,
+    save_noise,
     start,
     tree,
     wait_for_end_of_group,
@@ -100,6 +102,44 @@ def test_an_interrupted_conversion_is_not_gone_on_with_by_another_command(large_
     convert(large_source, out, "--seed", 5, "--overwrite")
     convert(large_source, tmp_path / "fresh", "--seed", 5)
     assert tree(out) == tree(tmp_path / "fresh")
+
+
+def with_other_versions(path: Path) -> None:
+    """Have a manifest or a plan be another version's, with another Pillow."""
+    text = path.read_text()
+    for name in ("convert", "pillow", "libjpeg"):
+        text, count = re.subn(rf'"{name}": "[^"]*"', f'"{name}": "0.0.1"', text)
+        assert count
+    path.write_text(text)
+
+
+def test_another_version_goes_on_and_completes_where_nothing_is_encoded_anew(
+    large_source: Path, tmp_path: Path
+) -> None:
+    convert(large_source, tmp_path / "fresh")
+    out = tmp_path / "out"
+    process = start_large(large_source, out)
+    wait_for_first_shard(out, process)
+    kill(process)
+    with_other_versions(out / ".convert/train/plan.json")
+    convert(large_source, out)
+    assert tree(out) == tree(tmp_path / "fresh")
+
+    with_other_versions(out / "manifest.json")
+    next((out / "train").glob("shard.*")).unlink()
+    assert "complete" in convert(large_source, out)
+    assert tree(out / "train") == tree(tmp_path / "fresh/train")
+
+
+def test_another_version_is_refused_where_images_are_encoded_anew(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_noise(tmp_path / f"source/train/{name}/1.png", 1)
+    out = tmp_path / "out"
+    convert(tmp_path / "source", out)
+    with_other_versions(out / "manifest.json")
+    done = run("--source", tmp_path / "source", "--out", out, *SMALL_SHARDS)
+    assert done.returncode == 2 and "the version of pillow: 0.0.1 there, " in done.stderr
+    assert "version of convert" not in done.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

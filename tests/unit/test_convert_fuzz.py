@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from convert import images
-from convert.images import BadImage, check_image, parse_resize
+from convert.images import check_image, parse_resize
+from convert.mending import BadImage
 from tests.conftest import REPOSITORY
 from train.augment import center_view
 from train.decode import pillow

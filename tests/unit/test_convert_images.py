@@ -1,6 +1,7 @@
 """What becomes of one image's bytes."""
 
 import struct
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.images import BLOCKS_BETWEEN_RESTARTS, BadImage, Resize, check_image, parse_resize
+from convert.images import BLOCKS_BETWEEN_RESTARTS, Resize, check_image, parse_resize
+from convert.mending import BadImage
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
@@ -119,17 +121,89 @@ def test_transparent_pixels_become_white(mode: str) -> None:
     if mode == "P":
         palette = Image.new("P", (16, 16), 1)
         palette.putpalette([0, 0, 0, 200, 0, 0])
-        palette.putpixel((0, 0), 0)
-        data = encode(palette, "PNG", transparency=b"\0\0")
+        palette.paste(0, (8, 0, 16, 16))
+        data, expected = encode(palette, "PNG", transparency=b"\0\xff"), (200, 0, 0)
     else:
-        data = encode(Image.new(mode, (16, 16), 0), "PNG")
-    assert np.asarray(Image.open(BytesIO(check_image(data).data))).min() >= 250
+        image = Image.new(mode, (16, 16), 0)
+        image.putalpha(0)
+        image.paste(Image.new(mode, (8, 16), "black"))
+        data, expected = encode(image, "PNG"), (0, 0, 0)
+    checked = check_image(data)
+    pixels = np.asarray(Image.open(BytesIO(checked.data)), int)
+    assert pixels[8:, 8:].min() >= 250 and abs(pixels[8:, :8] - expected).max() <= 5
+    assert checked.mended == "PNG re-encoded as RGB JPEG, quality 95, transparent parts became white"
 
 
 def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
     greys = np.full((16, 16), 0x8000, dtype=np.uint16)
     checked = check_image(encode(Image.fromarray(greys), "PNG"))
     assert abs(np.asarray(Image.open(BytesIO(checked.data)), dtype=int) - 128).max() <= 2
+
+
+def tiff(code: str, bits: int, sample_format: int, values: Sequence[float], **tags: int) -> bytes:
+    """A grey TIFF one pixel high: little-endian, one strip, no compression. `tags`: photometric, largest."""
+    data = b"".join(struct.pack(f"<{code}", value) for value in values)
+    entries = [
+        (256, 4, len(values)),
+        (257, 4, 1),
+        (258, 3, bits),
+        (259, 3, 1),
+        (262, 3, tags.get("photometric", 1)),
+        (273, 4, 8 + 2 + 12 * (10 + ("largest" in tags)) + 4),
+        (277, 3, 1),
+        (278, 4, 1),
+        (279, 4, len(data)),
+        *([(281, 3, tags["largest"])] if "largest" in tags else []),
+        (339, 3, sample_format),
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + data
+
+
+RAMP = [number / 63 for number in range(64)]
+
+
+@pytest.mark.parametrize(
+    ("data", "remark"),
+    [
+        (tiff("f", 32, 3, RAMP), "floating-point greys"),
+        (tiff("f", 32, 3, RAMP[::-1], photometric=0), "floating-point greys"),
+        (tiff("I", 32, 1, [round((2**32 - 1) * t) for t in RAMP]), "32-bit greys"),
+        (tiff("H", 16, 1, [round(65535 * t) for t in RAMP]), "16-bit greys"),
+        (tiff("H", 16, 1, [round(65535 * (1 - t)) for t in RAMP], photometric=0), "16-bit greys"),
+        (tiff("H", 16, 1, [round(4095 * t) for t in RAMP], largest=4095), "16-bit greys"),
+    ],
+)
+def test_greys_of_every_type_come_out_from_black_to_white(data: bytes, remark: str) -> None:
+    checked = check_image(data)
+    greys = np.asarray(Image.open(BytesIO(checked.data)), float)[0]
+    assert abs(greys - np.array(RAMP)[:, None] * 255).max() <= 4
+    assert checked.mended == f"TIFF re-encoded as RGB JPEG, quality 95, {remark} reduced to 8 bits"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (tiff("f", 32, 3, [65535 * t for t in RAMP]), "floating-point greys from 0 to 65535"),
+        (tiff("f", 32, 3, [float("nan"), 1.0]), "floating-point greys from nan"),
+        (tiff("h", 16, 2, [round(32767 * t) for t in RAMP]), "16-bit integers with a sign"),
+        (tiff("i", 32, 2, [round(65535 * t) for t in RAMP]), "32-bit integers with a sign"),
+        (tiff("b", 8, 2, [round(127 * t) for t in RAMP]), "8-bit integers with a sign"),
+        (
+            tiff("H", 16, 1, [round(65535 * t) for t in RAMP], largest=4095),
+            "greys from 0 to 65,535 where white is 4,095",
+        ),
+        (encode(Image.new("RGBA", (9, 9), (200, 0, 0, 0)), "PNG"), "every pixel is transparent"),
+    ],
+)
+def test_what_would_come_out_black_white_or_negative_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
+        check_image(data)
+
+
+def test_a_picture_that_comes_out_very_dark_is_listed_as_such() -> None:
+    checked = check_image(tiff("H", 16, 1, [round(4095 * t) for t in RAMP]))
+    assert checked.mended is not None and checked.mended.endswith("very dark: the largest grey is 4,095 of 65,535")
 
 
 def shrink(spec: str) -> Resize:
@@ -180,12 +254,33 @@ def test_a_small_progressive_jpeg_becomes_a_baseline_one_only_where_images_are_r
         check_image(data[: len(data) // 2], shrink("max=200"))
 
 
-def test_a_progressive_jpeg_whose_tables_cannot_be_used_again_is_kept() -> None:
-    data = bytearray(encode(noise(mode="L"), progressive=True))
-    data[data.index(b"\xff\xdb") + 4] = 1  # the number of its only quantization table, which is 0 in Pillow's files,
-    data[data.index(b"\xff\xc2") + 12] = 1  # and where its component refers to it
-    assert Image.open(BytesIO(data)).quantization.keys() == {1}
-    checked = check_image(bytes(data), shrink("max=64"))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_progressive_jpeg_keeps_its_tables_whatever_their_numbers(mode: str) -> None:
+    image = noise((5, 4), mode).resize((200, 160), Image.Resampling.BICUBIC)
+    data = bytearray(encode(image, progressive=True, quality=85))
+    for number in range(1 if mode == "L" else 2):  # luma's table becomes number 1, chroma's number 0
+        at = -1
+        for _ in range(number + 1):
+            at = data.index(b"\xff\xdb", at + 1)
+        data[at + 4] ^= 1
+    frame = data.index(b"\xff\xc2")
+    for component in range(data[frame + 9]):
+        data[frame + 12 + 3 * component] ^= 1
+    checked = check_image(bytes(data), shrink("max=200"))
+    before, after = (np.asarray(Image.open(BytesIO(each)), float) for each in (data, checked.data))
+    assert checked.resized and "progressive" not in Image.open(BytesIO(checked.data)).info
+    numbered, renumbered = (Image.open(BytesIO(each)).quantization for each in (data, checked.data))
+    assert renumbered == {number ^ 1: table for number, table in numbered.items()}
+    assert 10 * np.log10(255**2 / ((after - before) ** 2).mean()) > 42
+
+
+def test_a_progressive_jpeg_whose_tables_cannot_be_used_again_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("bad tables")
+
+    data = encode(noise(), progressive=True)
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    checked = check_image(data, shrink("max=64"))
     assert checked.data == data and not checked.resized
 
 

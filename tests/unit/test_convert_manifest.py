@@ -170,6 +170,11 @@ def test_what_makes_two_conversions_differ_is_named() -> None:
         "--resize: None there, max=400 now",
         "the version of pillow: 11 there, 12 now",
     ]
+    assert here.differences(other, encoders=False)[-1] == "--resize: None there, max=400 now"
+    assert here.differences(here.model_copy(update={"tools": {**here.tools, "format": "2"}})) == [
+        "the format of conversions: 1 there, 2 now"
+    ]
+    assert not here.differences(here.model_copy(update={"tools": {**here.tools, "format": "1", "convert": "0.2"}}))
     assert here.differences(here.model_copy(update={"listing": "x", "samples": 7})) == [
         "the source: 6 files there, 7 now"
     ]

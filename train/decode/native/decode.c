@@ -151,12 +151,37 @@ static uint8_t *reserve(struct worker *worker, struct memory *memory, size_t byt
   return memory->data;
 }
 
+/* ---- markers ---------------------------------------------------------------------------------------------------- */
+
+/* The marker of the frame header before the first scan, found as libjpeg finds it; 0 where there is none. */
+static int frame_marker(const uint8_t *data, size_t length) {
+  enum { FILL = 0xFF, TEM = 0x01, RST0 = 0xD0, RST7 = 0xD7, SOF0 = 0xC0, SOF15 = 0xCF, DHT = 0xC4, JPG = 0xC8, DAC = 0xCC,
+         EOI = 0xD9, SOS = 0xDA };
+  for (size_t at = 2; at + 3 < length;) {
+    int marker = data[at + 1];
+    if (data[at] != FILL || marker == FILL) {
+      at++;
+      continue;
+    }
+    at += 2;
+    if (!marker || marker == TEM || (marker >= RST0 && marker <= RST7)) continue;
+    if (marker == EOI || marker == SOS) return 0;
+    if (marker >= SOF0 && marker <= SOF15 && marker != DHT && marker != JPG && marker != DAC) return marker;
+    size_t segment = ((size_t)data[at] << 8) + data[at + 1];
+    at += segment < 2 ? 2 : segment;
+  }
+  return 0;
+}
+
 /* ---- one image ------------------------------------------------------------------------------------------------ */
 
 static void open_jpeg(struct worker *worker, const uint8_t *data, size_t length) {
   struct jpeg_decompress_struct *jpeg = &worker->jpeg;
   jpeg_create_decompress(jpeg); /* anew for each: tables of an earlier image must not serve one that lacks its own */
   jpeg->client_data = worker;
+  int marker = frame_marker(data, length);
+  /* Of the other processes a lossless one at a smaller scale makes libjpeg-turbo 3.0 and 3.1 write past its buffers. */
+  if (marker < 0xC0 || marker > 0xC2) give_up(worker, NOT_FOR_US, "neither SOF0, SOF1 nor SOF2");
   worker->source = (struct jpeg_source_mgr){
       .next_input_byte = data,
       .bytes_in_buffer = length,
@@ -450,8 +475,7 @@ void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, 
 static void read_scan(struct worker *worker) {
   struct jpeg_decompress_struct *jpeg = &worker->jpeg;
   if (jpeg_has_multiple_scans(jpeg)) give_up(worker, NOT_FOR_US, "several scans");
-  jpeg->scale_num = 1, jpeg->scale_denom = 8; /* libjpeg lays out buffers that nobody will fill */
-  jpeg_start_decompress(jpeg);
+  jpeg_start_decompress(jpeg); /* with the trainer's settings: what libjpeg cannot colour is not sound */
   struct entropy *entropy = &worker->entropy;
   if (entropy_start(entropy, jpeg, 0, 0, 1)) give_up(worker, NOT_FOR_US, "not a baseline scan");
   uint64_t mcus = (uint64_t)jpeg->MCUs_per_row * jpeg->MCU_rows_in_scan;
