@@ -26,6 +26,7 @@ from composer import Trainer
 from composer.core import Evaluator
 from composer.utils import dist
 
+from convert.names import shown
 from train.checkpoint_file import CheckpointError
 from train.checkpoint_file import load as load_checkpoint
 from train.checkpoints import Found, on_every_node
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
             figures = evaluate(args)
     except RefusedError as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(error, file=sys.stderr)
+            print(shown(str(error)), file=sys.stderr)
         return 2
     if dist.get_global_rank() == 0:
         for name, value in figures.items():
