@@ -163,10 +163,22 @@ def _read_override(text: str, mark: Mark, faults: list[Fault]) -> Node | None:
     if not equals or not all(keys):
         faults.append(Fault(mark, "", "must be key.path=value, e.g. optimizer.lr=0.1"))
         return None
-    node = _parse(value, mark, faults)
+    node = _literal(value, mark) or _parse(value, mark, faults)
     for key in reversed(keys):
         node = node and Node({key: node}, mark)
     return node
+
+
+def _literal(value: str, mark: Mark) -> Node | None:
+    """Return an override's plain text as it stands, if it has a `#`: it has no comments, but a folder's name may."""
+    if "#" not in value:
+        return None
+    try:
+        root = yaml.compose(value, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
+        return None
+    is_plain = root is None or (isinstance(root, yaml.ScalarNode) and root.style is None)
+    return Node(value.strip(), mark) if is_plain else None
 
 
 def _merge(below: Node, above: Node) -> Node:

@@ -29,6 +29,7 @@ from botocore.exceptions import ClientError, FlexibleChecksumError, NoCredential
 from streaming import Stream
 from streaming.base.format import FileInfo, Reader
 
+from convert.places import bucket_and_key, is_url
 from convert.unpacking import UnpackError, unpacked
 
 log = logging.getLogger(__name__)
@@ -279,10 +280,10 @@ class CheckedStream(Stream):
 
     def _chunks(self, source: str, arrived: Arrived) -> Iterator[bytes]:
         """Return the bytes of a file: the rest of it, where it is still the one that has arrived in part, or all."""
-        if not source.startswith("s3://"):
+        if not is_url(source):
             arrived.bytes = 0
             return _chunks_of_file(source)
-        bucket, _, key = source.removeprefix("s3://").partition("/")
+        bucket, key = bucket_and_key(source)
         rest = {"Range": f"bytes={arrived.bytes}-", "IfMatch": arrived.etag} if arrived.bytes and arrived.etag else {}
         try:
             answer = self._s3().get_object(Bucket=bucket, Key=key, **rest)

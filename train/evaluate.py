@@ -27,6 +27,7 @@ from composer.core import Evaluator
 from composer.utils import dist
 
 from convert.names import shown
+from convert.places import folder_and_name
 from train.checkpoint_file import CheckpointError
 from train.checkpoint_file import load as load_checkpoint
 from train.checkpoints import Found, on_every_node
@@ -82,9 +83,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return top1, top5, loss, samples_evaluated and weights_sha256; collective over all ranks."""
     device = start_process(DIST_TIMEOUT_SECONDS)
-    where, _, name = args.checkpoint.rpartition("/")
+    where, name = folder_and_name(args.checkpoint)
     predictions = None if args.predictions is None else Predictions(args.predictions)
-    with on_every_node(open_folder(where or "."), Found(name)) as path:
+    with on_every_node(open_folder(where), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
         cfg = with_data(config_from_dict(saved["config"]), args)

@@ -13,6 +13,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from convert.places import folder_and_name
 from train.dataset import IGNORED_LABEL
 from train.folders import open_folder
 from train.model import best_classes, sample_losses
@@ -36,8 +37,8 @@ class Predictions(Callback):
     """
 
     def __init__(self, location: str) -> None:
-        where, _, self.name = location.rpartition("/")
-        self.folder = open_folder(where or ("/" if location.startswith("/") else "."))
+        where, self.name = folder_and_name(location)
+        self.folder = open_folder(where)
         self.folder.check_writable()
         self._batches: list[Columns] = []
         self._seen = 0

@@ -140,6 +140,16 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
     assert faults("latin.yaml") == ["latin.yaml: cannot be read: not UTF-8 text; give a YAML file that exists"]
 
 
+@pytest.mark.parametrize("text", ["s3://b/exp #1", "s3://b/exp#1", "#1", "a # b", "1 # one", "what?/x#"])
+def test_an_override_has_no_comments_and_is_literal_to_its_last_character(text: str) -> None:
+    assert values(write("a: 1"), f"a={text}") == {"a": text}
+
+
+def test_what_is_in_quotes_or_brackets_is_still_yaml() -> None:
+    assert values(write("a: 1"), "a='x #1'") == {"a": "x #1"}
+    assert values(write("a: 1"), "a=[x#1, y]") == {"a": ["x#1", "y"]}
+
+
 def test_aliases_that_make_billions_of_values_are_refused_at_once() -> None:
     """Each line doubles the one before it ten times over: "billion laughs"."""
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
