@@ -111,7 +111,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
     if predictions is not None:
-        predictions.write(count=int(values["samples"]))
+        predictions.write(dataset, count=int(values["samples"]))
     return {
         "top1": values["top1"],
         "top5": values["top5"],
