@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol
 
+from convert.places import bucket_and_key, is_url
+
 
 class Files(Protocol):
     """A folder of files. Instances are pickled into worker processes, so they hold a place and nothing open.
@@ -74,15 +76,12 @@ def open_files(place: str) -> Files:
     Raises:
         ValueError: it is a URL of another kind, or names no bucket.
     """
-    scheme, separator, rest = place.partition("://")
-    if not separator:
+    if not is_url(place):
         return LocalFiles(Path(place))
-    bucket, _, prefix = rest.partition("/")
-    if scheme != "s3" or not bucket:
-        raise ValueError(f"{place} is neither a local folder nor s3://bucket/prefix")
+    bucket, prefix = bucket_and_key(place)
     from convert.s3_files import S3Files  # here, since boto3 takes long to import for those who need no bucket
 
-    return S3Files(bucket, prefix.strip("/"))
+    return S3Files(bucket, prefix)
 
 
 def all_of(data: bytes, size_bytes: int) -> bytes:

@@ -1,6 +1,6 @@
 """manifest.json: what a converted dataset holds, how it was made, and the fingerprint it is known by.
 
-This is the one module that `convert` and `train` share, so it imports nothing heavy.
+`convert` and `train` share it, so it imports nothing heavy.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from convert.names import shown
 
 MANIFEST_NAME = "manifest.json"
 FIRST_FORMAT = "1"  # of manifests from before it was noted
@@ -184,7 +186,7 @@ def parse_manifest(text: bytes, *, where: str) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg']}" for fault in error.errors()]
-        raise ManifestError(f"{where} is not a valid manifest:\n  " + "\n  ".join(faults)) from None
+        raise ManifestError(f"{where} is not a valid manifest:\n  " + "\n  ".join(map(shown, faults))) from None
 
 
 def index_fingerprint(index: Mapping[str, Any]) -> str:

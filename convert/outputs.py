@@ -14,6 +14,8 @@ from typing import Protocol
 
 import xxhash
 
+from convert.places import bucket_and_key, is_url
+
 
 class OutputError(RuntimeError):
     """The output could not be read or written; the message says what and why."""
@@ -65,15 +67,15 @@ def open_output(out: str) -> Output:
     Raises:
         ValueError: it is a URL of a kind that is not supported, or names no bucket.
     """
-    scheme, separator, rest = out.partition("://")
-    if not separator:
+    if not is_url(out):
         return LocalOutput(Path(out))
-    bucket, _, prefix = rest.partition("/")
-    if scheme != "s3" or not bucket:
-        raise ValueError(f"--out {out} is neither a local folder nor s3://bucket/prefix")
+    try:
+        bucket, prefix = bucket_and_key(out)
+    except ValueError as error:
+        raise ValueError(f"--out {error}") from None
     from convert.s3 import S3Output  # here, since boto3 takes long to import for those who need no bucket
 
-    return S3Output(bucket, prefix.strip("/"))
+    return S3Output(bucket, prefix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 from tqdm import tqdm
 
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, Spread, load_manifest
+from convert.names import shown
 from train.config import Config, ConfigError, load_config
 from train.cores import available_cores
 from train.signals import stop_workers
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
             own = ["data.remote=null", f"data.local={json.dumps(str(shards))}", "checkpoint.save_folder=runs/unused"]
             check(load_config(args.config, [*args.overrides, *own]), shards)
     except (CheckError, ConfigError, ManifestError) as error:
-        print(f"check_data: {error}", file=sys.stderr)
+        print(shown(f"check_data: {error}"), file=sys.stderr)
         return EXIT_REFUSED
     except KeyboardInterrupt:
         return 130

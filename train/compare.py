@@ -24,6 +24,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 import torch
 
+from convert.names import shown
 from train.checkpoint_file import CheckpointError, load
 from train.checkpoints import list_checkpoints
 from train.folders import Folder, FolderError, open_folder
@@ -75,9 +76,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         found = compare(args.run_a, args.run_b)
     except (CompareError, CheckpointError, FolderError) as error:
-        print(f"compare: {error}", file=sys.stderr)
+        print(shown(f"compare: {error}"), file=sys.stderr)
         return EXIT_CANNOT_TELL
-    print("\n".join(found))
+    print(shown("\n".join(found)))
     return EXIT_SAME if found[-1].startswith("the same") else EXIT_OTHER
 
 

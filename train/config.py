@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError, 
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from train.algorithm_pairs import fault_of_pairs
 from train.algorithms import SAM, Algorithm, PerSampleAlgorithm, ResolutionRamp, SizeSchedule
 from train.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.sections import (
@@ -158,6 +159,16 @@ class Config(Section):
                     i,
                     "name",
                 )
+        return value
+
+    @field_validator("algorithms")
+    @classmethod
+    def _algorithms_go_together(cls, value: tuple[Algorithm, ...], info: ValidationInfo) -> tuple[Algorithm, ...]:
+        if info.context is None:  # a stored configuration: what an earlier version has trained can be evaluated
+            return value
+        fault = fault_of_pairs(value, model=info.data["model"].name if "model" in info.data else "")
+        if fault:
+            raise _fault_at(fault.value, fault.words, fault.place, fault.key)
         return value
 
 

@@ -25,6 +25,7 @@ _FLOAT = re.compile(
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 _TAG = "tag:yaml.org,2002:"
+MAX_VALUES = 10_000  # in a file, each alias counted as what it stands for; full.yaml has some 90
 
 
 class _Loader(yaml.SafeLoader):
@@ -162,10 +163,22 @@ def _read_override(text: str, mark: Mark, faults: list[Fault]) -> Node | None:
     if not equals or not all(keys):
         faults.append(Fault(mark, "", "must be key.path=value, e.g. optimizer.lr=0.1"))
         return None
-    node = _parse(value, mark, faults)
+    node = _literal(value, mark) or _parse(value, mark, faults)
     for key in reversed(keys):
         node = node and Node({key: node}, mark)
     return node
+
+
+def _literal(value: str, mark: Mark) -> Node | None:
+    """Return an override's plain text as it stands, if it has a `#`: it has no comments, but a folder's name may."""
+    if "#" not in value:
+        return None
+    try:
+        root = yaml.compose(value, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
+        return None
+    is_plain = root is None or (isinstance(root, yaml.ScalarNode) and root.style is None)
+    return Node(value.strip(), mark) if is_plain else None
 
 
 def _merge(below: Node, above: Node) -> Node:
@@ -197,7 +210,26 @@ def _parse(text: str, mark: Mark, faults: list[Fault]) -> Node | None:
         where = mark if mark.is_override else Mark(False, mark.source, line)
         faults.append(Fault(where, "", f"not YAML: the character #x{ord(text[error.position]):04x} is not allowed"))
         return None
-    return Node(None, mark) if root is None else Node(_convert(root, mark, faults, ()).content, mark)
+    except RecursionError:
+        faults.append(Fault(mark, "", "not YAML: lists or maps are nested too deeply"))
+        return None
+    if root is None:
+        return Node(None, mark)
+    if _count_values(root, {}) > MAX_VALUES:
+        faults.append(Fault(mark, "", f"it has more than {MAX_VALUES:,} values, aliases written out"))
+        return None
+    return Node(_convert(root, mark, faults, ()).content, mark)
+
+
+def _count_values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Return how many values a node stands for once each alias in it is written out; in time of its own length."""
+    if node not in known:
+        known[node] = 1  # while it is counted: an alias inside its own anchor is refused elsewhere
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        known[node] = 1 + sum(_count_values(child, known) for child in children)
+    return known[node]
 
 
 def _convert(node: yaml.Node, within: Mark, faults: list[Fault], parents: tuple[yaml.Node, ...]) -> Node:

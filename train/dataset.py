@@ -1,4 +1,4 @@
-"""The streaming dataset: MDS shards in, undecoded (JPEG bytes, label, sample id, epoch) out.
+"""The streaming dataset: MDS shards in, undecoded (JPEG bytes, label, position, epoch) out.
 
 Streaming does the sharding, shuffling, downloading and caching. What it leaves out is added here, each at the one
 method where upstream offers the place: the epoch of a sample, an end of epoch that cannot be early, an evaluation that
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from train.records import FILES_KEPT_OPEN, RecordError, Records
 IGNORED_LABEL = -100
 """Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
 
+T = TypeVar("T")
 LOCK_POLL_S = 0.001  # by default 0.05, and an epoch begins with a dozen locks that all workers of the node want at once
 SAMPLES_AT_A_LOOK = 4096  # ahead of the reader, for shards that are missing
 
@@ -43,7 +44,8 @@ class Sample(NamedTuple):
     Attributes:
         image: the file's bytes, as stored in the shard.
         label: class index, or IGNORED_LABEL.
-        sample_id: position in the dataset, 0 to samples - 1.
+        position: in the split's shards, one after the other, 0 to samples - 1. (A sample's id is what their column `i`
+            says, which the converter numbers in the order of the source; `StreamingImages.sample_ids` gives it.)
         epoch: from 0.
         step: the training batch that it is for, from 0 over the whole run; 0 at evaluation.
         read_s: seconds that it took to read it out of its shard.
@@ -52,7 +54,7 @@ class Sample(NamedTuple):
 
     image: bytes
     label: int
-    sample_id: int
+    position: int
     epoch: int
     step: int = 0
     read_s: float = 0.0
@@ -100,11 +102,11 @@ class ShardOfSample:
         """Return the shard of each."""
         return np.searchsorted(self._starts, sample_ids, side="right") - 1
 
-    def __getitem__(self, sample_id: int) -> tuple[int, int]:
+    def __getitem__(self, position: int) -> tuple[int, int]:
         """Return the shard and the place in it, both from 0."""
-        at = int(sample_id)
+        at = int(position)
         if not 0 <= at < self._starts[-1]:
-            raise IndexError(f"sample {at} of {self._starts[-1]:,}")
+            raise IndexError(f"position {at} of {self._starts[-1]:,}")
         shard = bisect.bisect_right(self._starts, at) - 1
         return shard, at - self._starts[shard]
 
@@ -164,19 +166,37 @@ class StreamingImages(StreamingDataset):
         read_s, wait_s = time.perf_counter() - started, started - self._asked
         return Sample(image, label, int(at), self._epoch, step, read_s, wait_s)
 
-    def get_item(self, sample_id: int, retry: int = 7) -> tuple[bytes, int]:
+    def get_item(self, position: int, retry: int = 7) -> tuple[bytes, int]:
         """Return a sample's image and label; its shard is fetched where it is not here (any more)."""
-        shard_id, index = self.spanner[sample_id]
+        return self._read(position, self.records.read, retry)
+
+    def sample_ids(self, positions: Sequence[int]) -> list[int] | None:
+        """Return the ids of the samples at these positions; None where the shards have no column `i`."""
+        ids = [self._read(position, self.records.sample_id) for position in positions]
+        return None if None in ids else [int(sample_id) for sample_id in ids if sample_id is not None]
+
+    def name_of(self, position: int) -> str:
+        """Return a sample's id and where it is, for messages; called where it has just been read."""
+        shard_id, index = self.spanner[position]
+        where = f"record {index} of {self.records.name(shard_id)}"
+        try:
+            sample_id = self.records.sample_id(shard_id, index)
+        except (OSError, RecordError):  # deleted to make room, just now
+            sample_id = None
+        return f"the sample at position {position} ({where})" if sample_id is None else f"sample {sample_id} ({where})"
+
+    def _read(self, position: int, read: Callable[[int, int], T], retry: int = 7) -> T:
+        shard_id, index = self.spanner[position]
         for _ in range(1 + retry):
             try:
-                found = self.records.read(shard_id, index)
+                found = read(shard_id, index)
                 if self.cache_limit:
                     self._shard_access_times[shard_id] = time.time_ns()  # by which Streaming chooses what to delete
                 return found
             except FileNotFoundError:
                 self.prepare_shard(shard_id)
         raise RecordError(
-            f"{self.shards[shard_id].raw_data.basename} was deleted {1 + retry} times before sample {sample_id} could "
+            f"{self.shards[shard_id].raw_data.basename} was deleted {1 + retry} times before record {index} could "
             "be read; raise data.cache_limit_gb"
         )
 

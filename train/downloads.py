@@ -27,8 +27,10 @@ import xxhash
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import ClientError, FlexibleChecksumError, NoCredentialsError
 from streaming import Stream
-from streaming.base.compression import decompress
 from streaming.base.format import FileInfo, Reader
+
+from convert.places import bucket_and_key, is_url
+from convert.unpacking import UnpackError, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +114,8 @@ class CheckedStream(Stream):
                     part.unlink()
         if self.empty_cache:
             for shard in shards:
+                for info in filter(None, (shard.raw_data, shard.zip_data)):
+                    self._refuse_other_places(info)
                 shard.evict()
 
     def _prepare_shard_part(
@@ -119,6 +123,9 @@ class CheckedStream(Stream):
     ) -> int:
         """Have a shard's file here, whole; return the bytes that it takes."""
         kept_zip_bytes = 0
+        self._refuse_other_places(raw_info)
+        if zip_info is not None:
+            self._refuse_other_places(zip_info)
         if not self._is_here(raw_info):
             if zip_info is None:
                 self._fetch(raw_info)
@@ -136,6 +143,13 @@ class CheckedStream(Stream):
 
     def _path(self, info: FileInfo) -> Path:
         return Path(self.local, self.split, info.basename)
+
+    def _refuse_other_places(self, info: FileInfo) -> None:
+        """Raise where a folder in the cache is a link that leads out of it: files there are deleted and written."""
+        folder, path = os.path.realpath(Path(self.local, self.split)), self._path(info)
+        where = os.path.realpath(path.parent)
+        if self.remote is not None and os.path.commonpath([folder, where]) != folder:
+            raise DownloadError(f"{path.parent} is a link to {where}, outside of the cache {folder}; remove the link")
 
     def _is_here(self, info: FileInfo) -> bool:
         """Return whether a file is there and whole; a damaged one is deleted if it can be fetched again.
@@ -180,7 +194,11 @@ class CheckedStream(Stream):
         """Decompress a file that is here and whole."""
         zipped, final = self._path(zip_info), self._path(raw_info)
         with self._part_of(final, raw_info.bytes) as part:
-            part.write_bytes(decompress(compression, zipped.read_bytes()))
+            try:
+                raw = unpacked(zipped.read_bytes(), str(compression), size_bytes=raw_info.bytes)
+            except UnpackError as error:
+                raise DamagedShardError(f"{zipped.resolve()} is damaged: {error}; convert it again") from error
+            part.write_bytes(raw)
             fault = fault_of(part, raw_info, self.validate_hash)
             if fault is not None:
                 raise DamagedShardError(f"{zipped.resolve()}, decompressed, is damaged: {fault}; convert it again")
@@ -262,10 +280,10 @@ class CheckedStream(Stream):
 
     def _chunks(self, source: str, arrived: Arrived) -> Iterator[bytes]:
         """Return the bytes of a file: the rest of it, where it is still the one that has arrived in part, or all."""
-        if not source.startswith("s3://"):
+        if not is_url(source):
             arrived.bytes = 0
             return _chunks_of_file(source)
-        bucket, _, key = source.removeprefix("s3://").partition("/")
+        bucket, key = bucket_and_key(source)
         rest = {"Range": f"bytes={arrived.bytes}-", "IfMatch": arrived.etag} if arrived.bytes and arrived.etag else {}
         try:
             answer = self._s3().get_object(Bucket=bucket, Key=key, **rest)

@@ -26,6 +26,8 @@ from composer import Trainer
 from composer.core import Evaluator
 from composer.utils import dist
 
+from convert.names import shown
+from convert.places import folder_and_name
 from train.checkpoint_file import CheckpointError
 from train.checkpoint_file import load as load_checkpoint
 from train.checkpoints import Found, on_every_node
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
             figures = evaluate(args)
     except RefusedError as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(error, file=sys.stderr)
+            print(shown(str(error)), file=sys.stderr)
         return 2
     if dist.get_global_rank() == 0:
         for name, value in figures.items():
@@ -81,9 +83,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return top1, top5, loss, samples_evaluated and weights_sha256; collective over all ranks."""
     device = start_process(DIST_TIMEOUT_SECONDS)
-    where, _, name = args.checkpoint.rpartition("/")
+    where, name = folder_and_name(args.checkpoint)
     predictions = None if args.predictions is None else Predictions(args.predictions)
-    with on_every_node(open_folder(where or "."), Found(name)) as path:
+    with on_every_node(open_folder(where), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
         cfg = with_data(config_from_dict(saved["config"]), args)
@@ -109,7 +111,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
     if predictions is not None:
-        predictions.write(count=int(values["samples"]))
+        predictions.write(dataset, count=int(values["samples"]))
     return {
         "top1": values["top1"],
         "top5": values["top5"],

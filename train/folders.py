@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -17,6 +16,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from convert.places import bucket_and_key, is_url
 from convert.s3 import UPLOAD_ATTEMPTS
 from convert.s3_patience import T, has_worked, patiently
 
@@ -84,11 +84,12 @@ class Folder(Protocol):
 
 def open_folder(location: str) -> Folder:
     """Return the folder at a local path or at `s3://bucket/path`."""
-    if "://" not in location:
+    if not is_url(location):
         return LocalFolder(location)
-    if not location.startswith("s3://"):
-        raise FolderError(f"{location}: folders can be local paths or s3://bucket/path")
-    return S3Folder(location)
+    try:
+        return S3Folder(location)
+    except ValueError as error:
+        raise FolderError(str(error)) from None
 
 
 class LocalFolder:
@@ -214,8 +215,8 @@ class S3Folder:
     path = None
 
     def __init__(self, uri: str) -> None:
-        parsed = urlparse(uri)
-        self.uri, self.bucket, self.prefix = uri.rstrip("/"), parsed.netloc, parsed.path.strip("/")
+        self.uri = uri.rstrip("/")
+        self.bucket, self.prefix = bucket_and_key(uri)
         self._settings = frozenset((key, value) for key, value in os.environ.items() if key.startswith(("AWS_", "S3_")))
 
     def __str__(self) -> str:

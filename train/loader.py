@@ -64,9 +64,10 @@ BLOCKS_BEYOND_PREFETCH = 4  # one is filled, one used, one copied ahead, and one
 
 
 class TrainCollate:
-    """Cut, decode, mirror and augment a batch as (seed, epoch, sample id) say, at the size that its step has."""
+    """Cut, decode, mirror and augment a batch as (seed, epoch, position) say, at the size that its step has."""
 
     blocks = SharedBlocks(0, 0)
+    name_of: Callable[[int], str] = staticmethod("position {}".format)
 
     def __init__(
         self, cfg: DataConfig, seed: int, resolution: Resolution, algorithms: Sequence[PerSampleAlgorithm] = ()
@@ -78,16 +79,16 @@ class TrainCollate:
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
         started = time.perf_counter()
         cfg, views, hashes, size = self.cfg, [], [], self.resolution(samples[0].step)
-        for sample, (width, height) in zip(samples, _image_sizes(self.decoder, samples), strict=True):
-            draw = sample_draws(self.seed, sample.epoch, sample.sample_id)
+        for sample, (width, height) in zip(samples, _image_sizes(self.decoder, samples, self.name_of), strict=True):
+            draw = sample_draws(self.seed, sample.epoch, sample.position)
             view = random_resized_crop(
                 width, height, draw, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob
             )
             views.append(view)
-            hashes.append(view_hash(sample.epoch, sample.sample_id, view, size))
-        batch = _decode(self.decoder, samples, views, hashes, size, self.blocks, bounded=True)
+            hashes.append(view_hash(sample.epoch, sample.position, view, size))
+        batch = _decode(self.decoder, samples, views, hashes, size, self.blocks, bounded=True, name_of=self.name_of)
         if self.per_sample:
-            draws = self.per_sample(batch.images, [(sample.epoch, sample.sample_id) for sample in samples])
+            draws = self.per_sample(batch.images, [(sample.epoch, sample.position) for sample in samples])
             batch.view_hashes.add_(draws)  # wraps around, as it should
         batch.stage_s[2] = time.perf_counter() - started
         return batch
@@ -97,6 +98,7 @@ class EvalCollate:
     """Cut the centre out of each image and decode it."""
 
     blocks = SharedBlocks(0, 0)
+    name_of: Callable[[int], str] = staticmethod("position {}".format)
 
     def __init__(self, cfg: DataConfig) -> None:
         self.cfg = cfg
@@ -104,9 +106,11 @@ class EvalCollate:
 
     def __call__(self, samples: Sequence[Sample]) -> RawBatch:
         size = self.cfg.eval_crop_size
-        sizes = _image_sizes(self.decoder, samples)
+        sizes = _image_sizes(self.decoder, samples, self.name_of)
         views = [center_view(*edges, resize_size=self.cfg.eval_resize_size, crop_size=size) for edges in sizes]
-        return _decode(self.decoder, samples, views, [0] * len(samples), size, self.blocks, bounded=False)
+        return _decode(
+            self.decoder, samples, views, [0] * len(samples), size, self.blocks, bounded=False, name_of=self.name_of
+        )
 
 
 class TimedLoader(DataLoader[RawBatch]):
@@ -246,6 +250,7 @@ def _build_loader(
     drop_last: bool,
 ) -> TimedLoader:
     workers = worker_count(cfg)
+    collate.name_of = dataset.name_of
     collate.blocks = SharedBlocks(workers, cfg.prefetch_factor + BLOCKS_BEYOND_PREFETCH)
     watch = StallWatch(cfg.stall_limit_s, workers=workers, rank=dist.get_global_rank(), doing=dataset.says_what_it_does)
     loader = TimedLoader(
@@ -271,11 +276,11 @@ def _start_worker(watch: StallWatch, worker: int) -> None:
     watch.report_on_signal(worker)
 
 
-def _image_sizes(decoder: Decoder, samples: Sequence[Sample]) -> list[tuple[int, int]]:
+def _image_sizes(decoder: Decoder, samples: Sequence[Sample], name_of: Callable[[int], str]) -> list[tuple[int, int]]:
     try:
         return decoder.image_sizes([s.image for s in samples])
     except DecodeError as error:
-        raise _naming_the_sample(error, samples) from error
+        raise _naming_the_sample(error, samples, name_of) from error
 
 
 def _decode(
@@ -287,20 +292,21 @@ def _decode(
     blocks: SharedBlocks,
     *,
     bounded: bool,
+    name_of: Callable[[int], str],
 ) -> RawBatch:
     images, block = blocks.images_to_fill(len(samples), size)
     try:
         decoder.decode_batch([s.image for s in samples], views, size, bounded=bounded, out=images)
     except DecodeError as error:
-        raise _naming_the_sample(error, samples) from error
+        raise _naming_the_sample(error, samples, name_of) from error
     labels = torch.tensor([s.label for s in samples], dtype=torch.int64)
     stage_s = torch.tensor([sum(s.wait_s for s in samples), sum(s.read_s for s in samples), 0.0], dtype=torch.float64)
     return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64), samples[0].step, stage_s, block)
 
 
-def _naming_the_sample(error: DecodeError, samples: Sequence[Sample]) -> DecodeError:
+def _naming_the_sample(error: DecodeError, samples: Sequence[Sample], name_of: Callable[[int], str]) -> DecodeError:
     bad = samples[error.index]
-    return DecodeError(f"sample {bad.sample_id} cannot be decoded: {error}", error.index)
+    return DecodeError(f"{name_of(bad.position)} cannot be decoded: {error}", error.index)
 
 
 def _count_real_samples(batch: Any) -> int:

@@ -17,6 +17,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
+from convert.names import shown
 from train.signals import listen, listening
 
 EXIT_FAILED = 1  # it has ended by itself before its time
@@ -87,7 +88,7 @@ def refuse(error: Exception) -> int:
 def say(error: Exception, code: int) -> int:
     """Say on the first rank alone why this is the end."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(error, file=sys.stderr)
+        print(shown(str(error)), file=sys.stderr)
     return code
 
 

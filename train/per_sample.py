@@ -2,7 +2,7 @@
 
 Composer's own classes put themselves into `dataset.transforms`, which a streaming dataset has not, and draw from the
 worker's generator, whose state depends on what the worker did before. Here the generator is set for each sample from
-(seed, epoch, sample id), so that workers, ranks and restarts do not matter.
+(seed, epoch, position), so that workers, ranks and restarts do not matter.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ class PerSample:
 
         Args:
             images: uint8 (B, H, W, 3), RGB, 0-255; cut and mirrored.
-            keys: (epoch, sample id) of each image.
+            keys: (epoch, position) of each image.
 
         Returns:
             int64 (B,): what was drawn for each image, for the ledger.
         """
         pixels, draws = images.numpy(), torch.empty(len(keys), dtype=torch.int64)
         functions = [algorithm.on_image() for algorithm in self.algorithms]
-        for index, (epoch, sample_id) in enumerate(keys):
-            with _numpy_seeded(f"{self.seed}/{epoch}/{sample_id}/per sample"):
+        for index, (epoch, position) in enumerate(keys):
+            with _numpy_seeded(f"{self.seed}/{epoch}/{position}/per sample"):
                 image = Image.fromarray(pixels[index])
                 for function in functions:
                     image = function(image)

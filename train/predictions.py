@@ -13,7 +13,8 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from train.dataset import IGNORED_LABEL
+from convert.places import folder_and_name
+from train.dataset import IGNORED_LABEL, StreamingImages
 from train.folders import open_folder
 from train.model import best_classes, sample_losses
 
@@ -23,10 +24,11 @@ Columns = dict[str, npt.NDArray[Any]]
 class Predictions(Callback):
     """Collects a row for each sample of an evaluation; `write` puts them into one file, by sample id.
 
-    Columns: `sample_id` int64; `label` int32; `classes`, a list of the 5 likeliest classes (int32, all of them where
-    there are fewer), and `probabilities`, theirs (float32, softmax); `loss` float64, cross-entropy in nats. top-1 is
-    the share of rows where classes[0] is the label, top-5 where it is any of them, and the loss is the plain mean of
-    `loss`: to the last digit what the evaluation prints.
+    Columns: `sample_id` int64, what the shards' column `i` says (left out where they have no such column); `position`
+    int64, of the sample in the split's shards, one after the other, from 0; `label` int32; `classes`, a list of the 5
+    likeliest classes (int32, all of them where there are fewer), and `probabilities`, theirs (float32, softmax); `loss`
+    float64, cross-entropy in nats. top-1 is the share of rows where classes[0] is the label, top-5 where it is any of
+    them, and the loss is the plain mean of `loss`: to the last digit what the evaluation prints.
 
     Args:
         location: the file, local or s3://.
@@ -36,8 +38,8 @@ class Predictions(Callback):
     """
 
     def __init__(self, location: str) -> None:
-        where, _, self.name = location.rpartition("/")
-        self.folder = open_folder(where or ("/" if location.startswith("/") else "."))
+        where, self.name = folder_and_name(location)
+        self.folder = open_folder(where)
         self.folder.check_writable()
         self._batches: list[Columns] = []
         self._seen = 0
@@ -53,7 +55,7 @@ class Predictions(Callback):
         places = torch.arange(self._seen, self._seen + len(labels)) * dist.get_world_size() + dist.get_global_rank()
         self._seen += len(labels)
         columns = {
-            "sample_id": places,
+            "position": places,
             "label": labels.int(),
             "classes": classes.int(),
             "probabilities": probabilities,
@@ -62,24 +64,33 @@ class Predictions(Callback):
         real = (labels != IGNORED_LABEL).cpu()
         self._batches.append({name: values.cpu()[real].numpy() for name, values in columns.items()})
 
-    def write(self, *, count: int) -> None:
+    def write(self, dataset: StreamingImages, *, count: int) -> None:
         """Write the file, whole or not at all; collective over all ranks.
 
         Args:
+            dataset: what was evaluated.
             count: rows that there must be.
         """
         mine = {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
         gathered: list[Columns] = dist.all_gather_object(mine)
         columns = {name: np.concatenate([part[name] for part in gathered]) for name in mine}
-        order = np.argsort(columns["sample_id"])
-        columns = {name: values[order] for name, values in columns.items()}
-        if not np.array_equal(columns["sample_id"], np.arange(count)):
-            raise RuntimeError(f"predictions of {len(order)} samples do not cover ids 0 to {count - 1} once each")
+        columns = _sorted_by("position", columns)
+        if not np.array_equal(columns["position"], np.arange(count)):
+            rows = len(columns["position"])
+            raise RuntimeError(f"predictions of {rows} samples do not cover positions 0 to {count - 1} once each")
         if dist.get_global_rank() == 0:
+            ids = dataset.sample_ids(range(count))
+            if ids is not None:
+                columns = _sorted_by("sample_id", {"sample_id": np.array(ids, np.int64)} | columns)
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / "predictions"
                 pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), path)
                 self.folder.put(self.name, path)
+
+
+def _sorted_by(key: str, columns: Columns) -> Columns:
+    order = np.argsort(columns[key], kind="stable")
+    return {name: values[order] for name, values in columns.items()}
 
 
 def _column(values: npt.NDArray[Any]) -> pa.Array:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from streaming.base.format.mds.encodings import mds_decode
 
 IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
+INTEGER_ENCODINGS = ("int", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 FILES_KEPT_OPEN = 128
 """Per loader process. A process reads from about `shuffle_block_size` samples at a time, 200 shards of ImageNet; Linux
 allows a process 1,024 files unless told otherwise."""
@@ -77,6 +78,30 @@ class Records:
             return image, int.from_bytes(label, "little", signed=True)
         return image, int(mds_decode(layout.label_encoding, label))
 
+    def sample_id(self, shard_id: int, index: int) -> int | None:
+        """Return the id that the shards' column `i` gives a sample; None where they have no such column.
+
+        Raises: as `read`.
+        """
+        layout = self._layouts[shard_id]
+        if layout.sample_id is None:
+            return None
+        shard = self._open.get(shard_id) or self._opened(shard_id)
+        try:
+            begin = shard.offsets[index]
+            sizes = struct.unpack(layout.head, os.pread(shard.descriptor, layout.head_bytes, begin))
+            data = layout.sample_id.read(shard.descriptor, begin, sizes)
+        finally:
+            if not self._keep_open:
+                os.close(shard.descriptor)
+        if data is None:
+            raise RecordError(f"{self._where(shard_id)}: sample {index} has no column i; fetch the shard again")
+        return int(mds_decode(layout.id_encoding, data))
+
+    def name(self, shard_id: int) -> str:
+        """Return where a shard's file is."""
+        return str(self._where(shard_id))
+
     def close(self) -> None:
         """Close all files."""
         while self._open:
@@ -123,6 +148,8 @@ class _Layout(NamedTuple):
     image: _Column
     label: _Column
     label_encoding: str
+    sample_id: _Column | None
+    id_encoding: str
 
 
 def _read_record(descriptor: int, layout: _Layout, begin: int, end: int) -> tuple[bytes | None, bytes]:
@@ -155,4 +182,6 @@ def _layout_of(shard: Any) -> _Layout:
         columns[name] = _Column(head_bytes + sum(filter(None, before)), before.count(None), sizes[at])
     fixed_bytes = head_bytes + sum(filter(None, sizes))
     head = f"<{sizes.count(None)}I"
-    return _Layout(head, head_bytes, fixed_bytes, columns["x"], columns["y"], encodings["y"])
+    has_ids = encodings.get("i") in INTEGER_ENCODINGS
+    ids = (columns["i"], encodings["i"]) if has_ids else (None, "")
+    return _Layout(head, head_bytes, fixed_bytes, columns["x"], columns["y"], encodings["y"], *ids)

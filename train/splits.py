@@ -16,6 +16,7 @@ from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_finge
 from train.dataset import StreamingEvalImages, StreamingImages
 from train.downloads import CheckedStream, least_cache_bytes
 from train.folders import FolderError, open_folder
+from train.index import fault_of_index
 from train.job_dir import link_for_this_job, one_at_a_time
 from train.loader import MAX_AUTO_WORKERS
 from train.sections import DataConfig
@@ -159,34 +160,12 @@ def read_index(cfg: DataConfig, split: str) -> dict[str, Any]:
         raise DataError(f"{where} does not exist; convert the images first, or correct data.remote / data.local")
     try:
         index: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not an MDS index: {error}; copy or convert the dataset again") from error
-    fault = _fault_of_index(index)
+    fault = fault_of_index(index)
     if fault:
         raise DataError(f"{where} is not an MDS index: {fault}; copy or convert the dataset again")
     return index
-
-
-def _fault_of_index(index: Any) -> str:
-    """Return what keeps parsed JSON from being an index, or ''."""
-    shards = index.get("shards") if isinstance(index, dict) else None
-    if not isinstance(shards, list):
-        return "it has no list of shards"
-    for number, shard in enumerate(shards):
-        if not isinstance(shard, dict) or not isinstance(shard.get("raw_data"), dict):
-            return f"shard {number} has no file (raw_data)"
-        files = [file for file in (shard["raw_data"], shard.get("zip_data")) if file is not None]
-        if not all(isinstance(file, dict) and isinstance(file.get("basename"), str) for file in files):
-            return f"a file of shard {number} has no name (basename)"
-        if not isinstance(shard["raw_data"].get("hashes"), dict):
-            return f"shard {number} does not say its hashes"
-        if not all(_is_count(value) for value in (shard.get("samples"), *(file.get("bytes") for file in files))):
-            return f"shard {number} does not say how many samples and bytes it has"
-    return "" if shards else "it lists no shards"
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
 
 
 def count_samples(index: dict[str, Any]) -> int:

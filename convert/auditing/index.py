@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, Validat
 from convert.auditing.findings import Finding, Kind, path_in
 from convert.files import Files
 from convert.manifest import MANIFEST_NAME
+from convert.names import fault_of_name
 from convert.shard_reader import Columns, ShardError, columns_of
 from convert.shards import INDEX_NAME
 
@@ -26,8 +27,8 @@ _KEPT_PRINTABLE = 60
 
 
 def _below_the_split(name: str) -> str:
-    if not name or name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        raise ValueError("must be a path below the split's folder")
+    if fault := fault_of_name(name):
+        raise ValueError(fault)
     return name
 
 

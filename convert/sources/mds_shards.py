@@ -12,6 +12,7 @@ from typing import Any
 import xxhash
 
 from convert.files import Files, LocalFiles
+from convert.names import fault_of_name
 from convert.shard_reader import (
     Columns,
     ShardError,
@@ -175,8 +176,8 @@ def _shard(folder: str, entry: Mapping[str, Any]) -> Shard:
 
 def _stored_file(folder: str, entry: Mapping[str, Any]) -> StoredFile:
     name = entry["basename"]
-    if name != Path(name).name or name in ("", ".", ".."):
-        raise ShardError(f"{name!r} is not the name of a shard")
+    if fault := fault_of_name(name):
+        raise ShardError(f"{name!r} is not the name of a shard: it {fault}")
     return StoredFile(folder + name, int(entry["bytes"]), dict(entry.get("hashes") or {}))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from streaming.base.format import reader_from_json
 
 from tests.conftest import S3Server, make_images
 from tests.integration.problem import command
@@ -40,6 +41,14 @@ def checkpoint(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def labels_by_id(split: Path) -> list[int]:
+    """What the shards' own columns `i` and `y` say, by streaming's reader."""
+    shards = json.loads((split / "index.json").read_text())["shards"]
+    readers = [reader_from_json(str(split), None, shard) for shard in shards]
+    rows = {reader[at]["i"]: reader[at]["y"] for reader in readers for at in range(reader.samples)}
+    return [rows[sample_id] for sample_id in sorted(rows)]
+
+
 def evaluate(checkpoint: Path, dataset: Path, out: Path, *more: str, ranks: int = 1) -> dict[str, Any]:
     argv = [str(checkpoint), "--data", str(dataset), "--predictions", f"{out}.parquet", "--json", f"{out}.json", *more]
     code, output = run(argv, Path(f"{out}.log"), ranks=ranks, program="train.evaluate")
@@ -65,6 +74,8 @@ def test_figures_and_predictions_are_the_same_for_1_to_4_ranks(
     assert [name for name in ways if not tables[name].equals(tables["1"])] == []
     table = tables["1"]
     assert table["sample_id"].to_pylist() == list(range(count))
+    assert sorted(table["position"].to_pylist()) == list(range(count)) != table["position"].to_pylist()
+    assert table["label"].to_pylist() == labels_by_id(dataset / "val")
     classes = np.array(table["classes"].to_pylist())
     labels, losses = table["label"].to_numpy(), table["loss"].to_numpy()
     assert (classes[:, 0] == labels).mean() == figures["1"]["top1"]

@@ -140,6 +140,29 @@ def test_a_file_that_cannot_be_read_is_named() -> None:
     assert faults("latin.yaml") == ["latin.yaml: cannot be read: not UTF-8 text; give a YAML file that exists"]
 
 
+@pytest.mark.parametrize("text", ["s3://b/exp #1", "s3://b/exp#1", "#1", "a # b", "1 # one", "what?/x#"])
+def test_an_override_has_no_comments_and_is_literal_to_its_last_character(text: str) -> None:
+    assert values(write("a: 1"), f"a={text}") == {"a": text}
+
+
+def test_what_is_in_quotes_or_brackets_is_still_yaml() -> None:
+    assert values(write("a: 1"), "a='x #1'") == {"a": "x #1"}
+    assert values(write("a: 1"), "a=[x#1, y]") == {"a": ["x#1", "y"]}
+
+
+def test_aliases_that_make_billions_of_values_are_refused_at_once() -> None:
+    """Each line doubles the one before it ten times over: "billion laughs"."""
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    message = "it has more than 10,000 values, aliases written out"
+    assert faults(write("\n".join(lines))) == [f"run.yaml:1: {message}"]
+    assert faults(write("seed: 1"), f"x=[{', '.join(['1'] * 10_001)}]")[0].endswith(message)
+
+
+def test_lists_that_are_nested_without_end_are_refused() -> None:
+    assert faults(write("a: " + "[" * 5000)) == ["run.yaml:1: not YAML: lists or maps are nested too deeply"]
+
+
 def test_a_circle_of_bases_is_a_fault_of_the_file_that_closes_it() -> None:
     write("base: two.yaml\n", "one.yaml")
     write("a: 1\nbase: one.yaml\n", "two.yaml")

@@ -19,7 +19,9 @@ from convert.manifest import (
     Spread,
     index_fingerprint,
     load_manifest,
+    parse_manifest,
 )
+from convert.names import shown
 
 INDEX: dict[str, Any] = {
     "version": 2,
@@ -178,3 +180,14 @@ def test_what_makes_two_conversions_differ_is_named() -> None:
     assert here.differences(here.model_copy(update={"listing": "x", "samples": 7})) == [
         "the source: 6 files there, 7 now"
     ]
+
+
+def test_what_a_stranger_wrote_reaches_no_terminal_as_it_is() -> None:
+    with pytest.raises(ManifestError) as raised:
+        parse_manifest(b'{"splits": {"\\u001b]0;owned\\u0007": 1}}', where="manifest.json")
+    assert r"splits.\x1b]0;owned\x07" in str(raised.value) and "\x1b" not in str(raised.value)
+
+
+def test_control_characters_are_shown_and_lines_stay_lines() -> None:
+    assert shown("a\tb\nc") == "a\tb\nc"
+    assert shown("\x1b[2J\r\x9b\u202e\x7f é") == r"\x1b[2J\r\x9b\u202e\x7f é"

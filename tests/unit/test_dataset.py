@@ -1,6 +1,7 @@
 """Where a sample is, and the threads that see to it that its shard is here."""
 
 import functools
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from filelock import FileLock
-from streaming import StreamingDataset
+from streaming import MDSWriter, StreamingDataset
 from streaming.base.dataset import _Iterator, _ShardState
+from streaming.base.format import reader_from_json
 from streaming.base.spanner import Spanner
 
 from train.dataset import LOCK_POLL_S, ShardOfSample, SharedFailure, StreamingImages
+from train.records import Records
 
 COUNTS = [4, 4, 4]
 IDS = np.array([4, 5, 0, 6, 1, 8, 9, 10])  # of shards 1, 1, 0, 1, 0, 2, 2, 2
@@ -29,8 +32,34 @@ def test_samples_are_where_streaming_has_them() -> None:
     assert [ours[at] for at in everything] == [theirs[int(at)] for at in everything]
     assert ours.shards_of(everything).tolist() == [ours[at][0] for at in everything]
     for outside in (-1, sum(counts)):
-        with pytest.raises(IndexError, match=f"sample {outside} of 958"):
+        with pytest.raises(IndexError, match=f"position {outside} of 958"):
             ours[outside]
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"i": "int", "x": "bytes", "y": "int"}, "sample 45 (record {record} of {path})"),
+        ({"x": "bytes", "y": "int"}, "the sample at position 5 (record {record} of {path})"),
+    ],
+)
+def test_a_sample_is_named_by_its_id_and_its_record_not_by_its_position(
+    tmp_path: Path, columns: dict[str, str], name: str
+) -> None:
+    with MDSWriter(out=str(tmp_path), columns=columns, size_limit=200) as writer:
+        for number in range(10):
+            row = {"i": 50 - number, "x": b"x" * 40, "y": number % 3}
+            writer.write({column: row[column] for column in columns})
+    index = json.loads((tmp_path / "index.json").read_text())
+    dataset = StreamingImages.__new__(StreamingImages)
+    dataset.shards = [reader_from_json(str(tmp_path), None, shard) for shard in index["shards"]]
+    dataset.records = Records(dataset.shards)
+    dataset.spanner, dataset.cache_limit = ShardOfSample([shard.samples for shard in dataset.shards]), None
+    shard_id, record = dataset.spanner[5]
+    assert shard_id > 0
+    path = tmp_path / dataset.shards[shard_id].raw_data.basename
+    assert dataset.name_of(5) == name.format(record=record, path=path)
+    assert dataset.sample_ids([3, 0, 9]) == ([47, 50, 41] if "i" in columns else None)
 
 
 def test_the_locks_that_begin_an_epoch_are_looked_at_each_millisecond(

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import xxhash
 from botocore.exceptions import ClientError, EndpointConnectionError, FlexibleChecksumError, NoCredentialsError
+from streaming.base.compression import compress
 from streaming.base.format import FileInfo
+from streaming.base.format.mds.reader import MDSReader
 
 from tests.conftest import S3Server
 from tests.fault_proxy import FaultProxy, Request
@@ -72,6 +75,49 @@ def test_a_found_shard_is_hashed_unless_told_otherwise_and_the_only_copy_is_neve
     path.unlink()
     with pytest.raises(DownloadError, match=r"shard.00000.mds is missing, though index.json lists it"):
         ours._prepare_shard_part(INFO)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gz", "bz2", "br", "snappy"])
+def test_a_compressed_shard_is_unpacked_to_the_size_of_the_index_and_no_further(
+    tmp_path: Path, compression: str
+) -> None:
+    for raw, whole in ((CONTENT, True), (bytes(1 << 24), False)):
+        packed = compress(compression, raw)
+        zipped = FileInfo(f"{INFO.basename}.{compression}", len(packed), {"xxh64": xxhash.xxh64(packed).hexdigest()})
+        ours = stream(tmp_path)
+        (tmp_path / "remote" / zipped.basename).write_bytes(packed)
+        if whole:
+            assert ours._prepare_shard_part(INFO, zipped, compression) == len(CONTENT)
+            assert (tmp_path / "local" / INFO.basename).read_bytes() == CONTENT
+            (tmp_path / "local" / INFO.basename).unlink()
+        else:
+            with pytest.raises(DamagedShardError, match=r"it unpacks to .* bytes, index.json says 5,000; convert it"):
+                ours._prepare_shard_part(INFO, zipped, compression)
+            assert not (tmp_path / "local" / INFO.basename).exists()
+
+
+@pytest.mark.parametrize("empty_cache", [False, True])
+def test_a_link_in_the_cache_that_leads_out_of_it_is_refused_and_not_followed(
+    tmp_path: Path, empty_cache: bool
+) -> None:
+    precious = tmp_path / "precious" / INFO.basename
+    precious.parent.mkdir()
+    precious.write_bytes(b"mine")
+    info = FileInfo(f"part0/{INFO.basename}", INFO.bytes, INFO.hashes)
+    ours = stream(tmp_path, empty_cache=empty_cache)
+    (tmp_path / "remote/part0").mkdir()
+    (tmp_path / "remote" / info.basename).write_bytes(CONTENT)
+    (tmp_path / "local/part0").symlink_to(precious.parent)
+    shard = MDSReader(ours.local, "", [], [], [], None, [], info, 1, None, None)
+    with pytest.raises(
+        DownloadError, match=r"part0 is a link to .*/precious, outside of the cache .*; remove the link"
+    ):
+        ours.set_up_local([shard], np.zeros(1, np.int64))
+        ours._prepare_shard_part(info)
+    assert precious.read_bytes() == b"mine"
+    (tmp_path / "local/part0").unlink()
+    ours._prepare_shard_part(info)
+    assert (tmp_path / "local" / info.basename).read_bytes() == CONTENT
 
 
 def test_a_full_disk_is_named_with_what_is_free_and_not_tried_again(

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from convert.files import open_files
+from convert.outputs import open_output
+from convert.places import folder_and_name
 from tests.small_disk import needs_small_disk, small_disk
-from train.folders import FolderError, LocalFolder
+from train.downloads import Arrived, CheckedStream
+from train.folders import FolderError, LocalFolder, open_folder
 
 
 @needs_small_disk
@@ -24,6 +28,37 @@ def test_a_file_that_does_not_fit_is_refused_with_its_size_and_leaves_nothing(tm
             with pytest.raises(FolderError, match=r"No space left on device; 0 bytes are free in .*, 5,000 are needed"):
                 change("owner.json", bytes(5000))
         assert (folder.names(), folder.read("run.json")) == (["run.json"], b"old")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("name", ["exp#1", "exp #1", "what?", "a%23b", "a;b=c", "ü&+"])
+def test_a_bucket_s_places_are_literal_to_the_last_character(s3_folder: str, tmp_path: Path, name: str) -> None:
+    """Trainer, downloads and converter take the same key for one name, and no other."""
+    place, plain = f"{s3_folder}/{name}", f"{s3_folder}/{name[:-2]}"
+    folder, source = open_folder(place), tmp_path / "x.bin"
+    folder.replace("x.bin", b"mine")
+    assert open_folder(plain).names() == []
+    assert (open_folder(place).names(), open_folder(f"{place}/").read("x.bin")) == (["x.bin"], b"mine")
+    output = open_output(place)
+    assert (output.sizes(""), output.read("x.bin")) == ({"x.bin": 4}, b"mine")
+    assert open_files(place).read("x.bin") == b"mine"
+    stream = CheckedStream(
+        remote=place, local=str(tmp_path), patience_s=1.0, hash_found=True, empty_cache=False, download_timeout=5.0
+    )
+    stream._fetch_once(f"{place}/x.bin", source, 4, Arrived(), limit_s=5.0)
+    assert source.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/x", "s3:///x", "https://bucket/x", "s3://"])
+def test_a_place_that_is_neither_a_folder_nor_in_s3_is_refused(place: str) -> None:
+    with pytest.raises(FolderError, match="is neither a local folder nor s3://bucket/prefix"):
+        open_folder(place)
+
+
+def test_a_file_at_the_root_is_looked_for_there() -> None:
+    places = ("/x.pt", "x.pt", "runs/a/x.pt", "s3://bucket/x.pt")
+    found = [folder_and_name(place) for place in places]
+    assert found == [("/", "x.pt"), (".", "x.pt"), ("runs/a", "x.pt"), ("s3://bucket", "x.pt")]
 
 
 def test_what_is_no_file_is_not_there(tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
     assert batch.images.shape == (5, 32, 32, 3)
     assert batch.labels.tolist() == [0, 1, 2, 3, 4]
     for at, sample in enumerate(samples(5)):
-        draw = sample_draws(17, 2, sample.sample_id)
+        draw = sample_draws(17, 2, sample.position)
         view = random_resized_crop(120, 90, draw, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
         assert torch.equal(batch.images[at], pillow.decode_batch([sample.image], [view], 32, bounded=True)[0])
-        assert batch.view_hashes[at].item() == view_hash(2, sample.sample_id, view, 32)
+        assert batch.view_hashes[at].item() == view_hash(2, sample.position, view, 32)
 
 
 def test_a_batch_is_the_same_in_another_process() -> None:
@@ -74,19 +74,20 @@ def test_a_batch_is_decoded_at_the_size_of_its_step() -> None:
     assert len(with_size) == 2  # the ledger tells sizes apart
 
 
-def test_a_broken_image_is_named_by_its_sample_id() -> None:
+def test_a_broken_image_is_named_as_the_dataset_names_it() -> None:
     for collate in (TrainCollate(config(), 17, Resolution(32, 10, "1ep")), EvalCollate(config())):
+        collate.name_of = lambda position: f"sample {position + 900}"
         for broken in (b"", b"not an image", samples(1)[0].image[:2000]):
             batch = samples(3)
             batch[2] = batch[2]._replace(image=broken)
-            with pytest.raises(DecodeError, match="sample 102 cannot be decoded: "):
+            with pytest.raises(DecodeError, match="sample 1002 cannot be decoded: "):
                 collate(batch)
 
 
 class SamplesInAWorker(IterableDataset[Sample]):
     """What a loader asks of a dataset, without streaming."""
 
-    batch_size, says_what_it_does = 4, None
+    batch_size, says_what_it_does, name_of = 4, None, None
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(samples(4))
@@ -96,14 +97,15 @@ def test_workers_collect_no_garbage_among_the_objects_of_their_rank() -> None:
     def counting(batch: list[Sample]) -> RawBatch:
         return collate(batch)._replace(view_hashes=torch.tensor([gc.get_freeze_count()]))
 
+    before = gc.get_freeze_count()  # Python 3.12 has some frozen from its start
     cfg = config().model_copy(update={"num_workers": 1})
     dataset: Any = SamplesInAWorker()
     loader = build_eval_spec(dataset, cfg, device=torch.device("cpu")).dataloader
     assert isinstance(loader, TimedLoader)
     collate, loader.collate_fn = loader.collate_fn, counting
     (batch,) = loader
-    assert batch.view_hashes.item() > 0  # torch's and Composer's
-    assert gc.get_freeze_count() == 0
+    assert batch.view_hashes.item() > before + 10_000  # torch's and Composer's
+    assert gc.get_freeze_count() == before
 
 
 def test_images_reach_the_network_normalised_and_channels_last() -> None:

@@ -39,6 +39,23 @@ def test_samples_are_those_of_upstreams_reader(tmp_path: Path, columns: dict[str
     assert everything(Records(shards, keep_open=keep_open), shards) == expected
 
 
+@pytest.mark.parametrize("keep_open", [0, 1, 128])
+@pytest.mark.parametrize("columns", [COLUMNS, {"y": "int", "note": "str", "x": "bytes", "i": "uint32"}])
+def test_ids_are_those_of_column_i(tmp_path: Path, columns: dict[str, str], keep_open: int) -> None:
+    shards = shards_in(tmp_path, columns)
+    records = Records(shards, keep_open=keep_open)
+    found = [records.sample_id(shard_id, at) for shard_id, shard in enumerate(shards) for at in range(shard.samples)]
+    assert found == [int(shard[at]["i"]) for shard in shards for at in range(shard.samples)] == list(range(40))
+
+
+def test_without_a_column_i_there_are_none(tmp_path: Path) -> None:
+    shards = shards_in(tmp_path, {"x": "bytes", "y": "int"})
+    assert Records(shards).sample_id(0, 0) is None
+    (tmp_path / "text").mkdir()
+    shards = shards_in(tmp_path / "text", {"x": "bytes", "y": "int", "i": "str_int"})
+    assert Records(shards).sample_id(0, 0) is None
+
+
 @pytest.mark.parametrize("keep_open", [0, 2])
 def test_no_more_files_are_open_than_allowed(tmp_path: Path, keep_open: int) -> None:
     shards = shards_in(tmp_path)
