@@ -25,7 +25,7 @@ from tests.fault_proxy import FaultProxy, Request
 from tests.faults.conftest import Trial
 from tests.integration.problem import command, what_must_match
 from tests.integration.test_groups import members
-from tests.processes import Run, run, start
+from tests.processes import Run, start
 from tests.traced import TRACE
 from train.compare import compare
 from train.folders import open_folder
@@ -34,6 +34,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 SECONDS_TO_ARRIVE = 240
 SECONDS_TO_END = 60
+SECONDS_UNDISTURBED = 900
 EXIT_STOPPED = 75
 
 
@@ -123,8 +124,8 @@ def test_a_run_killed_many_times_ends_with_the_weights_of_an_undisturbed_one(
         "loggers.file=false",
     )  # fmt: skip
     calm = command(tmp_path / "calm-cache", tmp_path / "calm", *more)
-    code, output = run(calm, tmp_path / "calm.log", ranks=ranks, env=env)
-    assert code == 0, output
+    undisturbed = start(calm, tmp_path / "calm.log", ranks=ranks, env=env)
+    assert undisturbed.wait(SECONDS_UNDISTURBED) == 0, undisturbed.output()
 
     argv = command(trial.cache, folder, *more)
     places = [*EACH_ONCE, *(anywhere(rng) for _ in range(kills - len(EACH_ONCE)))]
@@ -147,7 +148,7 @@ def test_a_run_killed_many_times_ends_with_the_weights_of_an_undisturbed_one(
         print(f"kill {number + 1:2} ({place.how}) aimed at {place.name}: landed in {where} (batch {last.batch}, "
               f"{last.event}), {in_flight} downloads in flight")  # fmt: skip
     last_run = start(argv, tmp_path / "last.log", ranks=ranks, env=env)
-    assert last_run.wait(900) == 0, last_run.output()
+    assert last_run.wait(SECONDS_UNDISTURBED) == 0, last_run.output()
     print("landed:", dict(landed))
 
     assert {"batch", "evaluation", "saving", "end of an epoch"} <= landed.keys()
