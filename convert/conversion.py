@@ -27,7 +27,7 @@ from convert.outputs import LocalOutput, Output, OutputError, final_name
 from convert.plan import ShardTask, choose_classes, choose_samples, listing_hash, plan_split
 from convert.progress import Progress
 from convert.shards import INDEX_NAME, encode_index, is_our_name
-from convert.sources import Listing, Source
+from convert.sources import Listing, Source, SourceError
 from convert.sources.base import counted, first_few
 from convert.tally import SplitTally
 from convert.workers import Job, build_shards
@@ -74,6 +74,7 @@ class Conversion:
     names: list[str]  # of the classes
     splits: list[Split]
     manifest: Manifest | None  # what the output has so far
+    readable: dict[str, str]  # names of classes, as far as the source knows any
     started: float = field(default_factory=time.monotonic)
 
 
@@ -95,7 +96,7 @@ def look(args: Args, source: Source, found: Sequence[str], output: Output) -> Co
     if left_out:
         logger.warning("warning: not converted: %s of --source %s", first_few(left_out, SHOWN_LEFT_OUT), args.source)
     manifest = _existing_manifest(output, args.out)
-    conversion = Conversion(args, source, output, names, splits, manifest)
+    conversion = Conversion(args, source, output, names, splits, manifest, _readable_names(source))
     if not args.overwrite:
         for each in splits:
             each.complete = _is_complete(conversion, each)
@@ -121,6 +122,15 @@ def convert(conversion: Conversion) -> None:
     if tasks:
         _build(conversion, tasks, Job(conversion.source.files, output, args.on_bad, args.form, args.resizing))
     _publish(conversion)
+
+
+def _readable_names(source: Source) -> dict[str, str]:
+    """Optional, so what is wrong with them is a warning; read before any work is done."""
+    try:
+        return source.readable_names()
+    except SourceError as error:
+        logger.warning("warning: the classes go without readable names: %s", error)
+        return {}
 
 
 def _choose_classes(args: Args, names: list[str]) -> list[str]:
@@ -368,7 +378,7 @@ def _check_remade(output: Output, split: Split) -> None:
 
 
 def _class_infos(conversion: Conversion) -> tuple[ClassInfo, ...]:
-    own = conversion.source.readable_names()
+    own = conversion.readable
     return tuple(
         ClassInfo(index=index, wnid=wnid, name=readable_name(wnid) or own.get(wnid) or wnid)
         for index, wnid in enumerate(conversion.names)

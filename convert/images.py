@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
@@ -21,6 +21,11 @@ from train.decode.native import library
 # memory, and so does the limit on files: they are read whole.
 MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 256 * 1024**2
+
+MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+
+# Of text and colour profiles in PNGs, unpacked; Pillow's own limit of 1 MiB refuses sound pictures with large profiles.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024**2
 
 # A mended image is encoded once more, so lose as little as possible: quality 95 is the highest that Pillow's
 # documentation recommends, and 4:4:4 keeps the chroma of palette images and line art.
@@ -144,11 +149,30 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than the {MAX_PIXELS:,} px allowed: {error}") from error
     except UnidentifiedImageError:
-        raise BadImage(f"not an image in any of {', '.join(FORMATS)}; it begins with {data[:12]!r}") from None
+        raise BadImage(_why_unidentified(data)) from None
     except MemoryError:
         raise
     except Exception as error:  # a header so broken that the reader stumbles over it
         raise BadImage(f"unreadable header: {error}") from error
+
+
+def _why_unidentified(data: bytes) -> str:
+    """What is the matter with a file that Pillow will not open."""
+    frame = read_frame(data)
+    if frame and frame.precision_bits != 8:
+        return f"JPEG with {frame.precision_bits} bits a channel; decoders read 8: save it with 8"
+    if frame and len(frame.components) not in (1, 3, 4):
+        return f"JPEG with {len(frame.components)} channels; decoders read 1, 3 and 4: save it as greyscale or RGB"
+    if frame and not (frame.width_px and frame.height_px):
+        return f"JPEG of {frame.width_px} x {frame.height_px} px by its header: no decoder reads it; save it anew"
+    for kind in FORMATS:
+        reader, accept = Image.OPEN[kind]
+        if accept and accept(data[:16]) and kind != "JPEG":
+            try:
+                reader(BytesIO(data), "")
+            except Exception as error:  # the readers raise all kinds
+                return f"{kind} of a kind that Pillow cannot read ({error}); save it anew"
+    return f"not an image in any of {', '.join(FORMATS)}; it begins with {data[:12]!r}"
 
 
 def _is_plain_jpeg(image: Image.Image, frame: Frame | None) -> bool:
@@ -203,6 +227,12 @@ def _tables_by_component(image: Image.Image, frame: Frame) -> list[list[int]]:
 
 def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None) -> Checked:
     image.load()
+    width, height = resize.size(*image.size) if resize else image.size
+    if max(width, height) > MAX_JPEG_SIDE_PX:
+        raise BadImage(
+            f"{image.format} of {image.width:,} x {image.height:,} px: a JPEG has at most {MAX_JPEG_SIDE_PX:,} px a "
+            "side; make it smaller, as --resize does"
+        )
     rgb, remarks = to_rgb(image)
     if resize and resize.size(*rgb.size) != rgb.size:
         return replace(_resize(rgb, resize), mended=describe(image, frame, resize.quality, remarks))

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from convert.images import BLOCKS_BETWEEN_RESTARTS, Resize, check_image, parse_resize
 from convert.mending import BadImage
+from tests.jpegs import written_by_hand
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
@@ -199,6 +200,40 @@ def test_greys_of_every_type_come_out_from_black_to_white(data: bytes, remark: s
 def test_what_would_come_out_black_white_or_negative_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage, match=reason):
         check_image(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (written_by_hand(40, 30, precision_bits=12, marker=0xC1), "JPEG with 12 bits a channel"),
+        (
+            written_by_hand(40, 30, ((1, 1), (1, 1)), quantization=(0, 0), huffman=(0, 0)),
+            "JPEG with 2 channels; decoders read 1, 3 and 4",
+        ),
+        (with_size_in_header(encode(noise()), 64, 0), "JPEG of 64 x 0 px by its header"),
+        (
+            encode(Image.new("L", (70_000, 3)), "PNG"),
+            r"PNG of 70,000 x 3 px: a JPEG has at most 65,500 px a side.*resize",
+        ),
+        (tiff("d", 64, 3, RAMP), r"TIFF of a kind that Pillow cannot read \(unknown pixel mode\)"),
+    ],
+)
+def test_what_no_decoder_reads_says_what_was_seen_and_what_to_do(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
+        check_image(data)
+
+
+def test_a_long_strip_can_be_made_smaller() -> None:
+    checked = check_image(encode(Image.new("L", (70_000, 300)), "PNG"), shrink("max=700"))
+    assert (checked.width_px, checked.height_px) == (700, 3)
+
+
+@pytest.mark.parametrize("option", ["icc_profile", "pnginfo"])
+def test_a_png_with_a_large_profile_or_text_is_read(option: str) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("notes", "x" * 3_000_000, zip=True)
+    value = bytes(3_000_000) if option == "icc_profile" else text
+    assert check_image(encode(noise(), "PNG", **{option: value})).mended == "PNG re-encoded as RGB JPEG, quality 95"
 
 
 def test_a_picture_that_comes_out_very_dark_is_listed_as_such() -> None:
