@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
@@ -41,6 +41,17 @@ BYTES_PER_PX = 0.35  # of a JPEG of quality 90, 4:2:0, about; only the filling o
 # What may hide behind the name .JPEG. A closed list, because some of Pillow's other readers start programs
 # (EPS starts Ghostscript). JPEG includes MPO, a JPEG with more pictures after the first.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+
+UPRIGHT = 1  # of EXIF's orientations; the others and how they are undone:
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _HAS_NATIVE_CHECK = library.is_built()
 
@@ -85,6 +96,7 @@ class Checked:
     Attributes:
         mended: how an original that no trainer could use was changed; None: there was nothing to mend.
         resized: it was made smaller, or a baseline JPEG.
+        ignored_turn: its EXIF says that it is to be turned, and it was not.
     """
 
     data: bytes
@@ -92,6 +104,7 @@ class Checked:
     height_px: int
     mended: str | None = None
     resized: bool = False
+    ignored_turn: bool = False
 
 
 def parse_resize(text: str, *, quality: int, subsampling: str) -> Resize:
@@ -106,11 +119,12 @@ def parse_resize(text: str, *, quality: int, subsampling: str) -> Resize:
     return Resize(match[1], int(match[2]), quality, subsampling)
 
 
-def check_image(data: bytes, resize: Resize | None = None) -> Checked:
+def check_image(data: bytes, resize: Resize | None = None, *, turn: bool = False) -> Checked:
     """Decode an image in full and return it as a JPEG, RGB or greyscale.
 
-    EXIF orientation is ignored: ImageNet's labels, its published accuracies and every reader of it use the
-    pixels as they are stored.
+    Args:
+        turn: as its EXIF orientation says. By default that is ignored: ImageNet's labels, its published accuracies and
+            every reader of it use the pixels as they are stored.
 
     Raises:
         BadImage: the file is empty, truncated, too large or not an image.
@@ -125,13 +139,11 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
             raise BadImage(f"{image.width} x {image.height} px is more than the {MAX_PIXELS:,} px allowed")
         frame = read_frame(data) if image.format in ("JPEG", "MPO") else None
         try:
-            if not _is_plain_jpeg(image, frame):
-                return _mend(image, resize, frame)
-            if resize and resize.size(*image.size) != image.size:
-                return _resize(image, resize)
-            if resize and frame and image.format == "JPEG" and image.info.get("progressive"):
-                return _as_baseline(data, image, frame)
-            return _keep(data, image)
+            orientation = _orientation(image)
+            if turn and orientation != UPRIGHT:
+                return _mend(image, resize, frame, orientation)
+            checked = _check(data, image, frame, resize)
+            return replace(checked, ignored_turn=True) if orientation != UPRIGHT else checked
         except (MemoryError, BadImage):
             raise
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -141,6 +153,27 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
                     "another one, such as 4:2:0"
                 ) from error
             raise BadImage(f"damaged {image.format}: {error}") from error
+
+
+def _check(data: bytes, image: Image.Image, frame: Frame | None, resize: Resize | None) -> Checked:
+    if not _is_plain_jpeg(image, frame):
+        return _mend(image, resize, frame)
+    if resize and resize.size(*image.size) != image.size:
+        return _resize(image, resize)
+    if resize and frame and image.format == "JPEG" and image.info.get("progressive"):
+        return _as_baseline(data, image, frame)
+    return _keep(data, image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 (upright) to 8, as EXIF numbers them; broken EXIF, of which ImageNet has some, says nothing."""
+    if "exif" not in image.info:
+        return UPRIGHT
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception:  # Pillow's reader raises all kinds
+        return UPRIGHT
+    return int(orientation) if orientation in range(2, 9) else UPRIGHT
 
 
 def _open(data: bytes) -> Image.Image:
@@ -225,7 +258,7 @@ def _tables_by_component(image: Image.Image, frame: Frame) -> list[list[int]]:
     return tables
 
 
-def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None) -> Checked:
+def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None, orientation: int = UPRIGHT) -> Checked:
     image.load()
     width, height = resize.size(*image.size) if resize else image.size
     if max(width, height) > MAX_JPEG_SIDE_PX:
@@ -234,6 +267,9 @@ def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None) -> Che
             "side; make it smaller, as --resize does"
         )
     rgb, remarks = to_rgb(image)
+    if orientation != UPRIGHT:
+        rgb = rgb.transpose(_TURNS[orientation])
+        remarks = [f"turned as its EXIF orientation ({orientation}) says", *remarks]
     if resize and resize.size(*rgb.size) != rgb.size:
         return replace(_resize(rgb, resize), mended=describe(image, frame, resize.quality, remarks))
     data = _encode(rgb, quality=MENDED_QUALITY, subsampling=MENDED_SUBSAMPLING)

@@ -45,6 +45,7 @@ class Job:
     on_bad: OnBad
     form: ShardFormat
     resize: Resize | None = None
+    turn: bool = False  # as EXIF says
     deadly: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
@@ -91,7 +92,7 @@ def _deadly_images(died: WorkersDied, job: Job) -> dict[tuple[str, int], str]:
     for death in died.deaths:
         task = tasks.get(death.note.partition(" ")[0])
         if task:
-            killers = which_kill(partial(_images_of, task, job), partial(check_image, resize=job.resize))
+            killers = which_kill(partial(_images_of, task, job), partial(check_image, resize=job.resize, turn=job.turn))
             found |= {(task.split, n): f"it kills the process that decodes it ({how})" for n, how in killers.items()}
     if not found:
         raise WorkerError(
@@ -152,6 +153,7 @@ def make_shard(task: ShardTask, job: Job) -> tuple[ShardResult, EncodedShard | N
         encoded.append(encode_sample(sample_id, image.data, sample.label))
         result.kept.append(KeptImage(sample.label, image.width_px, image.height_px, len(image.data)))
         result.resized += image.resized
+        result.ignored_turns += image.ignored_turn
         if image.mended:
             result.mended.append(MendedFile(id=sample_id, path=path, label=sample.label, what=image.mended))
     if not encoded:
@@ -169,7 +171,7 @@ def _check(sample: Sample, data: bytes, job: Job, deadly: str | None) -> Checked
         raise BadImage(deadly)
     if sample.size_bytes > MAX_FILE_BYTES:
         raise BadImage(f"a file of {sample.size_bytes:,} bytes is more than the {MAX_FILE_BYTES:,} allowed")
-    return check_image(data, job.resize)
+    return check_image(data, job.resize, turn=job.turn)
 
 
 def _read_all(samples: Sequence[tuple[int, Sample]], files: Files) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from convert.images import BLOCKS_BETWEEN_RESTARTS, Resize, check_image, parse_resize
 from convert.mending import BadImage
@@ -57,6 +57,30 @@ def test_exif_orientation_is_ignored() -> None:
     data = encode(noise((64, 48)), exif=exif)
     checked = check_image(data)
     assert (checked.data, checked.width_px, checked.height_px) == (data, 64, 48)
+    assert checked.ignored_turn and not check_image(encode(noise((64, 48)))).ignored_turn
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("resize", [None, "max=30"])
+def test_exif_orientation_can_be_applied(orientation: int, kind: str, resize: str | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = noise((6, 4)).resize((66, 44), Image.Resampling.BICUBIC)
+    data = encode(image, kind, exif=exif)
+    checked = check_image(data, shrink(resize) if resize else None, turn=True)
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")
+    if resize:
+        upright = upright.resize((checked.width_px, checked.height_px), Image.Resampling.LANCZOS)
+    stored = Image.open(BytesIO(checked.data))
+    assert stored.size == upright.size and not checked.ignored_turn
+    assert (
+        np.sqrt(((np.asarray(stored, float) - np.asarray(upright, float)) ** 2).mean()) < 12
+    )  # turned otherwise it is above 40
+    is_turned = orientation in range(2, 9)
+    assert not is_turned or 0x0112 not in stored.getexif()
+    assert (f"turned as its EXIF orientation ({orientation}) says" in (checked.mended or "")) == is_turned
+    assert is_turned or kind != "JPEG" or resize or checked.data == data
 
 
 @pytest.mark.parametrize("progressive", [False, True])
