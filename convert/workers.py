@@ -95,11 +95,14 @@ def _deadly_images(died: WorkersDied, job: Job) -> dict[tuple[str, int], str]:
             killers = which_kill(partial(_images_of, task, job), partial(check_image, resize=job.resize, turn=job.turn))
             found |= {(task.split, n): f"it kills the process that decodes it ({how})" for n, how in killers.items()}
     if not found:
-        raise WorkerError(
-            f"{_who_died(died.deaths, tasks)}, perhaps because memory ran out; use fewer --workers or a smaller "
-            "--size-limit"
-        )
+        raise WorkerError(_who_died(died.deaths, tasks) + _advice(died.deaths))
     return found
+
+
+def _advice(deaths: Sequence[Death]) -> str:
+    if all(death.how == "SIGKILL" for death in deaths):
+        return ", perhaps because memory ran out; use fewer --workers or a smaller --size-limit"
+    return ". Give the same command again, which goes on; if it ends so once more, look at the machine's memory"
 
 
 def _who_died(deaths: Sequence[Death], tasks: Mapping[str, ShardTask]) -> str:
@@ -109,7 +112,7 @@ def _who_died(deaths: Sequence[Death], tasks: Mapping[str, ShardTask]) -> str:
         if keys:
             return (
                 f"a worker process was killed ({death.how}) while it had {printable(keys[0])}; neither this image nor "
-                "another of its shard ends a process by itself, so it was killed from outside"
+                "another of its shard ends a process by itself"
             )
     return f"a worker process was killed ({deaths[0].how})" if deaths else "a worker process was killed"
 
