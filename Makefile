@@ -12,7 +12,7 @@ TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data test-corpus train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -101,6 +101,10 @@ bench: $(READY)  ## images/s of the loader on the demo's shards, by number of wo
 test-data: $(READY)  ## DATA=folder (images or shards): counts, a read of every sample, images/s, workers to use
 	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (train/<class>/*, val/<class>/*)' >&2; exit 2; }
 	$(BIN)/python train/check_data.py "$(DATA)" $(ARGS)
+
+test-corpus: $(READY_DEV)  ## DIR=folder of odd images: what becomes of each, by converter and decoders, in a process of its own
+	@test -n "$(DIR)" || { echo 'give DIR=, a folder of images' >&2; exit 2; }
+	$(BIN)/python tests/corpus.py "$(DIR)"
 
 train-local: $(READY)  ## DATA=folder (images or shards): train on it by yamls/local.yaml; ARGS="key=value ..."
 	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (train/<class>/*, val/<class>/*)' >&2; exit 2; }

@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from convert.images import SUBSAMPLINGS, Resize, parse_resize
 from convert.shards import DEFAULT_HASHES, HASHES, MAX_SIZE_LIMIT_BYTES, ZSTD_LEVELS, ShardFormat
@@ -36,6 +37,8 @@ class Args:
     hashes: tuple[str, ...]
     spool: str | None
     overwrite: bool
+    exif: Literal["ignore", "apply"]
+    class_order: Literal["words", "numbers"] | None
 
     @property
     def form(self) -> ShardFormat:
@@ -85,6 +88,11 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 def _add_choice_of_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("a part of the images, the same for the same --seed").add_argument
     add("--classes", type=_classes, metavar="N|A,B", help="so many classes, or those named (default: all)")
+    add(
+        "--class-order",
+        choices=("words", "numbers"),
+        help="of classes that are numbers: 10 before 9 as in torchvision, or after (default: words, with a warning)",
+    )
     add("--per-class", type=_at_least(1), metavar="N", help="at most so many images of each class and split")
 
 
@@ -103,6 +111,13 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
         choices=SUBSAMPLINGS,
         default=DEFAULT_SUBSAMPLING,
         help="of their chroma (default: %(default)s)",
+    )
+    add(
+        "--exif",
+        choices=("ignore", "apply"),
+        default="ignore",
+        help="turn images as their EXIF orientation says; those turned are re-encoded (default: %(default)s, as all "
+        "readers of ImageNet do)",
     )
     add("--size-limit", type=_size, default="64MB", metavar="SIZE", help="of one shard (default: %(default)s)")
     add(

@@ -8,9 +8,11 @@ same command goes on from there.
 
 import json
 import logging
+import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +29,7 @@ from convert.outputs import LocalOutput, Output, OutputError, final_name
 from convert.plan import ShardTask, choose_classes, choose_samples, listing_hash, plan_split
 from convert.progress import Progress
 from convert.shards import INDEX_NAME, encode_index, is_our_name
-from convert.sources import Listing, Source
+from convert.sources import Listing, Source, SourceError
 from convert.sources.base import counted, first_few
 from convert.tally import SplitTally
 from convert.workers import Job, build_shards
@@ -38,6 +40,7 @@ logger = logging.getLogger("convert")
 # that are whole from being completed: change it for nothing less.
 FORMAT = "1"
 BAD_IMAGES_SHOWN = 50
+MOST_REFUSED_FRACTION = 0.5
 SHOWN_LEFT_OUT = 20  # names of files and folders
 
 
@@ -74,6 +77,7 @@ class Conversion:
     names: list[str]  # of the classes
     splits: list[Split]
     manifest: Manifest | None  # what the output has so far
+    readable: dict[str, str]  # names of classes, as far as the source knows any
     started: float = field(default_factory=time.monotonic)
 
 
@@ -83,7 +87,7 @@ def look(args: Args, source: Source, found: Sequence[str], output: Output) -> Co
     Raises:
         UsageError: the output holds something that this command would not have made.
     """
-    all_names = source.class_names(found)
+    all_names = _in_class_order(source.class_names(found), args)
     names = _choose_classes(args, all_names)
     splits = []
     for split in found:
@@ -95,7 +99,7 @@ def look(args: Args, source: Source, found: Sequence[str], output: Output) -> Co
     if left_out:
         logger.warning("warning: not converted: %s of --source %s", first_few(left_out, SHOWN_LEFT_OUT), args.source)
     manifest = _existing_manifest(output, args.out)
-    conversion = Conversion(args, source, output, names, splits, manifest)
+    conversion = Conversion(args, source, output, names, splits, manifest, _readable_names(source))
     if not args.overwrite:
         for each in splits:
             each.complete = _is_complete(conversion, each)
@@ -119,8 +123,41 @@ def convert(conversion: Conversion) -> None:
     _warn_of_little_space(conversion)
     tasks = [task for split in conversion.splits for task in _open_tasks(conversion, split)]
     if tasks:
-        _build(conversion, tasks, Job(conversion.source.files, output, args.on_bad, args.form, args.resizing))
+        turn = args.exif == "apply"
+        _build(conversion, tasks, Job(conversion.source.files, output, args.on_bad, args.form, args.resizing, turn))
     _publish(conversion)
+
+
+def _in_class_order(names: list[str], args: Args) -> list[str]:
+    """The classes in the order of their labels; of numbers it may be another one than of words."""
+    if not all(map(str.isdecimal, names)):
+        if args.class_order == "numbers":
+            raise UsageError(f"--class-order numbers: not all classes are numbers; one is called {names[0]}")
+        return names
+    by_number = sorted(names, key=lambda name: (int(name), name))
+    if args.class_order == "numbers":
+        return by_number
+    if args.class_order == "words":
+        return sorted(names)
+    if names != by_number:
+        at = next(label for label, pair in enumerate(zip(names, by_number, strict=True)) if pair[0] != pair[1])
+        logger.warning(
+            "warning: the classes are numbers, and are sorted as words: class %s has the label %d, as in torchvision. "
+            "If the numbers are the labels, as in ImageNet-V2, use --class-order numbers; --class-order words is this "
+            "order, without the warning",
+            names[at],
+            at,
+        )
+    return names
+
+
+def _readable_names(source: Source) -> dict[str, str]:
+    """Optional, so what is wrong with them is a warning; read before any work is done."""
+    try:
+        return source.readable_names()
+    except SourceError as error:
+        logger.warning("warning: the classes go without readable names: %s", error)
+        return {}
 
 
 def _choose_classes(args: Args, names: list[str]) -> list[str]:
@@ -146,6 +183,7 @@ def _plan(args: Args, listing: Listing, names: Sequence[str]) -> Split:
             resize=args.resize,
             quality=args.quality,
             subsampling=args.subsampling,
+            exif=args.exif,
             classes=args.classes,
             per_class=args.per_class,
         ),
@@ -354,6 +392,32 @@ def _publish(conversion: Conversion) -> None:
         Journal(output, split.name).end()
 
 
+def warnings_of(split: Split, names: Sequence[str]) -> Iterator[str]:
+    """What is worth a look in a split that has been made."""
+    tally, listed = split.tally, len(split.listing.samples)
+    if tally.refused:
+        first = min(tally.refused, key=lambda file: file.id)
+        yield (
+            f"left out {counted(len(tally.refused), 'bad image')} of {listed:,} ({len(tally.refused) / listed:.1%}), "
+            f"such as {first.path}: {first.reason}; all are listed in {MANIFEST_NAME}"
+        )
+    if len(tally.refused) > listed * MOST_REFUSED_FRACTION:
+        reasons = Counter(re.sub(r"[\d,.]+", "N", file.reason) for file in tally.refused).most_common(3)
+        why = "; ".join(f"{count:,} times {reason}" for reason, count in reasons)
+        yield f"MOST OF IT IS MISSING. Look at the source before you train on this: {why}"
+    lost = sorted({file.label for file in tally.refused if not tally.histogram[file.label]})
+    if lost:
+        yield (
+            f"{counted(len(lost), 'class has', 'classes have')} NOT ONE IMAGE left, as all were refused: "
+            f"{first_few([names[label] for label in lost])}"
+        )
+    if tally.ignored_turns:
+        yield (
+            f"{counted(tally.ignored_turns, 'image has', 'images have')} an EXIF orientation, which was ignored, as "
+            "all readers of ImageNet do; for your own photographs use --exif apply"
+        )
+
+
 def _check_remade(output: Output, split: Split) -> None:
     """Shards that were missing from a complete split must have come out as its index has them."""
     listed = {entry["raw_data"]["basename"]: entry for entry in _index(output, split.name)}
@@ -368,7 +432,7 @@ def _check_remade(output: Output, split: Split) -> None:
 
 
 def _class_infos(conversion: Conversion) -> tuple[ClassInfo, ...]:
-    own = conversion.source.readable_names()
+    own = conversion.readable
     return tuple(
         ClassInfo(index=index, wnid=wnid, name=readable_name(wnid) or own.get(wnid) or wnid)
         for index, wnid in enumerate(conversion.names)

@@ -34,10 +34,10 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 from convert.arguments import Args, parse_args
-from convert.conversion import BadImagesError, Conversion, UsageError, convert, look
+from convert.conversion import BadImagesError, Conversion, UsageError, convert, look, warnings_of
 from convert.journal import FOLDER
 from convert.lock import LockedError, only_converter
-from convert.manifest import MANIFEST_NAME, ManifestError
+from convert.manifest import ManifestError
 from convert.outputs import LocalOutput, Output, OutputError, open_output
 from convert.sources import SourceError, open_source
 from convert.sources.base import DEFAULT_SPLITS
@@ -126,13 +126,8 @@ def _summarise(conversion: Conversion) -> None:
             f"{split.name}: {tally.samples:,} samples in {len(tally.entries):,} shards{reused}, "
             f"{tally.shard_bytes / 1e6:,.1f} MB; {resized}{len(tally.mended):,} mended, {len(tally.refused):,} refused"
         )
-        if tally.refused:
-            first = tally.refused[0]
-            print(
-                f"warning: {split.name}: left out {len(tally.refused):,} bad images, such as {first.path}: "
-                f"{first.reason}; all are listed in {MANIFEST_NAME}",
-                file=sys.stderr,
-            )
+        for warning in warnings_of(split, conversion.names):
+            print(f"warning: {split.name}: {warning}", file=sys.stderr)
     if images:
         print(f"{images:,} images in {elapsed_s:.1f} s, {images / elapsed_s:,.0f} images/s")
     _warn_without_val(conversion)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
@@ -21,6 +21,11 @@ from train.decode.native import library
 # memory, and so does the limit on files: they are read whole.
 MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 256 * 1024**2
+
+MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+
+# Of text and colour profiles in PNGs, unpacked; Pillow's own limit of 1 MiB refuses sound pictures with large profiles.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 1024**2
 
 # A mended image is encoded once more, so lose as little as possible: quality 95 is the highest that Pillow's
 # documentation recommends, and 4:4:4 keeps the chroma of palette images and line art.
@@ -36,6 +41,17 @@ BYTES_PER_PX = 0.35  # of a JPEG of quality 90, 4:2:0, about; only the filling o
 # What may hide behind the name .JPEG. A closed list, because some of Pillow's other readers start programs
 # (EPS starts Ghostscript). JPEG includes MPO, a JPEG with more pictures after the first.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+
+UPRIGHT = 1  # of EXIF's orientations; the others and how they are undone:
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _HAS_NATIVE_CHECK = library.is_built()
 
@@ -80,6 +96,7 @@ class Checked:
     Attributes:
         mended: how an original that no trainer could use was changed; None: there was nothing to mend.
         resized: it was made smaller, or a baseline JPEG.
+        ignored_turn: its EXIF says that it is to be turned, and it was not.
     """
 
     data: bytes
@@ -87,6 +104,7 @@ class Checked:
     height_px: int
     mended: str | None = None
     resized: bool = False
+    ignored_turn: bool = False
 
 
 def parse_resize(text: str, *, quality: int, subsampling: str) -> Resize:
@@ -101,11 +119,12 @@ def parse_resize(text: str, *, quality: int, subsampling: str) -> Resize:
     return Resize(match[1], int(match[2]), quality, subsampling)
 
 
-def check_image(data: bytes, resize: Resize | None = None) -> Checked:
+def check_image(data: bytes, resize: Resize | None = None, *, turn: bool = False) -> Checked:
     """Decode an image in full and return it as a JPEG, RGB or greyscale.
 
-    EXIF orientation is ignored: ImageNet's labels, its published accuracies and every reader of it use the
-    pixels as they are stored.
+    Args:
+        turn: as its EXIF orientation says. By default that is ignored: ImageNet's labels, its published accuracies and
+            every reader of it use the pixels as they are stored.
 
     Raises:
         BadImage: the file is empty, truncated, too large or not an image.
@@ -120,13 +139,11 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
             raise BadImage(f"{image.width} x {image.height} px is more than the {MAX_PIXELS:,} px allowed")
         frame = read_frame(data) if image.format in ("JPEG", "MPO") else None
         try:
-            if not _is_plain_jpeg(image, frame):
-                return _mend(image, resize, frame)
-            if resize and resize.size(*image.size) != image.size:
-                return _resize(image, resize)
-            if resize and frame and image.format == "JPEG" and image.info.get("progressive"):
-                return _as_baseline(data, image, frame)
-            return _keep(data, image)
+            orientation = _orientation(image)
+            if turn and orientation != UPRIGHT:
+                return _mend(image, resize, frame, orientation)
+            checked = _check(data, image, frame, resize)
+            return replace(checked, ignored_turn=True) if orientation != UPRIGHT else checked
         except (MemoryError, BadImage):
             raise
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -138,17 +155,57 @@ def check_image(data: bytes, resize: Resize | None = None) -> Checked:
             raise BadImage(f"damaged {image.format}: {error}") from error
 
 
+def _check(data: bytes, image: Image.Image, frame: Frame | None, resize: Resize | None) -> Checked:
+    if not _is_plain_jpeg(image, frame):
+        return _mend(image, resize, frame)
+    if resize and resize.size(*image.size) != image.size:
+        return _resize(image, resize)
+    if resize and frame and image.format == "JPEG" and image.info.get("progressive"):
+        return _as_baseline(data, image, frame)
+    return _keep(data, image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 (upright) to 8, as EXIF numbers them; broken EXIF, of which ImageNet has some, says nothing."""
+    if "exif" not in image.info:
+        return UPRIGHT
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except Exception:  # Pillow's reader raises all kinds
+        return UPRIGHT
+    return int(orientation) if orientation in range(2, 9) else UPRIGHT
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than the {MAX_PIXELS:,} px allowed: {error}") from error
     except UnidentifiedImageError:
-        raise BadImage(f"not an image in any of {', '.join(FORMATS)}; it begins with {data[:12]!r}") from None
+        raise BadImage(_why_unidentified(data)) from None
     except MemoryError:
         raise
     except Exception as error:  # a header so broken that the reader stumbles over it
         raise BadImage(f"unreadable header: {error}") from error
+
+
+def _why_unidentified(data: bytes) -> str:
+    """What is the matter with a file that Pillow will not open."""
+    frame = read_frame(data)
+    if frame and frame.precision_bits != 8:
+        return f"JPEG with {frame.precision_bits} bits a channel; decoders read 8: save it with 8"
+    if frame and len(frame.components) not in (1, 3, 4):
+        return f"JPEG with {len(frame.components)} channels; decoders read 1, 3 and 4: save it as greyscale or RGB"
+    if frame and not (frame.width_px and frame.height_px):
+        return f"JPEG of {frame.width_px} x {frame.height_px} px by its header: no decoder reads it; save it anew"
+    for kind in FORMATS:
+        reader, accept = Image.OPEN[kind]
+        if accept and accept(data[:16]) and kind != "JPEG":
+            try:
+                reader(BytesIO(data), "")
+            except Exception as error:  # the readers raise all kinds
+                return f"{kind} of a kind that Pillow cannot read ({error}); save it anew"
+    return f"not an image in any of {', '.join(FORMATS)}; it begins with {data[:12]!r}"
 
 
 def _is_plain_jpeg(image: Image.Image, frame: Frame | None) -> bool:
@@ -201,9 +258,18 @@ def _tables_by_component(image: Image.Image, frame: Frame) -> list[list[int]]:
     return tables
 
 
-def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None) -> Checked:
+def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None, orientation: int = UPRIGHT) -> Checked:
     image.load()
+    width, height = resize.size(*image.size) if resize else image.size
+    if max(width, height) > MAX_JPEG_SIDE_PX:
+        raise BadImage(
+            f"{image.format} of {image.width:,} x {image.height:,} px: a JPEG has at most {MAX_JPEG_SIDE_PX:,} px a "
+            "side; make it smaller, as --resize does"
+        )
     rgb, remarks = to_rgb(image)
+    if orientation != UPRIGHT:
+        rgb = rgb.transpose(_TURNS[orientation])
+        remarks = [f"turned as its EXIF orientation ({orientation}) says", *remarks]
     if resize and resize.size(*rgb.size) != rgb.size:
         return replace(_resize(rgb, resize), mended=describe(image, frame, resize.quality, remarks))
     data = _encode(rgb, quality=MENDED_QUALITY, subsampling=MENDED_SUBSAMPLING)

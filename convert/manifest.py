@@ -64,6 +64,7 @@ class Options(_Model):
     resize: str | None  # as --resize takes it; None: original bytes
     quality: int  # of the images that are resized
     subsampling: str
+    exif: Literal["ignore", "apply"] = "ignore"  # the orientation that it gives
     classes: int | tuple[str, ...] | None  # --classes; None: all of them
     per_class: int | None
 

@@ -28,7 +28,7 @@ class ShardTask:
 
 
 def choose_classes(names: Sequence[str], wanted: int | Sequence[str] | None, *, seed: int) -> list[str]:
-    """The classes to convert, sorted: all, some number of them drawn by the seed, or those named.
+    """The classes to convert, in the order of `names`: all, some number drawn by the seed, or those named.
 
     Raises:
         ValueError: more are wanted than there are, or one of them is not there.
@@ -38,11 +38,12 @@ def choose_classes(names: Sequence[str], wanted: int | Sequence[str] | None, *, 
     if isinstance(wanted, int):
         if wanted > len(names):
             raise ValueError(f"--classes {wanted}: the source has {len(names):,}")
-        return sorted(sorted(names, key=lambda name: _rank(f"class\0{seed}\0{name}"))[:wanted])
+        drawn = set(sorted(names, key=lambda name: _rank(f"class\0{seed}\0{name}"))[:wanted])
+        return [name for name in names if name in drawn]
     unknown = sorted(set(wanted) - set(names))
     if unknown:
         raise ValueError(f"--classes: the source has no {', '.join(unknown[:5])}; its classes are like {names[0]}")
-    return sorted(set(wanted))
+    return [name for name in names if name in wanted]
 
 
 def choose_samples(

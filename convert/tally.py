@@ -28,6 +28,7 @@ class ShardResult:
     mended: list[MendedFile] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)
     resized: int = 0
+    ignored_turns: int = 0  # images with an EXIF orientation that was not applied
     reused: bool = False  # an earlier run has made it
 
 
@@ -38,7 +39,7 @@ class SplitTally:
         self.histogram = [0] * num_classes
         self.mended: list[MendedFile] = []
         self.refused: list[RefusedFile] = []
-        self.resized = self.reused_shards = 0
+        self.resized = self.reused_shards = self.ignored_turns = 0
         self._entries: dict[int, dict[str, Any]] = {}
         self._width_px = _Spreading()
         self._height_px = _Spreading()
@@ -62,6 +63,7 @@ class SplitTally:
         self.mended += result.mended
         self.refused += result.refused
         self.resized += result.resized
+        self.ignored_turns += result.ignored_turns
         self.reused_shards += result.reused
         if result.entry is not None:
             self._entries[result.index] = result.entry

@@ -45,6 +45,7 @@ class Job:
     on_bad: OnBad
     form: ShardFormat
     resize: Resize | None = None
+    turn: bool = False  # as EXIF says
     deadly: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
@@ -91,14 +92,17 @@ def _deadly_images(died: WorkersDied, job: Job) -> dict[tuple[str, int], str]:
     for death in died.deaths:
         task = tasks.get(death.note.partition(" ")[0])
         if task:
-            killers = which_kill(partial(_images_of, task, job), partial(check_image, resize=job.resize))
+            killers = which_kill(partial(_images_of, task, job), partial(check_image, resize=job.resize, turn=job.turn))
             found |= {(task.split, n): f"it kills the process that decodes it ({how})" for n, how in killers.items()}
     if not found:
-        raise WorkerError(
-            f"{_who_died(died.deaths, tasks)}, perhaps because memory ran out; use fewer --workers or a smaller "
-            "--size-limit"
-        )
+        raise WorkerError(_who_died(died.deaths, tasks) + _advice(died.deaths))
     return found
+
+
+def _advice(deaths: Sequence[Death]) -> str:
+    if all(death.how == "SIGKILL" for death in deaths):
+        return ", perhaps because memory ran out; use fewer --workers or a smaller --size-limit"
+    return ". Give the same command again, which goes on; if it ends so once more, look at the machine's memory"
 
 
 def _who_died(deaths: Sequence[Death], tasks: Mapping[str, ShardTask]) -> str:
@@ -108,7 +112,7 @@ def _who_died(deaths: Sequence[Death], tasks: Mapping[str, ShardTask]) -> str:
         if keys:
             return (
                 f"a worker process was killed ({death.how}) while it had {printable(keys[0])}; neither this image nor "
-                "another of its shard ends a process by itself, so it was killed from outside"
+                "another of its shard ends a process by itself"
             )
     return f"a worker process was killed ({deaths[0].how})" if deaths else "a worker process was killed"
 
@@ -152,6 +156,7 @@ def make_shard(task: ShardTask, job: Job) -> tuple[ShardResult, EncodedShard | N
         encoded.append(encode_sample(sample_id, image.data, sample.label))
         result.kept.append(KeptImage(sample.label, image.width_px, image.height_px, len(image.data)))
         result.resized += image.resized
+        result.ignored_turns += image.ignored_turn
         if image.mended:
             result.mended.append(MendedFile(id=sample_id, path=path, label=sample.label, what=image.mended))
     if not encoded:
@@ -169,7 +174,7 @@ def _check(sample: Sample, data: bytes, job: Job, deadly: str | None) -> Checked
         raise BadImage(deadly)
     if sample.size_bytes > MAX_FILE_BYTES:
         raise BadImage(f"a file of {sample.size_bytes:,} bytes is more than the {MAX_FILE_BYTES:,} allowed")
-    return check_image(data, job.resize)
+    return check_image(data, job.resize, turn=job.turn)
 
 
 def _read_all(samples: Sequence[tuple[int, Sample]], files: Files) -> Iterator[bytes]:

@@ -14,6 +14,12 @@ from typing import NamedTuple
 ALGORITHM = 2
 """Counts changes of the views that a seed stands for: a run cannot be resumed exactly with another one."""
 
+EVALUATION = 2
+"""Counts changes of the pixels that an evaluation sees; a checkpoint notes it."""
+
+MOST_RESIZED_PX = 2**26
+"""Of a strip that is resized to more (256 px of its short side, 260,000 of its long one) only the middle is."""
+
 Draw = Callable[[], float]
 """The next number of a stream: uniform in [0, 1)."""
 
@@ -27,10 +33,14 @@ class View(NamedTuple):
     Attributes:
         box: left, top, right, bottom in source pixels; whole numbers for training crops, fractions for evaluation.
         flip: mirror left to right.
+        whole: width and height that the whole image is resized to, and left and top of the part of the result that is
+            the view, all in px of the result; only the part is worked out, and the box is about what it shows. None:
+            the box is resized by itself.
     """
 
     box: tuple[float, float, float, float]
     flip: bool
+    whole: tuple[int, int, int, int] | None = None
 
 
 def sample_draws(seed: int, epoch: int, sample_id: int) -> Draw:
@@ -96,10 +106,10 @@ def _crop_box(
 
 
 def center_view(width: int, height: int, *, resize_size: int, crop_size: int) -> View:
-    """Return the box that torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` together look at.
+    """Return the view that torchvision's `Resize(resize_size)` and `CenterCrop(crop_size)` together make.
 
-    The short side is scaled to `resize_size` px and the middle `crop_size` px are kept; here both steps become one
-    box in source pixels, so only the part that is kept is ever resized.
+    The short side is scaled to `resize_size` px and the middle `crop_size` px are kept; decoders give the same pixels,
+    bit for bit, without resizing more than is kept.
     """
     if width <= height:
         scaled_w, scaled_h = resize_size, int(resize_size * height / width)
@@ -108,7 +118,8 @@ def center_view(width: int, height: int, *, resize_size: int, crop_size: int) ->
     left, top = round((scaled_w - crop_size) / 2), round((scaled_h - crop_size) / 2)
     x_scale, y_scale = width / scaled_w, height / scaled_h
     box = (left * x_scale, top * y_scale, (left + crop_size) * x_scale, (top + crop_size) * y_scale)
-    return View(box, flip=False)
+    fits = left >= 0 and top >= 0 and scaled_w * scaled_h <= MOST_RESIZED_PX
+    return View(box, flip=False, whole=(scaled_w, scaled_h, left, top) if fits else None)
 
 
 def view_hash(epoch: int, sample_id: int, view: View, size_px: int) -> int:

@@ -118,6 +118,7 @@ def contract_of(
             settings[key] = value
     settings["precision"] = precision
     noted = {f"data.{key}": data[key] for key in DATA_THAT_IS_NOTED}
+    noted["data.evaluation_view"] = augment.EVALUATION
     noted |= {"data.val_fingerprint": val_fingerprint, "world_size": world_size, "deterministic": cfg.deterministic}
     return Contract(dict(sorted(settings.items())), environment, dict(sorted(noted.items())), is_bit_exact)
 

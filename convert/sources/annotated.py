@@ -23,6 +23,7 @@ from convert.sources.base import (
     in_order,
     indexes_of,
     labelled_splits,
+    logger,
 )
 from convert.sources.folders import class_folders, flat_listing, lines_of, outside_of_classes, walk
 
@@ -72,7 +73,7 @@ class Annotated:
             images,
             split=split,
             classes=classes,
-            wnid_of=_labels(labels),
+            wnid_of=_named(_labels(labels), classes, labels),
             labels=labels,
             skip=(labels.name,) if labels.parent == self.root / images else (),
         )
@@ -125,6 +126,25 @@ class Annotated:
 
 def _lists(split: str) -> tuple[str, ...]:
     return (f"{split}/{split}_annotations.txt", f"{split}_annotations.txt", f"{split}.txt")
+
+
+def _named(class_of: dict[str, str], classes: Sequence[str], path: Path) -> dict[str, str]:
+    """The classes of a list that gives numbers, such as Caffe's val.txt: the n-th class, counted from 0.
+
+    Raises:
+        SourceError: they may be counted from 1, or there are not so many classes.
+    """
+    if not all(map(str.isdecimal, class_of.values())) or set(class_of.values()) <= set(classes):
+        return class_of
+    numbers = {int(number) for number in class_of.values()}
+    if min(numbers) != 0 or max(numbers) >= len(classes):
+        raise SourceError(
+            f"{path} gives numbers from {min(numbers):,} to {max(numbers):,} for classes, and there are "
+            f"{counted(len(classes), 'class', 'classes')}, such as {classes[0]}. Only numbers that count the sorted "
+            "classes from 0 are understood; write the classes' names instead of numbers."
+        )
+    logger.warning("warning: %s gives numbers; 0 is taken for %s, the first of the sorted classes", path, classes[0])
+    return {name: classes[int(number)] for name, number in class_of.items()}
 
 
 def _labels(path: Path) -> dict[str, str]:

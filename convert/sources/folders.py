@@ -1,5 +1,6 @@
 """What the layouts that are folders of image files have in common: class folders, and flat folders with a list."""
 
+import codecs
 import os
 import stat
 from collections import Counter
@@ -117,12 +118,22 @@ def flat_listing(
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file. Raises SourceError where it cannot be read or is not UTF-8."""
+    """The lines of a text file, in UTF-8 with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        SourceError: it cannot be read, or is in another encoding.
+    """
     with reading(path):
-        try:
-            return path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{path} is not text in UTF-8: {error}") from None
+        data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding).splitlines()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise SourceError(
+            f"{path}:{line} is not text in UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8, as by "
+            f"iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def _size_of_regular_file(entry: os.DirEntry[str]) -> int:

@@ -19,6 +19,7 @@ from convert.sources.base import (
     in_order,
     indexes_of,
     is_hidden,
+    logger,
     names_of,
 )
 from convert.sources.folders import class_folders, outside_of_classes, walk
@@ -60,6 +61,8 @@ class ImageFolder:
 
     def listing(self, split: str, classes: Sequence[str]) -> Listing:
         name_there = self._folder(split) or split
+        if name_there != split:
+            logger.info("%s: read from the folder %s/", split, name_there)
         folder = self.root / name_there
         own = class_folders(folder)
         index_of = indexes_of(classes, own, where=folder)

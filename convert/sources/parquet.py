@@ -24,6 +24,7 @@ from convert.sources.base import (
     glimpse,
     in_order,
     indexes_of,
+    is_hidden,
     labelled_splits,
     reading,
 )
@@ -40,12 +41,41 @@ from convert.sources.parquet_images import (
 FOLDERS = ("", "data/")
 SPLIT_NAMES = {"validation": "val", "valid": "val"}  # theirs -> ours
 _FILE = re.compile(r"(?P<split>\w+?)(?:-(?P<index>\d{5})-of-(?P<count>\d{5})(?:-\w+)?)?\.parquet")
+_PART = re.compile(r"(\d{4,})\.parquet")
+_SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
+FOLDERS_LOOKED_INTO = 20
 _LABELS_IN_PATH = re.compile(rf"(?P<stem>.*)_(?P<wnid>{WNID.pattern})")
 
 
 def is_parquet(files: Files) -> bool:
     """Whether this folder holds parquet files of images, by their names."""
-    return any(_FILE.fullmatch(name) for folder in FOLDERS for name in files.names(folder))
+    return bool(_configurations(files))
+
+
+def _configurations(files: Files) -> dict[str, dict[str, list[str]]]:
+    """Folder -> split -> its parquet files: of the source and `data/`, else of each folder, as `plain_text/`."""
+    for folder in FOLDERS:
+        if found := _splits_in(files, folder):
+            return {folder: found}
+    folders = [name for name in files.names() if name.endswith("/") and not is_hidden(name)]
+    if len(folders) > FOLDERS_LOOKED_INTO:
+        return {}
+    return {folder: found for folder in folders if (found := _splits_in(files, folder))}
+
+
+def _splits_in(files: Files, folder: str) -> dict[str, list[str]]:
+    """Split -> its files, `<split>-00000-of-00002.parquet` or `<split>/0000.parquet`, as Hugging Face converts them."""
+    found: dict[str, list[str]] = {}
+    for name in files.names(folder):
+        match = _FILE.fullmatch(name)
+        if match and not match["split"].isdecimal():
+            found.setdefault(SPLIT_NAMES.get(match["split"], match["split"]), []).append(folder + name)
+        elif name.removesuffix("/") in _SPLIT_FOLDERS and name.endswith("/"):
+            split = SPLIT_NAMES.get(name.removesuffix("/"), name.removesuffix("/"))
+            parts = [folder + name + part for part in files.names(folder + name) if _PART.fullmatch(part)]
+            if parts:
+                found.setdefault(split, []).extend(parts)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +135,8 @@ class Parquet:
     def left_out(self, splits: Sequence[str]) -> list[str]:
         with reading(self.source):
             folder = self._folder()
-            used = {name.removeprefix(folder) for split in splits for name in self._names(split)}
+            files = (name.removeprefix(folder) for split in splits for name in self._names(split))
+            used = {name.partition("/")[0] for name in files}
             beside = all_but(self.source, {folder.rstrip("/")}) if folder else []
             return beside + all_but(self.source, used, folder)
 
@@ -118,14 +149,22 @@ class Parquet:
             pairs = zip(self._classes_by_label(split), declared, strict=True)
             return {wnid: name for wnid, name in pairs if wnid != name}
 
+    def _configuration(self) -> tuple[str, dict[str, list[str]]]:
+        """The folder of the parquet files, and split -> its files, in order."""
+        found = _configurations(self.source)
+        if len(found) > 1:
+            raise SourceError(
+                f"--source {self.source} holds several configurations of a dataset: {first_few(list(found))}. "
+                "Give the folder of one."
+            )
+        return next(iter(found.items()), ("", {}))
+
     def _folder(self) -> str:
-        return next((folder for folder in FOLDERS if any(map(_FILE.fullmatch, self.source.names(folder)))), "")
+        return self._configuration()[0]
 
     def _names(self, split: str) -> list[str]:
         """The parquet files of a split, in order."""
-        folder = self._folder()
-        matches = filter(None, map(_FILE.fullmatch, self.source.names(folder)))
-        return [folder + match[0] for match in matches if SPLIT_NAMES.get(match["split"], match["split"]) == split]
+        return self._configuration()[1].get(split, [])
 
     def _whole_split(self, split: str) -> list[str]:
         """The files of a split; SourceError where some are missing, as after a download that broke off."""
@@ -134,6 +173,12 @@ class Parquet:
         counts = {int(part["count"]) for part in parts if part and part["count"]}
         there = sorted(int(part["index"]) for part in parts if part and part["index"])
         if not counts:
+            numbers = [int(part[1]) for name in names if (part := _PART.fullmatch(name.rpartition("/")[2]))]
+            if numbers != list(range(len(numbers))):
+                raise SourceError(
+                    f"{self.source}: the parquet files of {split} are numbered {first_few(list(map(str, numbers)))}; "
+                    "some are missing. Fetch them."
+                )
             return names
         count = max(counts)
         if len(counts) > 1 or there != list(range(count)):

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
+int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips, const int32_t *wholes,
                  int count, int size, int bounded, int resize_in, int threads, int path, uint8_t *out,
                  int32_t *status, char *messages);
 int is_sound(const uint8_t *data, size_t length);
@@ -72,7 +72,7 @@ int main(int argc, char **argv) {
     int size = edges[batch % 5];
     uint8_t *out = malloc((size_t)kept * (size_t)size * (size_t)size * 3 + 1);
     for (int path = 0; path <= 3; path++) { /* of those that this processor lacks, -1 is returned */
-      int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, kept, size, batch % 2,
+      int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, NULL, kept, size, batch % 2,
                                 batch / 2 % 3, batch % 4 % 3 + 1, path, out, status, messages);
       if (path == 0) images += kept, decoded += kept - failed;
     }

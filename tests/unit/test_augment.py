@@ -1,5 +1,6 @@
 """Crops and mirrors: keyed, of torchvision's distribution, and looking at the pixels that torchvision looks at."""
 
+import io
 import random
 from collections import Counter
 
@@ -12,6 +13,8 @@ from PIL import Image
 from train import augment
 from train.augment import View, center_view, random_resized_crop, sample_draws, view_hash
 from train.decode import pillow
+from train.decode.backends import open_decoder
+from train.decode.native import library
 
 SETTINGS = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip_prob": 0.5}
 
@@ -77,8 +80,6 @@ def test_an_image_too_wide_for_any_crop_gives_its_middle() -> None:
 
 
 def encode(pixels: np.ndarray, **options: object) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", **options)
     return buffer.getvalue()
@@ -91,21 +92,36 @@ def photo(width: int, height: int) -> np.ndarray:
     return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (257, 301), (90, 400)])
-def test_evaluation_sees_the_pixels_of_resize_and_center_crop(width: int, height: int) -> None:
-    jpeg = encode(photo(width, height), quality=95)
-    view = center_view(width, height, resize_size=64, crop_size=56)
-    ours = pillow.decode_batch([jpeg], [view], 56, bounded=False)[0].numpy().astype(int)
-    import io
+@pytest.mark.parametrize("decoder", ["pillow", "native"])
+@pytest.mark.parametrize(("resize_size", "crop_size"), [(64, 56), (73, 64), (256, 224)])
+def test_evaluation_sees_the_pixels_of_resize_and_center_crop_bit_for_bit(
+    resize_size: int, crop_size: int, decoder: str
+) -> None:
+    if decoder == "native" and not library.is_built():
+        pytest.skip("the native decoder is not built")
+    opened = open_decoder(decoder)  # type: ignore[arg-type]
+    transform = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(resize_size), torchvision.transforms.CenterCrop(crop_size)]
+    )
+    rng = random.Random(resize_size)
+    sizes = [(500, 375), (375, 500), (256, 256), (resize_size, resize_size), (257, 301), (90, 400), (9, 700), (1, 30)]
+    sizes += [(rng.randrange(20, 700), rng.randrange(20, 700)) for _ in range(25)]
+    for width, height in sizes:
+        jpeg = encode(photo(width, height), quality=95)
+        view = center_view(width, height, resize_size=resize_size, crop_size=crop_size)
+        ours = opened.decode_batch([jpeg], [view], crop_size, bounded=False)[0]
+        reference = transform(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        assert torch.equal(ours, torch.from_numpy(np.array(reference))), (width, height)
+    assert decoder == "pillow" or opened.left_to_pillow == 0
 
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    reference = torchvision.transforms.CenterCrop(56)(torchvision.transforms.Resize(64)(image))
-    assert np.abs(ours - np.asarray(reference).astype(int)).max() <= 1
+
+def test_a_strip_too_long_to_be_resized_as_a_whole_is_seen_in_its_middle() -> None:
+    view = center_view(1, 60_000, resize_size=256, crop_size=224)
+    assert view.whole is None
+    assert pillow.decode_batch([encode(photo(1, 60_000))], [view], 224, bounded=False).shape == (1, 224, 224, 3)
 
 
 def test_training_sees_the_pixels_of_resized_crop_bit_for_bit() -> None:
-    import io
-
     jpeg = encode(photo(300, 200), quality=95)
     views = [random_resized_crop(300, 200, sample_draws(0, 0, i), **SETTINGS) for i in range(20)]
     ours = pillow.decode_batch([jpeg] * 20, views, 48, bounded=True)
@@ -121,8 +137,6 @@ def test_training_sees_the_pixels_of_resized_crop_bit_for_bit() -> None:
 
 
 def test_grey_and_cmyk_images_come_out_as_rgb() -> None:
-    import io
-
     grey = encode(photo(60, 40)[:, :, 0])
     cmyk = io.BytesIO()
     Image.fromarray(photo(60, 40)).convert("CMYK").save(cmyk, "JPEG")

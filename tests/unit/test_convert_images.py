@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from convert.images import BLOCKS_BETWEEN_RESTARTS, Resize, check_image, parse_resize
 from convert.mending import BadImage
+from tests.jpegs import written_by_hand
 
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
@@ -56,6 +57,30 @@ def test_exif_orientation_is_ignored() -> None:
     data = encode(noise((64, 48)), exif=exif)
     checked = check_image(data)
     assert (checked.data, checked.width_px, checked.height_px) == (data, 64, 48)
+    assert checked.ignored_turn and not check_image(encode(noise((64, 48)))).ignored_turn
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("resize", [None, "max=30"])
+def test_exif_orientation_can_be_applied(orientation: int, kind: str, resize: str | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = noise((6, 4)).resize((66, 44), Image.Resampling.BICUBIC)
+    data = encode(image, kind, exif=exif)
+    checked = check_image(data, shrink(resize) if resize else None, turn=True)
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")
+    if resize:
+        upright = upright.resize((checked.width_px, checked.height_px), Image.Resampling.LANCZOS)
+    stored = Image.open(BytesIO(checked.data))
+    assert stored.size == upright.size and not checked.ignored_turn
+    assert (
+        np.sqrt(((np.asarray(stored, float) - np.asarray(upright, float)) ** 2).mean()) < 12
+    )  # turned otherwise it is above 40
+    is_turned = orientation in range(2, 9)
+    assert not is_turned or 0x0112 not in stored.getexif()
+    assert (f"turned as its EXIF orientation ({orientation}) says" in (checked.mended or "")) == is_turned
+    assert is_turned or kind != "JPEG" or resize or checked.data == data
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -199,6 +224,40 @@ def test_greys_of_every_type_come_out_from_black_to_white(data: bytes, remark: s
 def test_what_would_come_out_black_white_or_negative_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage, match=reason):
         check_image(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (written_by_hand(40, 30, precision_bits=12, marker=0xC1), "JPEG with 12 bits a channel"),
+        (
+            written_by_hand(40, 30, ((1, 1), (1, 1)), quantization=(0, 0), huffman=(0, 0)),
+            "JPEG with 2 channels; decoders read 1, 3 and 4",
+        ),
+        (with_size_in_header(encode(noise()), 64, 0), "JPEG of 64 x 0 px by its header"),
+        (
+            encode(Image.new("L", (70_000, 3)), "PNG"),
+            r"PNG of 70,000 x 3 px: a JPEG has at most 65,500 px a side.*resize",
+        ),
+        (tiff("d", 64, 3, RAMP), r"TIFF of a kind that Pillow cannot read \(unknown pixel mode\)"),
+    ],
+)
+def test_what_no_decoder_reads_says_what_was_seen_and_what_to_do(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
+        check_image(data)
+
+
+def test_a_long_strip_can_be_made_smaller() -> None:
+    checked = check_image(encode(Image.new("L", (70_000, 300)), "PNG"), shrink("max=700"))
+    assert (checked.width_px, checked.height_px) == (700, 3)
+
+
+@pytest.mark.parametrize("option", ["icc_profile", "pnginfo"])
+def test_a_png_with_a_large_profile_or_text_is_read(option: str) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("notes", "x" * 3_000_000, zip=True)
+    value = bytes(3_000_000) if option == "icc_profile" else text
+    assert check_image(encode(noise(), "PNG", **{option: value})).mended == "PNG re-encoded as RGB JPEG, quality 95"
 
 
 def test_a_picture_that_comes_out_very_dark_is_listed_as_such() -> None:

@@ -99,3 +99,10 @@ def test_the_listings_hash_sees_names_labels_sizes_and_classes_but_not_where_the
     assert hash_of(one) == hash_of(Sample("train/a/1", 0, 100, file="images.tar", offset_bytes=512))
     others = [Sample("train/a/2", 0, 100, "x"), Sample("train/a/1", 1, 100, "x"), Sample("train/a/1", 0, 99, "x")]
     assert len({hash_of(one), hash_of(one, ["a", "c"]), *map(hash_of, others)}) == 5
+
+
+def test_chosen_classes_keep_the_order_of_the_labels() -> None:
+    names = ["0", "1", "2", "9", "10", "11"]
+    assert choose_classes(names, ["10", "9"], seed=0) == ["9", "10"]
+    drawn = choose_classes(names, 4, seed=0)
+    assert drawn == sorted(drawn, key=names.index) and len(drawn) == 4

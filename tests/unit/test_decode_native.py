@@ -76,7 +76,8 @@ def test_every_box_of_every_sampling_has_pillows_pixels(sampling: str, progressi
 def test_unbounded_boxes_look_over_their_edges_as_pillows_do(sampling: str) -> None:
     for seed, (width, height) in enumerate(SHAPES):
         data, rng = jpeg(width, height, sampling, seed), random.Random(seed)
-        views = [center_view(width, height, resize_size=40, crop_size=32)]
+        views = [center_view(width, height, resize_size=whole, crop_size=32) for whole in (32, 40, 200)]
+        assert all(view.whole for view in views)
         for _ in range(12):
             x, y = sorted(rng.uniform(0, width) for _ in "12"), sorted(rng.uniform(0, height) for _ in "12")
             views.append(View((x[0], y[0], x[1] + 0.001 * (width - x[1]), y[1]), rng.random() < 0.5))

@@ -67,8 +67,9 @@ def decode_batch(
         jpegs: B encoded images; JPEG of any colour space, or anything else that Pillow reads.
         views: B boxes within their images.
         size: edge of the result, px.
-        bounded: True cuts before it resizes, so no pixel outside the box counts (RandomResizedCrop); False lets the
-            filter look over the box's edge, as resizing the whole image first would (Resize, then CenterCrop).
+        bounded: True cuts before it resizes, so no pixel outside the box counts (RandomResizedCrop); False gives what
+            resizing the whole image and cutting then gives (Resize, then CenterCrop): bit for bit where the view says
+            how large the whole becomes, else within a level.
         out: uint8 (B, size, size, 3), contiguous, to be filled and returned; None: a new one.
 
     Returns:
@@ -109,6 +110,10 @@ def _render(jpeg: bytes, view: View, size: int, bounded: bool) -> Image.Image:
     if bounded:
         left, top, right, bottom = (int(edge) for edge in view.box)
         image = image.crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BILINEAR)
+    elif view.whole:
+        width, height, left, top = view.whole
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + size, top + size))
     else:
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=view.box)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image

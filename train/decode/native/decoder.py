@@ -91,12 +91,14 @@ class NativeDecoder:
         out = pillow.checked_output(out, count, size)
         boxes = np.array([view.box for view in views], dtype=np.float64).reshape(count, 4)
         flips = np.array([view.flip for view in views], dtype=np.uint8)
+        wholes = np.array([view.whole or (0, 0, 0, 0) for view in views], dtype=np.int32).reshape(count, 4)
         status = np.empty(count, dtype=np.int32)
         messages = ctypes.create_string_buffer(count * MESSAGE_BYTES)
         failed = open_library().decode_batch(
             *pointers_to(jpegs),
             boxes.ctypes.data,
             flips.ctypes.data,
+            wholes.ctypes.data,
             count,
             size,
             bounded,

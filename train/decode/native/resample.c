@@ -70,16 +70,16 @@ static void set_weight(int16_t *weights, int tap, int bits, uint32_t weight) {
   group[4] = (int16_t)(bits == COARSE ? 0 : weight & LOW_MASK);
 }
 
-int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int mirrored,
-                enum weight_bits bits) {
-  double scale = (double)(to - from) / size;
+int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int whole, int start,
+                int mirrored, enum weight_bits bits) {
+  double scale = (double)(to - from) / whole;
   double support = scale < 1.0 ? 1.0 : scale; /* upscaling interpolates between neighbours */
   double shares[MAX_TAPS], inverse = 1.0 / support;
   int most = 0;
   if (source_size < 1 || size < 1 || !(to > from) || support > MAX_TAPS / 2 - 4) return -1;
   if (reserve_pixels(filter, size)) return -1;
   for (int o = 0; o < size; o++) {
-    double center = from + (o + 0.5) * scale;
+    double center = from + (start + o + 0.5) * scale;
     int first = (int)(center - support + 0.5), end = (int)(center + support + 0.5);
     if (first < 0) first = 0;
     if (end > source_size) end = source_size;
@@ -93,7 +93,7 @@ int filter_plan(struct filter *filter, int source_size, float from, float to, in
   filter->most = most, filter->bits = bits;
   for (int o = 0; o < size; o++) {
     int at = mirrored ? size - 1 - o : o, first = filter->first[at], count = filter->count[at];
-    double center = from + (o + 0.5) * scale, sum = 0.0;
+    double center = from + (start + o + 0.5) * scale, sum = 0.0;
     for (int t = 0; t < count; t++) sum += shares[t] = triangle((t + first - center + 0.5) * inverse);
     int16_t *weights = weights_of(filter, at);
     for (int t = 0; t < count; t++) {

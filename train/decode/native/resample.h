@@ -41,10 +41,11 @@ struct filter {
 
 enum { MAX_TAPS = 8192 }; /* keeps rounded weights from adding up to more than 255 can be multiplied by */
 
-/* Plan the axis that maps [from, to) of `source_size` pixels onto `size`, perhaps mirrored.
+/* Plan the axis that maps [from, to) of `source_size` pixels onto `whole`, of which `size` from `start` on are wanted,
+ * perhaps mirrored.
  * Returns 0, or -1 when out of memory or bounds. */
-int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int mirrored,
-                enum weight_bits bits);
+int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int whole, int start,
+                int mirrored, enum weight_bits bits);
 /* Plan the rows of chroma that make the rows of luma that a filter asks for, `down` (1 or 2) of luma to one of chroma,
  * interpolated as libjpeg does: 3/4 of the nearer row and 1/4 of the next one, as far as the image reaches. Rows of
  * chroma are counted from the image's top; `origin` is luma's row 0 counted so, `height` the image's rows of luma.
