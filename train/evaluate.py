@@ -33,12 +33,13 @@ from train.checkpoint_file import load as load_checkpoint
 from train.checkpoints import Found, on_every_node
 from train.config import Config, config_from_dict
 from train.folders import open_folder
+from train.labels import labels_for
 from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
 from train.run import precision_on, start_process, torch_device
 from train.signals import listening
-from train.splits import open_eval
+from train.splits import class_names, describe, open_eval
 from train.start import RefusedError
 
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
@@ -93,11 +94,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         dataset = open_eval(
             cfg.data, split, device_batch_size=max(1, cfg.data.eval_batch_size // dist.get_world_size())
         )
+        labels = labels_for(
+            saved.get("classes"), saved["num_classes"], class_names(cfg.data), where=describe(cfg.data, split)
+        )
+        spec = build_eval_spec(dataset, cfg.data, device=torch_device(device), labels=labels)
         trainer = Trainer(
             model=build_model(cfg.model, saved["num_classes"]),
-            eval_dataloader=Evaluator(
-                label="eval", dataloader=build_eval_spec(dataset, cfg.data, device=torch_device(device))
-            ),
+            eval_dataloader=Evaluator(label="eval", dataloader=spec),
             # Only what changes the network's shape counts here: the checkpoint's weights are EMA's where there is one.
             algorithms=cfg.build_algorithms(),
             callbacks=predictions,
@@ -122,7 +125,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: `config`, `num_classes`.
+    """Return what a checkpoint says of its run: `config`, `num_classes`, `classes` (its names, or None).
 
     Raises:
         CheckpointError: it is damaged, unsafe, or not of this program.

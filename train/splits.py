@@ -16,7 +16,7 @@ from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_finge
 from train.dataset import StreamingEvalImages, StreamingImages
 from train.downloads import CheckedStream, least_cache_bytes
 from train.folders import FolderError, open_folder
-from train.index import fault_of_index
+from train.index import DataError, fault_of_index
 from train.job_dir import link_for_this_job, one_at_a_time
 from train.loader import MAX_AUTO_WORKERS
 from train.sections import DataConfig
@@ -24,10 +24,6 @@ from train.sections import DataConfig
 log = logging.getLogger(__name__)
 
 FAST_HASHES = ("xxh64", "xxh3_64", "xxh128", "sha1", "md5", "sha256")
-
-
-class DataError(ValueError):
-    """The dataset is not there, not readable or not what the config says."""
 
 
 def open_train(cfg: DataConfig, *, global_batch_size: int, device_batch_size: int, seed: int) -> StreamingImages:
@@ -180,6 +176,12 @@ def read_manifest(cfg: DataConfig) -> Manifest | None:
         return None if text is None else parse_manifest(text.encode(), where=describe(cfg, MANIFEST_NAME))
     except ManifestError as error:
         raise DataError(str(error)) from error
+
+
+def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
+    """Return the names of the dataset's classes (ImageNet's: wnids) by label, or None where it has no manifest."""
+    manifest = read_manifest(cfg)
+    return None if manifest is None else tuple(info.wnid for info in manifest.classes)
 
 
 def _read_text(cfg: DataConfig, name: str) -> str | None:
