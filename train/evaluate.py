@@ -70,6 +70,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="DIR_OR_S3", help="the MDS dataset")
     parser.add_argument("--local", metavar="DIR", help="cache folder, needed when --data is in S3")
     parser.add_argument("--split", help="default: the run's own data.val_split")
+    parser.add_argument(
+        "--columns",
+        metavar="IMAGE,LABEL",
+        help="names of the shards' columns of images and labels, as in image,label; default: the run's",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step over all ranks; default: the run's")
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank; default: the run's")
     parser.add_argument(
@@ -142,6 +147,8 @@ def with_data(cfg: Config, args: argparse.Namespace) -> Config:
     """Return the run's configuration with the data that the command names."""
     remote = args.data if "://" in args.data or args.local else None
     changes: dict[str, Any] = {"remote": remote, "local": args.local or (None if remote else args.data)}
+    if args.columns is not None:
+        changes["columns"] = dict(zip(("image", "label"), args.columns.split(",", 1), strict=False))
     if args.batch_size:
         changes["eval_batch_size"] = args.batch_size
     if args.workers is not None:

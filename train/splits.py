@@ -19,6 +19,7 @@ from train.folders import FolderError, open_folder
 from train.index import DataError, fault_of_index
 from train.job_dir import link_for_this_job, one_at_a_time
 from train.loader import MAX_AUTO_WORKERS
+from train.records import fault_of_columns
 from train.sections import DataConfig
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
         with one_at_a_time():
             return kind(
                 streams=[stream],
+                columns=(cfg.columns.image, cfg.columns.label),
                 predownload=cfg.predownload,
                 cache_limit=None if cfg.cache_limit_gb is None else int(cfg.cache_limit_gb * 1e9),
                 num_canonical_nodes=cfg.num_canonical_nodes,
@@ -148,7 +150,7 @@ def read_index(cfg: DataConfig, split: str) -> dict[str, Any]:
     """Return a split's index.json.
 
     Raises:
-        DataError: when there is none, or it is not an MDS index.
+        DataError: when there is none, it is not an MDS index, or its shards hold no images with labels.
     """
     text = _read_text(cfg, os.path.join(split, "index.json"))
     where = os.path.join(describe(cfg, split), "index.json")
@@ -161,6 +163,10 @@ def read_index(cfg: DataConfig, split: str) -> dict[str, Any]:
     fault = fault_of_index(index)
     if fault:
         raise DataError(f"{where} is not an MDS index: {fault}; copy or convert the dataset again")
+    for number, shard in enumerate(index["shards"]):
+        encodings = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+        if fault := fault_of_columns(encodings, cfg.columns.image, cfg.columns.label):
+            raise DataError(f"{where}: shard {number} cannot be trained on: {fault}")
     return index
 
 
