@@ -11,7 +11,7 @@ from typing import Any
 
 import zstd
 
-IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
+IMAGE_ENCODINGS = ("jpeg", "png", "bytes", "jpegarray", "jpeg_array")  # the last two are JPEG on disk too
 _INTEGERS = {
     "int": "<q",
     "int8": "<b",

@@ -127,6 +127,7 @@ class RunRecord(Callback):
         return {
             "config": self.facts["config"],
             "num_classes": self.facts["dataset"]["num_classes"],
+            "classes": self.facts["dataset"]["classes"],
             "epochs": [dict(row) for row in self.epochs],
             "curve": [dict(point) for point in self.curve],
             "evaluations": [dict(evaluation) for evaluation in self.evaluations],

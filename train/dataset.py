@@ -24,7 +24,7 @@ from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
 
 from train.downloads import StoppedError
-from train.records import FILES_KEPT_OPEN, RecordError, Records
+from train.records import FILES_KEPT_OPEN, IMAGE_AND_LABEL, RecordError, Records
 
 IGNORED_LABEL = -100
 """Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
@@ -116,16 +116,17 @@ class StreamingImages(StreamingDataset):
 
     Args:
         global_batch_size: samples of one optimizer step over all ranks; the epoch's last, incomplete one is left out.
+        columns: the names of the shards' columns of images and of labels.
         kwargs: StreamingDataset's own; `batch_size` is per rank.
 
     Raises:
-        RecordError: when the shards have no column `x` of images or no integer column `y`.
+        RecordError: when the shards have no such columns of images and whole numbers.
     """
 
-    def __init__(self, *, global_batch_size: int, **kwargs: Any) -> None:
+    def __init__(self, *, global_batch_size: int, columns: tuple[str, str] = IMAGE_AND_LABEL, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # A file that is open takes up the disk's space even when Streaming has deleted it to make room.
-        self.records = Records(self.shards, keep_open=0 if self.cache_limit else FILES_KEPT_OPEN)
+        self.records = Records(self.shards, columns=columns, keep_open=0 if self.cache_limit else FILES_KEPT_OPEN)
         self.spanner = ShardOfSample([int(shard.samples) for shard in self.shards])
         self._found = np.zeros(len(self.shards), dtype=bool)
         self.steps_per_epoch = self.num_samples // global_batch_size

@@ -108,7 +108,7 @@ class CheckedStream(Stream):
         if self.remote is None:
             return
         folder = Path(self.local, self.split)
-        for part in folder.glob(".*.part"):
+        for part in folder.rglob(".*.part"):
             with suppress(FileNotFoundError):
                 if time.time() - part.stat().st_mtime > PART_AGE_S:
                     part.unlink()

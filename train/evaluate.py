@@ -33,12 +33,13 @@ from train.checkpoint_file import load as load_checkpoint
 from train.checkpoints import Found, on_every_node
 from train.config import Config, config_from_dict
 from train.folders import open_folder
+from train.labels import labels_for
 from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
 from train.run import precision_on, start_process, torch_device
 from train.signals import listening
-from train.splits import open_eval
+from train.splits import class_names, describe, open_eval
 from train.start import RefusedError
 
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
@@ -69,6 +70,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", required=True, metavar="DIR_OR_S3", help="the MDS dataset")
     parser.add_argument("--local", metavar="DIR", help="cache folder, needed when --data is in S3")
     parser.add_argument("--split", help="default: the run's own data.val_split")
+    parser.add_argument(
+        "--columns",
+        metavar="IMAGE,LABEL",
+        help="names of the shards' columns of images and labels, as in image,label; default: the run's",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step over all ranks; default: the run's")
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank; default: the run's")
     parser.add_argument(
@@ -93,11 +99,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         dataset = open_eval(
             cfg.data, split, device_batch_size=max(1, cfg.data.eval_batch_size // dist.get_world_size())
         )
+        labels = labels_for(
+            saved.get("classes"), saved["num_classes"], class_names(cfg.data), where=describe(cfg.data, split)
+        )
+        spec = build_eval_spec(dataset, cfg.data, device=torch_device(device), labels=labels)
         trainer = Trainer(
             model=build_model(cfg.model, saved["num_classes"]),
-            eval_dataloader=Evaluator(
-                label="eval", dataloader=build_eval_spec(dataset, cfg.data, device=torch_device(device))
-            ),
+            eval_dataloader=Evaluator(label="eval", dataloader=spec),
             # Only what changes the network's shape counts here: the checkpoint's weights are EMA's where there is one.
             algorithms=cfg.build_algorithms(),
             callbacks=predictions,
@@ -122,7 +130,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: `config`, `num_classes`.
+    """Return what a checkpoint says of its run: `config`, `num_classes`, `classes` (its names, or None).
 
     Raises:
         CheckpointError: it is damaged, unsafe, or not of this program.
@@ -139,6 +147,8 @@ def with_data(cfg: Config, args: argparse.Namespace) -> Config:
     """Return the run's configuration with the data that the command names."""
     remote = args.data if "://" in args.data or args.local else None
     changes: dict[str, Any] = {"remote": remote, "local": args.local or (None if remote else args.data)}
+    if args.columns is not None:
+        changes["columns"] = dict(zip(("image", "label"), args.columns.split(",", 1), strict=False))
     if args.batch_size:
         changes["eval_batch_size"] = args.batch_size
     if args.workers is not None:

@@ -8,6 +8,11 @@ from typing import Any
 from convert.names import fault_of_name
 from convert.unpacking import METHODS, can_unpack
 
+
+class DataError(ValueError):
+    """The dataset is not there, not readable or not what the config says."""
+
+
 MAX_SHARD_BYTES = 2**32 - 1  # an MDS shard says where its samples are in 32 bits each
 KEYS = {  # those that streaming's reader takes; it has a use for no others
     *("version", "format", "compression", "hashes", "raw_data", "zip_data", "samples", "size_limit"),

@@ -19,6 +19,7 @@ from train.cores import available_cores
 from train.dataset import IGNORED_LABEL, Sample, StreamingImages
 from train.decode.backends import Decoder, open_decoder
 from train.decode.pillow import DecodeError
+from train.labels import Labels
 from train.per_sample import PerSample
 from train.resolution import Resolution
 from train.sections import DataConfig
@@ -122,6 +123,7 @@ class TimedLoader(DataLoader[RawBatch]):
         stage_seconds: [waiting for shards, reading, decoding] of all its workers together, so far.
         device: where batches go, if copies are to go ahead of their use.
         blocks: the memory in which workers hand over images.
+        labels: which of them there may be, and what they mean; None: any, as they are.
     """
 
     waited_seconds = copied_seconds = 0.0
@@ -129,6 +131,7 @@ class TimedLoader(DataLoader[RawBatch]):
     watch: AbstractContextManager[None] = nullcontext()
     device: torch.device | None = None
     blocks = SharedBlocks(0, 0)
+    labels: Labels | None = None
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch promises its own iterator class
         batches = self._batches()
@@ -148,6 +151,8 @@ class TimedLoader(DataLoader[RawBatch]):
             self.waited_seconds += time.perf_counter() - start
             self.stage_seconds = self.stage_seconds + batch.stage_s
             self.blocks.received(batch.images, batch.block)
+            if self.labels is not None:  # here, before a copy to the GPU: to look at them there makes it wait
+                batch = batch._replace(labels=self.labels(batch.labels))
             yield batch
             del batch  # or its memory would be in use until the next one is here
 
@@ -207,6 +212,7 @@ def build_train_spec(
     device: torch.device,
     on_batch: Callable[[RawBatch], None],
     algorithms: Sequence[PerSampleAlgorithm] = (),
+    labels: Labels | None = None,
 ) -> DataSpec:
     """Return the training data for Composer's Trainer.
 
@@ -214,6 +220,7 @@ def build_train_spec(
         resolution: the edge of each batch's images.
         on_batch: called in the rank with each batch before any of Composer's algorithms sees it.
         algorithms: those that change one image at a time.
+        labels: which there may be; None: any.
     """
     to_device = ToDevice(cfg, device)
 
@@ -225,12 +232,16 @@ def build_train_spec(
         return moved
 
     loader = _build_loader(dataset, TrainCollate(cfg, seed, resolution, algorithms), cfg, device, drop_last=True)
+    loader.labels = labels
     return DataSpec(loader, batch_transforms=transform, get_num_samples_in_batch=lambda batch: len(batch[1]))
 
 
-def build_eval_spec(dataset: StreamingImages, cfg: DataConfig, *, device: torch.device) -> DataSpec:
+def build_eval_spec(
+    dataset: StreamingImages, cfg: DataConfig, *, device: torch.device, labels: Labels | None = None
+) -> DataSpec:
     """Return evaluation data for Composer's Trainer; repeats that fill the last batch are not counted as samples."""
     loader = _build_loader(dataset, EvalCollate(cfg), cfg, device, drop_last=False)
+    loader.labels = labels
     return DataSpec(loader, batch_transforms=ToDevice(cfg, device), get_num_samples_in_batch=_count_real_samples)
 
 

@@ -7,17 +7,20 @@ system calls on a local disk, and as many messages to the servers of a network f
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from streaming.base.format.mds.encodings import mds_decode
 
-IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
-INTEGER_ENCODINGS = ("int", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+from convert.shard_reader import IMAGE_ENCODINGS, is_integer
+
 FILES_KEPT_OPEN = 128
 """Per loader process. A process reads from about `shuffle_block_size` samples at a time, 200 shards of ImageNet; Linux
 allows a process 1,024 files unless told otherwise."""
+
+
+IMAGE_AND_LABEL = ("x", "y")  # as MosaicML's converter of ImageNet and this project's call them
 
 
 class RecordError(ValueError):
@@ -37,16 +40,23 @@ class Records:
 
     Args:
         shards: Streaming's MDS readers, by shard id.
+        columns: the names of those of images and of labels.
         keep_open: files that a process holds open; 0: each is closed after its sample.
 
     Raises:
-        RecordError: a shard has no column `x` of images or no integer column `y`.
+        RecordError: a shard has no such columns, or they hold other things.
     """
 
-    def __init__(self, shards: Sequence[Any], *, keep_open: int = FILES_KEPT_OPEN) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Any],
+        *,
+        columns: tuple[str, str] = IMAGE_AND_LABEL,
+        keep_open: int = FILES_KEPT_OPEN,
+    ) -> None:
         self._paths = [os.path.join(shard.dirname, shard.split, shard.raw_data.basename) for shard in shards]
         self._counts = [int(shard.samples) for shard in shards]
-        self._layouts = [_layout_of(shard) for shard in shards]
+        self._layouts = [_layout_of(shard, *columns) for shard in shards]
         self._keep_open = keep_open
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
@@ -168,13 +178,27 @@ def _read_record(descriptor: int, layout: _Layout, begin: int, end: int) -> tupl
     return None, b""
 
 
-def _layout_of(shard: Any) -> _Layout:
+def fault_of_columns(encodings: Mapping[str, str], image: str, label: str) -> str:
+    """Return why samples with these columns cannot be trained on, or ''.
+
+    Args:
+        encodings: streaming's name of what a column holds, by the column's name.
+        image: the column of images.
+        label: the column of labels.
+    """
+    if encodings.get(image) in IMAGE_ENCODINGS and is_integer(encodings.get(label, "")):
+        return ""
+    seen = ", ".join(f"{name} ({encoding})" for name, encoding in encodings.items())
+    fault = f"its columns are {seen}; needed are {image} ({', '.join(IMAGE_ENCODINGS)}) and {label} (int, uint16, ...)"
+    if image in encodings and label in encodings:
+        return f"{fault}, so convert the images anew"
+    return f"{fault}; give the names of the columns, as in 'data.columns={{image: {image}, label: {label}}}'"
+
+
+def _layout_of(shard: Any, image: str, label: str) -> _Layout:
     encodings = dict(zip(shard.column_names, shard.column_encodings, strict=True))
-    if encodings.get("x") not in IMAGE_ENCODINGS or "int" not in str(encodings.get("y")):
-        raise RecordError(
-            f"{shard.raw_data.basename} has columns {encodings}; needed are x (one of {', '.join(IMAGE_ENCODINGS)}) "
-            "and y (int)"
-        )
+    if fault := fault_of_columns(encodings, image, label):
+        raise RecordError(f"{shard.raw_data.basename}: {fault}")
     sizes = [size or None for size in shard.column_sizes]
     head_bytes, columns = 4 * sizes.count(None), {}
     for at, name in enumerate(shard.column_names):
@@ -182,6 +206,5 @@ def _layout_of(shard: Any) -> _Layout:
         columns[name] = _Column(head_bytes + sum(filter(None, before)), before.count(None), sizes[at])
     fixed_bytes = head_bytes + sum(filter(None, sizes))
     head = f"<{sizes.count(None)}I"
-    has_ids = encodings.get("i") in INTEGER_ENCODINGS
-    ids = (columns["i"], encodings["i"]) if has_ids else (None, "")
-    return _Layout(head, head_bytes, fixed_bytes, columns["x"], columns["y"], encodings["y"], *ids)
+    ids = (columns["i"], encodings["i"]) if is_integer(encodings.get("i", "")) else (None, "")
+    return _Layout(head, head_bytes, fixed_bytes, columns[image], columns[label], encodings[label], *ids)

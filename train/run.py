@@ -41,6 +41,8 @@ from train.environment import environment_of
 from train.fence import TakenOverError, release
 from train.folders import Folder, FolderError, LocalFolder, open_folder
 from train.heartbeat import Heartbeat
+from train.index import DataError
+from train.labels import Labels
 from train.loader import build_eval_spec, build_train_spec, worker_count
 from train.log_files import LogFile, TensorboardFiles
 from train.model import build_model, parameter_count
@@ -49,13 +51,14 @@ from train.resolution import Resolution
 from train.resume import ResumeGuard
 from train.signals import listen
 from train.splits import (
-    DataError,
+    class_names,
     count_samples,
     open_eval,
     open_train,
     read_index,
     read_manifest,
 )
+from train.splits import describe as where_is
 from train.start import find_start
 from train.stopping import BatchWatch, StopRequested
 
@@ -74,6 +77,7 @@ class Facts:
     fingerprint: str
     val_fingerprint: str
     num_classes: int
+    classes: tuple[str, ...] | None
     train_samples: int
     val_samples: int
     world_size: int
@@ -268,6 +272,7 @@ def gather_facts(cfg: Config) -> Facts:
         fingerprint=fingerprint,
         val_fingerprint=val_fingerprint,
         num_classes=count_classes(cfg),
+        classes=class_names(cfg.data),
         train_samples=train_samples,
         val_samples=val_samples,
         world_size=world_size,
@@ -330,8 +335,10 @@ def build_trainer(
         device=torch_device(device),
         on_batch=guard.on_batch,
         algorithms=cfg.per_sample_algorithms,
+        labels=Labels(facts.num_classes, where=where_is(cfg.data, cfg.data.train_split)),
     )
-    eval_spec = build_eval_spec(val_set, cfg.data, device=torch_device(device))
+    val_labels = Labels(facts.num_classes, where=where_is(cfg.data, cfg.data.val_split))
+    eval_spec = build_eval_spec(val_set, cfg.data, device=torch_device(device), labels=val_labels)
     reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
     model = build_model(cfg.model, facts.num_classes)
     log.info(
@@ -445,6 +452,7 @@ def describe(cfg: Config, facts: Facts) -> dict[str, Any]:
             "local": cfg.data.local,
             "fingerprint": facts.fingerprint,
             "num_classes": facts.num_classes,
+            "classes": None if facts.classes is None else list(facts.classes),
             "train_samples": facts.train_samples,
             "val_samples": facts.val_samples,
             "decoder": facts.decoder_version,

@@ -110,6 +110,20 @@ Triple = Annotated[tuple[float, float, float], Strict(False)]
 # ---------------------------------------------------------------------------------------------------------
 
 
+class ColumnsConfig(Section):
+    """What the shards' columns are called."""
+
+    image: str = Field("x", min_length=1, description="column of the images")
+    label: str = Field("y", min_length=1, description="column of the labels, whole numbers from 0")
+
+    @field_validator("label")
+    @classmethod
+    def _two_columns(cls, value: str, info: ValidationInfo) -> str:
+        if value == info.data.get("image"):
+            raise ValueError("must be another column than the image's")
+        return value
+
+
 class DataConfig(Section):
     """Where the shards are, and how they become batches."""
 
@@ -123,6 +137,11 @@ class DataConfig(Section):
     )
     train_split: str = Field("train", description="subfolder of the training shards; '' for none")
     val_split: str = Field("val", description="subfolder of the validation shards; '' for none")
+    columns: ColumnsConfig = Field(
+        {"image": "x", "label": "y"},
+        validate_default=True,
+        description="names of the shards' columns, e.g. {image: x, label: y}",
+    )
     crop_size: int = Field(description="training crop in px, a multiple of 16 from 32 to 512")
     eval_resize_size: int = Field(gt=0, description="short side in px before the centre crop at evaluation")
     eval_crop_size: int = Field(gt=0, description="centre crop in px at evaluation, at most eval_resize_size")

@@ -16,18 +16,15 @@ from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_finge
 from train.dataset import StreamingEvalImages, StreamingImages
 from train.downloads import CheckedStream, least_cache_bytes
 from train.folders import FolderError, open_folder
-from train.index import fault_of_index
+from train.index import DataError, fault_of_index
 from train.job_dir import link_for_this_job, one_at_a_time
 from train.loader import MAX_AUTO_WORKERS
+from train.records import fault_of_columns
 from train.sections import DataConfig
 
 log = logging.getLogger(__name__)
 
 FAST_HASHES = ("xxh64", "xxh3_64", "xxh128", "sha1", "md5", "sha256")
-
-
-class DataError(ValueError):
-    """The dataset is not there, not readable or not what the config says."""
 
 
 def open_train(cfg: DataConfig, *, global_batch_size: int, device_batch_size: int, seed: int) -> StreamingImages:
@@ -77,6 +74,7 @@ def _open(kind: type[Any], cfg: DataConfig, split: str, **kwargs: Any) -> Any:
         with one_at_a_time():
             return kind(
                 streams=[stream],
+                columns=(cfg.columns.image, cfg.columns.label),
                 predownload=cfg.predownload,
                 cache_limit=None if cfg.cache_limit_gb is None else int(cfg.cache_limit_gb * 1e9),
                 num_canonical_nodes=cfg.num_canonical_nodes,
@@ -152,7 +150,7 @@ def read_index(cfg: DataConfig, split: str) -> dict[str, Any]:
     """Return a split's index.json.
 
     Raises:
-        DataError: when there is none, or it is not an MDS index.
+        DataError: when there is none, it is not an MDS index, or its shards hold no images with labels.
     """
     text = _read_text(cfg, os.path.join(split, "index.json"))
     where = os.path.join(describe(cfg, split), "index.json")
@@ -165,6 +163,10 @@ def read_index(cfg: DataConfig, split: str) -> dict[str, Any]:
     fault = fault_of_index(index)
     if fault:
         raise DataError(f"{where} is not an MDS index: {fault}; copy or convert the dataset again")
+    for number, shard in enumerate(index["shards"]):
+        encodings = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+        if fault := fault_of_columns(encodings, cfg.columns.image, cfg.columns.label):
+            raise DataError(f"{where}: shard {number} cannot be trained on: {fault}")
     return index
 
 
@@ -180,6 +182,12 @@ def read_manifest(cfg: DataConfig) -> Manifest | None:
         return None if text is None else parse_manifest(text.encode(), where=describe(cfg, MANIFEST_NAME))
     except ManifestError as error:
         raise DataError(str(error)) from error
+
+
+def class_names(cfg: DataConfig) -> tuple[str, ...] | None:
+    """Return the names of the dataset's classes (ImageNet's: wnids) by label, or None where it has no manifest."""
+    manifest = read_manifest(cfg)
+    return None if manifest is None else tuple(info.wnid for info in manifest.classes)
 
 
 def _read_text(cfg: DataConfig, name: str) -> str | None:

@@ -13,7 +13,7 @@ from train.contract import Contract, ResumeError
 from train.cores import wanted_threads
 from train.fence import claim
 from train.folders import Folder, FolderError
-from train.splits import DataError
+from train.index import DataError
 
 log = logging.getLogger(__name__)
 

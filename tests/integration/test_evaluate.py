@@ -1,10 +1,12 @@
 """An evaluation is over each sample once, and its figures are the same for any ranks, workers and batches."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from streaming.base.format import reader_from_json
@@ -106,3 +108,37 @@ def test_predictions_go_to_s3_and_a_place_that_cannot_be_written_is_refused_firs
     code, output = run([*argv, "/proc/no/out.parquet"], tmp_path / "refused", program="train.evaluate")
     assert code == 2
     assert "/proc/no is not writable" in output and "top1" not in output
+
+
+def test_a_checkpoint_is_scored_on_its_own_classes_or_not_at_all(shards: Path, tmp_path: Path) -> None:
+    """A dataset of some of the classes numbers them anew; a dataset of others is refused."""
+    from convert.imagenet_to_mds import main
+
+    code, output = run(
+        command(shards, tmp_path / "run", "max_duration=1ba", "algorithms=[]", "eval_interval=2ep"), tmp_path / "log"
+    )
+    assert code == 0, output
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["dataset"]["classes"] == ["class0", "class1", "class2", "class3"]
+    make_images(tmp_path / "images", {"train": 25, "val": 6}, classes=4, leave_out=1)  # those of `shards`
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "images" / split / "class0")
+    for name, folder in (("some", "class1"), ("others", "class9")):
+        if folder != "class1":
+            for split in ("train", "val"):
+                (tmp_path / "images" / split / "class1").rename(tmp_path / "images" / split / folder)
+        assert main(["--source", str(tmp_path / "images"), "--out", str(tmp_path / name), "--workers", "1"]) == 0
+    checkpoint = tmp_path / "run/ep0-ba1.pt"
+    evaluate(checkpoint, shards, tmp_path / "whole")
+    figures = evaluate(checkpoint, tmp_path / "some", tmp_path / "part")
+    whole, part = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "part"))
+    mine = whole.filter(pc.greater(whole["label"], 0))
+    assert figures["samples_evaluated"] == len(mine) == 17
+    for column in ("label", "classes", "probabilities", "loss"):
+        assert part[column].to_pylist() == mine[column].to_pylist()
+    argv = [str(checkpoint), "--data", str(tmp_path / "others"), "--workers", "0"]
+    code, output = run(argv, tmp_path / "refused", program="train.evaluate")
+    assert code == 2 and "top1" not in output
+    assert (
+        "others/val has classes that the model does not know: class9 (1 of 3); the model's are class0, class1" in output
+    )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from train.config import load_config
+from train.index import DataError
 from train.sections import DataConfig
-from train.splits import DataError, read_index, read_manifest
+from train.splits import read_index, read_manifest
 
 SHARD: dict[str, Any] = {
     "version": 2,
