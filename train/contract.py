@@ -7,10 +7,10 @@ from typing import Any
 
 from train import augment
 from train.config import Config
-from train.sections import ColumnsConfig
 
 NOT_PART_OF_THE_CONTRACT = {"run_name", "eval_interval", "checkpoint", "loggers", "dist_timeout", "deterministic"}
 DATA_PART_OF_THE_CONTRACT = (
+    "columns",
     "crop_size",
     "crop_scale",
     "crop_ratio",
@@ -112,8 +112,6 @@ def contract_of(
     settings = {"data.fingerprint": fingerprint, "data.decoder": decoder, "model.num_classes": num_classes}
     settings["data.augmentation"] = augment.ALGORITHM
     settings |= {f"data.{key}": data[key] for key in DATA_PART_OF_THE_CONTRACT}
-    if data["columns"] != ColumnsConfig().model_dump():  # earlier checkpoints do not know the key
-        settings["data.columns"] = data["columns"]
     for key, value in dumped.items():
         if isinstance(value, dict):
             settings |= {f"{key}.{name}": part for name, part in value.items() if f"{key}.{name}" not in settings}
