@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips, const int32_t *wholes,
-                 int count, int size, int bounded, int resize_in, int threads, int path, uint8_t *out,
+int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
+                 const int32_t *wholes, int count, int size, int bounded, int resize_in, int threads, int path, uint8_t *out,
                  int32_t *status, char *messages);
 int is_sound(const uint8_t *data, size_t length);
 void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes);
@@ -35,6 +35,14 @@ static void draw_box(const int32_t *size, int bounded, double *box) {
   if (draw() < 0.01) box[(int)(draw() * 4)] = draw() < 0.5 ? -1e300 : 1e300;
 }
 
+/* The edge that an image is resized to and where the part begins, of each axis; now and then out of bounds, or none. */
+static void draw_whole(int size, int32_t *whole) {
+  for (int axis = 0; axis < 2; axis++) {
+    whole[axis] = draw() < 0.2 ? 0 : size + (int)(draw() * 300);
+    whole[2 + axis] = (int)(draw() * (whole[axis] - size + 1)) - (draw() < 0.02);
+  }
+}
+
 /* Each image in memory of exactly its own size, so that a byte read past it is noticed. */
 static int read_batch(FILE *corpus, uint8_t **jpegs, size_t *lengths) {
   int count = 0;
@@ -53,12 +61,12 @@ int main(int argc, char **argv) {
   uint8_t *jpegs[BATCH], flips[BATCH];
   size_t lengths[BATCH];
   double boxes[4 * BATCH];
-  int32_t sizes[2 * BATCH], status[BATCH];
+  int32_t sizes[2 * BATCH], wholes[4 * BATCH], status[BATCH];
   char messages[BATCH * MESSAGE_BYTES];
   long images = 0, decoded = 0, sound = 0;
   for (int batch = 0, count; (count = read_batch(corpus, jpegs, lengths)) > 0; batch++) {
     image_sizes((const uint8_t *const *)jpegs, lengths, count, sizes);
-    int kept = 0;
+    int kept = 0, size = edges[batch % 5];
     for (int i = 0; i < count; i++) { /* a forged size would only cost time */
       if (sizes[2 * i] > LARGEST_EDGE || sizes[2 * i + 1] > LARGEST_EDGE) {
         free(jpegs[i]);
@@ -67,12 +75,12 @@ int main(int argc, char **argv) {
       sound += is_sound(jpegs[i], lengths[i]);
       jpegs[kept] = jpegs[i], lengths[kept] = lengths[i];
       draw_box(sizes + 2 * i, batch % 2, boxes + 4 * kept);
+      draw_whole(size, wholes + 4 * kept);
       flips[kept++] = draw() < 0.5;
     }
-    int size = edges[batch % 5];
     uint8_t *out = malloc((size_t)kept * (size_t)size * (size_t)size * 3 + 1);
     for (int path = 0; path <= 3; path++) { /* of those that this processor lacks, -1 is returned */
-      int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, NULL, kept, size, batch % 2,
+      int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, wholes, kept, size, batch % 2,
                                 batch / 2 % 3, batch % 4 % 3 + 1, path, out, status, messages);
       if (path == 0) images += kept, decoded += kept - failed;
     }
