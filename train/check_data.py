@@ -9,6 +9,7 @@ runs/shards-<name>-<hash>, below the current folder.
 """
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import json
@@ -105,8 +106,11 @@ def find_shards(data: Path) -> Path:
 def convert_images(images: Path, shards: Path) -> None:
     """Convert a folder of images, unless an earlier call has come to its end; an index is what it writes last."""
     if (shards / MANIFEST_NAME).exists() and all((shards / split / "index.json").exists() for split in SPLITS):
-        print(f"{images} was converted before, to {shards}; if the images have changed: rm -r {shards}")
-        return
+        newer = newer_than(images, (shards / MANIFEST_NAME).stat().st_mtime)
+        if newer is None:
+            print(f"{images} was converted before, to {shards}, and has not changed since")
+            return
+        print(f"{newer} has changed since {images} was converted; it is converted again")
     command = [sys.executable, str(_HERE.parent / "convert/imagenet_to_mds.py")]
     command += ["--source", str(images), "--out", str(shards), "--overwrite"]
     code = subprocess.run(command, check=False).returncode
@@ -115,6 +119,21 @@ def convert_images(images: Path, shards: Path) -> None:
             f"the conversion failed with exit status {code}, for the reason above; to give it other options: "
             f"python convert/imagenet_to_mds.py --source {images} --out SHARDS --on-bad skip, then DATA=SHARDS"
         )
+
+
+def newer_than(images: Path, time_s: float) -> Path | None:
+    """Return a file or folder of the splits that is newer than this (Unix time), if there is one.
+
+    A folder is newer when a file was added to it, removed or renamed, whatever the time of the file itself.
+    """
+    for split in SPLITS:
+        for folder, _, names in os.walk(images / split, followlinks=True):
+            for name in ("", *names):
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere: the converter says so
+                    if path.stat().st_mtime > time_s:
+                        return path
+    return None
 
 
 def check(cfg: Config, shards: Path) -> None:

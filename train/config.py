@@ -22,6 +22,7 @@ from train.algorithm_pairs import fault_of_pairs
 from train.algorithms import SAM, Algorithm, PerSampleAlgorithm, ResolutionRamp, SizeSchedule
 from train.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.sections import (
+    MAX_SECONDS,
     CheckpointConfig,
     DataConfig,
     Duration,
@@ -78,7 +79,9 @@ class Config(Section):
     algorithms: Annotated[tuple[Algorithm, ...], Strict(False)] = Field(description="Composer's algorithms")
     checkpoint: CheckpointConfig
     loggers: LoggersConfig
-    dist_timeout: float = Field(gt=0, description="seconds a rank waits for the others before the run fails")
+    dist_timeout: float = Field(
+        gt=0, le=MAX_SECONDS, description="seconds a rank waits for the others before the run fails"
+    )
 
     @property
     def nonfinite_skips(self) -> int:

@@ -1,7 +1,8 @@
-"""The run's log and TensorBoard files, whose full disk does not end the run."""
+"""The run's log and TensorBoard files, whose full disk does not end the run; and a key for Weights & Biases."""
 
 import contextlib
 import logging
+import netrc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,25 @@ from typing import Any
 from composer.core import State
 from composer.loggers import FileLogger, Logger, TensorboardLogger
 
+from train.config import ConfigError
+from train.sections import LoggersConfig
+
 log = logging.getLogger(__name__)
+
+
+def refuse_wandb_without_key(cfg: LoggersConfig) -> None:
+    """Raise ConfigError where Weights & Biases would ask for a key that nobody can type."""
+    if cfg.wandb is None or cfg.wandb.mode != "online" or os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]
+    known = None
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        known = netrc.netrc(os.environ.get("NETRC") or None).authenticators(host.partition(":")[0])
+    if not os.environ.get("WANDB_API_KEY") and known is None:
+        raise ConfigError(
+            f"loggers.wandb: there is no key for {host}; set WANDB_API_KEY, run `wandb login`, or give "
+            "loggers.wandb.mode=offline"
+        )
 
 
 class _Sparing:

@@ -44,7 +44,7 @@ from train.heartbeat import Heartbeat
 from train.index import DataError
 from train.labels import Labels
 from train.loader import build_eval_spec, build_train_spec, worker_count
-from train.log_files import LogFile, TensorboardFiles
+from train.log_files import LogFile, TensorboardFiles, refuse_wandb_without_key
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
@@ -255,6 +255,8 @@ def gather_facts(cfg: Config) -> Facts:
         ConfigError: a batch does not divide over the ranks.
         DataError: the shards or their labels are not usable.
     """
+    precision_on(get_device(None), cfg)
+    refuse_wandb_without_key(cfg.loggers)
     world_size = dist.get_world_size()
     per_device = device_batch_size(cfg, world_size)
     indices = [read_index(cfg.data, split) for split in (cfg.data.train_split, cfg.data.val_split)]
@@ -413,9 +415,15 @@ def torch_device(device: Device) -> torch.device:
 
 
 def precision_on(device: Device, cfg: Config) -> Precision:
-    """Return the arithmetic to train in."""
+    """Return the arithmetic to train in.
+
+    Raises:
+        ConfigError: this device has no such arithmetic.
+    """
     if cfg.precision == "auto":
         return Precision.AMP_BF16 if device.name == "gpu" else Precision.FP32
+    if cfg.precision != "fp32" and device.name != "gpu":
+        raise ConfigError(f"precision: '{cfg.precision}' needs a GPU, and here is none; give precision=fp32, or auto")
     return Precision(cfg.precision)
 
 

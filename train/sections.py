@@ -32,6 +32,7 @@ HASHES = [
     *sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")),
 ]
 PLACEHOLDER = "YOUR-BUCKET"  # stands in yamls/ where only the user knows the value
+MAX_SECONDS = 30 * 86_400.0  # timers and sockets take no number whatever
 CROP_MULTIPLE_PX, CROP_MIN_PX, CROP_MAX_PX = 16, 32, 512
 
 
@@ -54,6 +55,8 @@ def time_string(*units: Literal["ep", "ba", "dur"], zero: bool = False) -> After
 
     def check(value: str) -> str:
         match = re.fullmatch(r"(\d+)(ep|ba)|(\d+(?:\.\d+)?)(dur)", value)
+        if match and len(match[1] or "") > 9:
+            raise ValueError("must be below 1,000,000,000")
         if match is None or (match[2] or match[4]) not in units:
             raise ValueError(f"must be {wanted}")
         if float(match[1] or match[3]) == 0 and not zero:
@@ -161,8 +164,8 @@ class DataConfig(Section):
     num_workers: CountOrAuto = Field(
         description="loader processes per GPU; auto: cores / ranks on the node, at most 12"
     )
-    prefetch_factor: int = Field(ge=1, description="batches each worker keeps ready")
-    eval_batch_size: int = Field(gt=0, description="images per evaluation step over all GPUs")
+    prefetch_factor: int = Field(ge=1, le=1000, description="batches each worker keeps ready")
+    eval_batch_size: int = Field(gt=0, le=1_000_000, description="images per evaluation step over all GPUs")
     shuffle_algo: Literal["py1e", "py1s", "py2s", "py1br", "naive"] = Field(description="streaming's shuffle")
     shuffle_block_size: int = Field(gt=0, description="samples shuffled together")
     num_canonical_nodes: int = Field(gt=0, description="sample order is fixed for this many nodes")
@@ -175,10 +178,14 @@ class DataConfig(Section):
     hash_found_shards: bool = Field(
         description="hash each shard that is found in data.local at its first use in a job; false: only its size"
     )
-    download_timeout_s: float = Field(gt=0, description="seconds before one attempt to fetch a shard counts as failed")
-    download_patience_s: float = Field(gt=0, description="seconds for which a failing download is tried again")
+    download_timeout_s: float = Field(
+        gt=0, le=MAX_SECONDS, description="seconds before one attempt to fetch a shard counts as failed"
+    )
+    download_patience_s: float = Field(
+        gt=0, le=MAX_SECONDS, description="seconds for which a failing download is tried again"
+    )
     stall_limit_s: float = Field(
-        gt=0, description="seconds without a batch before the run fails; above download_patience_s"
+        gt=0, le=MAX_SECONDS, description="seconds without a batch before the run fails; above download_patience_s"
     )
     cache_limit_gb: float | None = Field(
         gt=0, description="most that data.local keeps of a split, in GB of 10^9 bytes; null: all of it"

@@ -116,6 +116,11 @@ SENTENCES = {
     "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init",
     "loggers.wandb={mode: offline}": "loggers.wandb.project: is missing; add it (project name)",
     "algorithms.0.name=mixup": "algorithms: a map must be a list such as [a, b] (Composer's algorithms)",
+    "dist_timeout=1e300": "dist_timeout: 1e+300 must be at most 2.592e+06 "
+    "(seconds a rank waits for the others before the run fails)",
+    "max_duration=99999999999999999999ep": "max_duration: '99999999999999999999ep' must be below 1,000,000,000",
+    "data.eval_batch_size=1000000000": "data.eval_batch_size: 1000000000 must be at most 1e+06 "
+    "(images per evaluation step over all GPUs)",
     "algorithms=[mixup]": "algorithms.0: 'mixup' must be a map (Composer's algorithms)",
     "algorithms=[{nam: ema}]": f"algorithms.0.name: is missing; add one of {ALGORITHMS}",
     "algorithms=[{name: emma}]": f"algorithms.0.name: 'emma' must be one of {ALGORITHMS}; did you mean 'ema'?",

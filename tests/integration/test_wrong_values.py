@@ -1,0 +1,37 @@
+"""A value that looks right and is wrong here ends in a line that names it, never in a traceback; all on a CPU."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.problem import command
+from tests.processes import run
+
+pytestmark = pytest.mark.slow
+
+REFUSED = [
+    ("precision=amp_bf16", "precision: 'amp_bf16' needs a GPU, and here is none; give precision=fp32, or auto"),
+    ("data.train_split=nope", "nope/index.json does not exist; convert the images first, or correct"),
+    ("data.val_split=''", "index.json does not exist"),
+    ("data.validate_hash=md5", "data.validate_hash: md5 is not among the index's hashes"),
+    ("model.num_classes=2", "model.num_classes: 2 is fewer than the dataset's 4 classes"),
+    ("checkpoint.save_folder=/dev/null/x", "/dev/null/x is not writable"),
+    ("loggers.wandb={project: x}", "loggers.wandb: there is no key for api.wandb.ai; set WANDB_API_KEY, run"),
+]
+SOME = ("precision=amp_bf16", "loggers.wandb={project: x}")  # the others at `make test-exhaustive`
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [pytest.param(*case, id=case[0], marks=() if case[0] in SOME else (pytest.mark.exhaustive,)) for case in REFUSED],
+)
+def test_it_is_refused_in_a_line(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: str
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    argv = command(shards, tmp_path / "run", "max_duration=2ba", "algorithms=[]", override)
+    env = {"NETRC": str(tmp_path / "none")}
+    code, output = run(argv, tmp_path / "log", env=env)
+    assert (code, words in output, "Traceback" in output) == (2, True, False), output
