@@ -48,10 +48,6 @@ def _fault_of_mixing(
         # Composer works out the second loss itself, at BEFORE_BACKWARD, when the labels are as they were.
         words = "must be false beside label_smoothing: the loss that is mixed in would be of targets that are not "
         return PairFault(place, "interpolate_loss", True, f"{words}smoothed")
-    if _first(before, (LabelSmoothing,)):
-        # Both act at BEFORE_LOSS in the list's order, and the labels to mix in were kept before the forward pass.
-        words = "must come before label_smoothing, or the share that it mixes in is not smoothed; put it first"
-        return PairFault(place, "name", algorithm.name, words)
     return None
 
 

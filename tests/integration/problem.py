@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 ALGORITHMS = (
-    "[{name: blurpool}, {name: mixup}, {name: label_smoothing}, "
+    "[{name: blurpool}, {name: label_smoothing}, {name: mixup}, "
     "{name: progressive_resizing, initial_scale: 0.5, delay_fraction: 0.2, finetune_fraction: 0.2, size_increment: 8}, "
     "{name: ema, half_life: 4ba, update_interval: 2ba}]"
 )

@@ -39,8 +39,8 @@ ALGORITHMS = {
     "clipping_by_norm": "{name: gradient_clipping, clipping_type: norm, clipping_threshold: 0.1}",
     "clipping_adaptive": "{name: gradient_clipping, clipping_type: adaptive, clipping_threshold: 0.01}",
     "mild": MILD,
-    "medium": "{name: mixup}, " + MILD + ", " + SAM,
-    "hot": "{name: mixup}, " + MILD + ", {name: randaugment, depth: 1}, {name: colout}, " + DEPTH + "sample}, " + SAM,
+    "medium": MILD + ", {name: mixup}, " + SAM,
+    "hot": MILD + ", {name: mixup}, {name: randaugment, depth: 1}, {name: colout}, " + DEPTH + "sample}, " + SAM,
 }
 SGD = ["optimizer.name=sgd", "optimizer.decay_batchnorm=false"]
 SETTINGS = {

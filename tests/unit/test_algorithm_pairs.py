@@ -30,15 +30,16 @@ ON_TARGETS = {
     "ema": "{name: ema, half_life: 4ba}",
 }
 REFUSED = {
-    ("label_smoothing", "mixup"),
-    ("label_smoothing", "cutmix"),
     *itertools.permutations(("label_smoothing", "mixup_of_losses")),
     *itertools.permutations(("label_smoothing", "cutmix_of_losses")),
     *itertools.product(("mixup", "mixup_of_losses"), ("cutmix", "cutmix_of_losses")),
     *itertools.product(("cutmix", "cutmix_of_losses"), ("mixup", "mixup_of_losses")),
 }
+HALF_SMOOTHED = [("label_smoothing", "mixup"), ("label_smoothing", "cutmix")]
 PAIRS = [
-    pair for pair in itertools.permutations(ON_TARGETS, 2) if pair[0].partition("_of")[0] != pair[1].partition("_of")[0]
+    pair
+    for pair in itertools.permutations(ON_TARGETS, 2)
+    if pair[0].partition("_of")[0] != pair[1].partition("_of")[0] and pair not in HALF_SMOOTHED
 ]
 
 
@@ -99,6 +100,13 @@ def test_the_loss_is_that_of_what_the_pixels_show_or_the_pair_is_refused(
     assert max(errors) < 1e-5
 
 
+@pytest.mark.parametrize("pair", HALF_SMOOTHED, ids="+".join)
+def test_label_smoothing_before_a_mix_smooths_only_what_is_not_mixed_in(pair: tuple[str, str]) -> None:
+    """MosaicML's medium and hot recipes are so, and it changes no class's share by more than the smoothing."""
+    errors = loss_errors(config(*(ON_TARGETS[name] for name in pair)))
+    assert 1e-3 < max(errors) < SMOOTHING
+
+
 @pytest.mark.parametrize("pair", sorted(REFUSED), ids="+".join)
 def test_what_is_refused_would_have_wrong_targets(pair: tuple[str, str]) -> None:
     """So that no pair is refused for nothing: Composer's algorithms, put together without the check."""
@@ -115,12 +123,6 @@ def test_what_is_refused_would_have_wrong_targets(pair: tuple[str, str]) -> None
             (),
             "algorithms.1.name: 'cutmix' cannot go with mixup: both would mix each batch, and the targets be those of "
             "one; keep one",
-        ),
-        (
-            ["{name: label_smoothing}", "{name: mixup}"],
-            (),
-            "algorithms.1.name: 'mixup' must come before label_smoothing, or the share that it mixes in is not "
-            "smoothed; put it first",
         ),
         (
             ["{name: cutmix, interpolate_loss: true}", "{name: label_smoothing}"],

@@ -89,7 +89,7 @@ def test_each_recipe_is_as_published(name: str) -> None:
 def test_the_hottest_recipe_has_all_of_mosaicmls_ten() -> None:
     cfg = load_config(YAMLS / "recipes/mosaic-hot.yaml", ["data.local=x"], check_paths=False)
     assert [algorithm.name for algorithm in cfg.algorithms] == [
-        *("blurpool", "channels_last", "mixup", "label_smoothing", "progressive_resizing", "ema", "sam", "colout"),
+        *("blurpool", "channels_last", "label_smoothing", "progressive_resizing", "ema", "mixup", "sam", "colout"),
         *("randaugment", "stochastic_depth"),
     ]
     assert [algorithm.name for algorithm in cfg.per_sample_algorithms] == ["randaugment"]
