@@ -1,5 +1,6 @@
 """Killed right before or after any call that changes its save folder, a run ends as one that nothing disturbed."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,8 @@ SHORT = ("max_duration=2ep", "checkpoint.save_interval=1ep", "checkpoint.keep=1"
          "algorithms=[{name: ema, half_life: 4ba, update_interval: 2ba}]")  # fmt: skip
 MOST_CALLS = 60
 """More than a run makes; a number beyond its calls is skipped."""
-IN_EVERY_RUN = {(5, "before"), (6, "after")}
+IN_EVERY_RUN = {(18, "before"), (34, "after")}
+"""Before the first checkpoint gets its name, and after the last one has."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,8 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         command(shards, folder, *SHORT), folder.parent / "log", env={"KILL_TRACE": str(trace), "KILL_PATH": str(folder)}
     )
     assert code == 0, output
-    yield folder, [line.replace(f"{folder}/", "").replace(str(folder), ".") for line in trace.read_text().splitlines()]
+    calls = [line.replace(f"{folder}/", "").replace(str(folder), ".") for line in trace.read_text().splitlines()]
+    yield folder, [re.sub(r"\.part-[0-9a-f]{8}-", ".part-", call) for call in calls]
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name_and_the_older_one_is_deleted_last(
@@ -40,7 +43,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name_and_the_older_one_i
     _, calls = undisturbed
     written = calls.index("rename ep2-ba12.pt")
     assert calls[written - 1] == "fsync .part-ep2-ba12.pt"
-    assert calls[written + 1 : written + 3] == ["fsync .", "unlink ep1-ba6.pt"]
+    assert calls[written + 1] == "fsync ."
+    assert calls.index("unlink ep1-ba6.pt") > written + 1
 
 
 @pytest.mark.parametrize(
