@@ -49,9 +49,10 @@ class DurableCheckpointSaver(CheckpointSaver):
         self._first_host = _host_of_first_rank()
         # A rename is atomic within a file system only, so what is meant for a disk is written there.
         self._scratch = folder.path or scratch_folder()
-        if folder.path is not None and dist.get_global_rank() == 0:
-            for part in folder.path.glob(f"{PART}*"):  # a run was killed while it wrote
+        if dist.get_global_rank() == 0:  # a run was killed while it wrote, or before it had deleted an older one
+            for part in folder.path.glob(f"{PART}*") if folder.path else ():
                 part.unlink(missing_ok=True)
+            self._delete_older()
         super().__init__(
             folder=str(self._scratch),
             remote_file_name=None,
@@ -91,6 +92,9 @@ class DurableCheckpointSaver(CheckpointSaver):
             self.store.put(name, part)
         finally:
             part.unlink(missing_ok=True)
+        self._delete_older()
+
+    def _delete_older(self) -> None:
         for old in list_checkpoints(self.store)[: -self.keep]:
             self.store.remove(old)
 
