@@ -49,10 +49,7 @@ class DurableCheckpointSaver(CheckpointSaver):
         self._first_host = _host_of_first_rank()
         # A rename is atomic within a file system only, so what is meant for a disk is written there.
         self._scratch = folder.path or scratch_folder()
-        if dist.get_global_rank() == 0:  # a run was killed while it wrote, or before it had deleted an older one
-            for part in folder.path.glob(f"{PART}*") if folder.path else ():
-                part.unlink(missing_ok=True)
-            self._delete_older()
+        on_first_rank(self._delete_leftovers)
         super().__init__(
             folder=str(self._scratch),
             remote_file_name=None,
@@ -91,6 +88,12 @@ class DurableCheckpointSaver(CheckpointSaver):
             write(content, part, final=f"{self.store}/{name}")
             self.store.put(name, part)
         finally:
+            part.unlink(missing_ok=True)
+        self._delete_older()
+
+    def _delete_leftovers(self) -> None:
+        """Delete what a run has left that was killed while it wrote, or before it had deleted an older checkpoint."""
+        for part in self.store.path.glob(f"{PART}*") if self.store.path else ():
             part.unlink(missing_ok=True)
         self._delete_older()
 
