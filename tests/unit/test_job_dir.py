@@ -13,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.processes import _server
+from tests.processes import _server, _start_server
 from train import job_dir
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folders that stand for /dev/shm and the temporary directory."""
+    _start_server()  # whose socket is in the real one
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(job_dir, "SHARED_MEMORY", tmp_path / "shm")
     monkeypatch.setattr(job_dir, "_owned", None)
