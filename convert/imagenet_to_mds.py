@@ -120,7 +120,7 @@ def _summarise(conversion: Conversion) -> None:
             print(f"{split.name}: complete, {len(split.tasks):,} shards{remade}; convert/audit.py checks their content")
             continue
         images += tally.samples + len(tally.refused)
-        reused = f", {tally.reused_shards:,} of them by an earlier run" if tally.reused_shards else ""
+        reused = f", {tally.reused_shards:,} of them written before" if tally.reused_shards else ""
         resized = f"{tally.resized:,} resized, " if args.resize else ""
         print(
             f"{split.name}: {tally.samples:,} samples in {len(tally.entries):,} shards{reused}, "

@@ -29,7 +29,7 @@ class ShardResult:
     refused: list[RefusedFile] = field(default_factory=list)
     resized: int = 0
     ignored_turns: int = 0  # images with an EXIF orientation that was not applied
-    reused: bool = False  # an earlier run has made it
+    reused: bool = False  # by an earlier run, or by this one just as another of its workers was killed
 
 
 class SplitTally:

@@ -49,7 +49,7 @@ def test_killed_it_leaves_no_index_no_half_shard_and_no_worker_and_goes_on(large
     made = {path.name: path.stat().st_ino for path in (out / "train").glob("shard.*")}
 
     said = convert(large_source, out)
-    assert "by an earlier run" in said and "took over the lock of process" in said
+    assert "written before" in said and "took over the lock of process" in said
     recorded = [name for name, number in made.items() if (out / "train" / name).stat().st_ino == number]
     assert len(recorded) >= len(made) - 2  # each worker may have died between its shard and the shard's record
     convert(large_source, tmp_path / "fresh")
@@ -184,7 +184,7 @@ def test_after_a_bad_image_skipping_goes_on(source: Path, tmp_path: Path) -> Non
     assert failed.returncode == 1 and "are made and stay" in failed.stderr
     made = list((out / "train").glob("shard.*"))
     said = convert(source, out, "--on-bad", "skip")
-    assert f"{len(made)} of them by an earlier run" in said and "1 refused" in said
+    assert f"{len(made)} of them written before" in said and "1 refused" in said
     convert(source, tmp_path / "fresh", "--on-bad", "skip")
     assert tree(out) == tree(tmp_path / "fresh")
 
@@ -242,6 +242,6 @@ def test_a_full_disk_is_said_and_room_lets_it_go_on(source: Path, tmp_path: Path
     assert not [name for name in tree(out) if name.endswith(("index.json", "manifest.json", ".tmp"))]
     assert_only_whole_shards(out)
     (small_disk / "other").unlink()
-    assert "by an earlier run" in convert(source, out)
+    assert "written before" in convert(source, out)
     convert(source, tmp_path / "fresh")
     assert tree(out) == tree(tmp_path / "fresh")
