@@ -15,11 +15,10 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from train.folders import Folder
-from train.loader import TimedLoader
 from train.model import weights_sha256
 from train.ranks import on_first_rank
 from train.resume import ResumeGuard
-from train.stages import WORKER_STAGES, StageClock
+from train.stages import Speed
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class RunRecord(Callback):
         self.final: dict[str, Any] = {}
         self._weights: dict[str, Any] = {}
         self._epoch_losses, self._point_losses = _Mean(), _Mean()
-        self._speed = _Speed()
+        self._speed = Speed()
         self._asked_at = 0.0
         self._image_px = 0
         self._reported_at = time.monotonic()
@@ -75,7 +74,7 @@ class RunRecord(Callback):
                     "loss": self._point_losses.take(),
                     "lr": state.schedulers[0].get_last_lr()[0],
                     "image_px": self._image_px,
-                    "images_per_sec": self._speed.images_per_sec,
+                    "images_per_sec": self._speed.take_point(),
                 }
             )
 
@@ -224,57 +223,6 @@ class _Mean:
 
     def state(self) -> list[float]:
         return [self._total, self._count]
-
-
-class _Speed:
-    """Images and seconds of the present epoch and, on the way, of this process's whole run."""
-
-    def __init__(self) -> None:
-        self._images, self._clocks = [0, 0], [_new_clock(), _new_clock()]
-        self._before = _new_clock()
-
-    def add(self, images: int, seconds: float, loader: Any) -> None:
-        """Add a step; the loader counts its own seconds from its start."""
-        so_far = _clock_of(loader)
-        for scope, clock in enumerate(self._clocks):
-            self._images[scope] += images
-            clock.step += seconds
-            clock.wait += so_far.wait - self._before.wait
-            clock.copy += so_far.copy - self._before.copy
-            clock.workers = {s: clock.workers[s] + so_far.workers[s] - self._before.workers[s] for s in WORKER_STAGES}
-        self._before = so_far
-
-    def start_epoch(self) -> None:
-        self._images[0], self._clocks[0] = 0, _new_clock()
-
-    @property
-    def stages(self) -> StageClock:
-        """Where the time of the present epoch went."""
-        return self._clocks[0]
-
-    @property
-    def total_stages(self) -> StageClock:
-        """Where the time of this process went."""
-        return self._clocks[1]
-
-    @property
-    def images_per_sec(self) -> float | None:
-        return self._images[0] / self.stages.step if self.stages.step else None
-
-    @property
-    def total_images_per_sec(self) -> float | None:
-        return self._images[1] / self.total_stages.step if self.total_stages.step else None
-
-
-def _new_clock() -> StageClock:
-    return StageClock(0.0, 0.0, 0.0, dict.fromkeys(WORKER_STAGES, 0.0))
-
-
-def _clock_of(loader: Any) -> StageClock:
-    if not isinstance(loader, TimedLoader):
-        return _new_clock()
-    workers = dict(zip(WORKER_STAGES, loader.stage_seconds.tolist(), strict=True))
-    return StageClock(0.0, loader.waited_seconds, loader.copied_seconds, workers)
 
 
 def _hardware() -> dict[str, Any]:

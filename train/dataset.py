@@ -217,7 +217,7 @@ class StreamingImages(StreamingDataset):
                 f"rank {world.rank}, worker {world.worker_of_rank}: Streaming planned {int((work >= 0).sum())} samples "
                 f"from sample {sample_in_epoch} of epoch {epoch}; {mine * int(self.batch_size)} are needed"
             )
-        self._epoch, self._planned = epoch, len(work)
+        self._epoch, self._planned, self._asked = epoch, len(work), time.perf_counter()
         # DataLoader asks its workers by turns, beginning with the first one wherever an epoch is resumed.
         first = epoch * self.steps_per_epoch + sample_in_epoch // self.global_batch_size + world.worker_of_rank
         self._steps = range(first, first + mine * world.workers_per_rank, world.workers_per_rank)
@@ -233,7 +233,6 @@ class StreamingImages(StreamingDataset):
             self._shared_barrier.lock = FileLock(self._shared_barrier.filelock_path, poll_interval=LOCK_POLL_S)
             self._cache_filelock = FileLock(self._cache_filelock_path, poll_interval=LOCK_POLL_S)
         self._seen = self._planned = 0
-        self._asked = time.perf_counter()
         for sample in super().__iter__():
             self._seen += 1
             yield sample
@@ -370,7 +369,7 @@ class StreamingEvalImages(StreamingImages):
         # Batch b of the rank comes from its worker b % workers: the order in which DataLoader asks them.
         worker_of_place = np.arange(len(self)) // int(self.batch_size) % world.workers_per_rank
         mine = places[worker_of_place == world.worker_of_rank]
-        self._epoch, self._planned = epoch, len(mine)
+        self._epoch, self._planned, self._asked = epoch, len(mine), time.perf_counter()
         self._real = int((mine < self.num_samples).sum())
         return np.minimum(mine, self.num_samples - 1)
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from train.loader import TimedLoader
 
 WAIT_THAT_COUNTS_FRACTION = 0.05  # of step time; below it the loader keeps up
-WORKER_STAGES = ("download", "read", "decode")
+WORKER_STAGES = ("shard_wait", "read", "decode")
 
 
 @dataclass
@@ -15,7 +18,8 @@ class StageClock:
         step: of the rank, from asking for a batch to the end of its step.
         wait: of them, waiting for the loader.
         copy: of them, handing a batch to the device (on a GPU the copy itself runs beside the step).
-        workers: of all the rank's loader workers together, by stage; `download` is waiting for a shard to be there.
+        workers: of all the rank's loader workers together, by stage; `shard_wait` is waiting until a shard is here
+            and has been compared with its hash, which takes time on a local disk too.
     """
 
     step: float
@@ -39,8 +43,67 @@ class StageClock:
 
     def __str__(self) -> str:
         found = self.fractions()
-        parts = [f"{100 * found[stage]:.0f}% {stage}" for stage in WORKER_STAGES]
+        parts = [f"{100 * found[stage]:.0f}% {stage.replace('_', ' ')}" for stage in WORKER_STAGES]
         return (
             f"step time: {100 * found['data_wait']:.0f}% waiting for data, {100 * found['copy']:.0f}% copy, "
             f"{100 * found['device']:.0f}% device; loader workers: {', '.join(parts)}; bottleneck: {self.bottleneck()}"
         )
+
+
+class Speed:
+    """Images and seconds of the present epoch, of this process's whole run, and since the curve's last point."""
+
+    def __init__(self) -> None:
+        self._images, self._clocks = [0, 0], [_new_clock(), _new_clock()]
+        self._point_images, self._point_s = 0, 0.0
+        self._before = _new_clock()
+
+    def add(self, images: int, seconds: float, loader: Any) -> None:
+        """Add a step; the loader counts its own seconds from its start."""
+        self._point_images, self._point_s = self._point_images + images, self._point_s + seconds
+        so_far = _clock_of(loader)
+        for scope, clock in enumerate(self._clocks):
+            self._images[scope] += images
+            clock.step += seconds
+            clock.wait += so_far.wait - self._before.wait
+            clock.copy += so_far.copy - self._before.copy
+            clock.workers = {s: clock.workers[s] + so_far.workers[s] - self._before.workers[s] for s in WORKER_STAGES}
+        self._before = so_far
+
+    def take_point(self) -> float | None:
+        """Return the images/s since the last call."""
+        speed = self._point_images / self._point_s if self._point_s else None
+        self._point_images, self._point_s = 0, 0.0
+        return speed
+
+    def start_epoch(self) -> None:
+        self._images[0], self._clocks[0] = 0, _new_clock()
+
+    @property
+    def stages(self) -> StageClock:
+        """Where the time of the present epoch went."""
+        return self._clocks[0]
+
+    @property
+    def total_stages(self) -> StageClock:
+        """Where the time of this process went."""
+        return self._clocks[1]
+
+    @property
+    def images_per_sec(self) -> float | None:
+        return self._images[0] / self.stages.step if self.stages.step else None
+
+    @property
+    def total_images_per_sec(self) -> float | None:
+        return self._images[1] / self.total_stages.step if self.total_stages.step else None
+
+
+def _new_clock() -> StageClock:
+    return StageClock(0.0, 0.0, 0.0, dict.fromkeys(WORKER_STAGES, 0.0))
+
+
+def _clock_of(loader: Any) -> StageClock:
+    if not isinstance(loader, TimedLoader):
+        return _new_clock()
+    workers = dict(zip(WORKER_STAGES, loader.stage_seconds.tolist(), strict=True))
+    return StageClock(0.0, loader.waited_seconds, loader.copied_seconds, workers)

@@ -36,6 +36,23 @@ def test_samples_are_where_streaming_has_them() -> None:
             ours[outside]
 
 
+def test_planning_an_epoch_is_no_wait_for_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MDSWriter(out=str(tmp_path), columns={"x": "bytes", "y": "int"}) as writer:
+        writer.write({"x": b"x", "y": 1})
+    upstream, planned_at = StreamingDataset._get_work, []
+
+    def slow_get_work(*args: Any) -> Any:
+        time.sleep(0.05)
+        work = upstream(*args)
+        planned_at.append(time.perf_counter())
+        return work
+
+    monkeypatch.setattr(StreamingDataset, "_get_work", slow_get_work)
+    dataset = StreamingImages(global_batch_size=1, local=str(tmp_path), batch_size=1, shuffle=False)
+    (sample,) = dataset
+    assert 0.0 < sample.wait_s < time.perf_counter() - planned_at[0]
+
+
 @pytest.mark.parametrize(
     ("columns", "name"),
     [

@@ -69,4 +69,4 @@ def open_decoder(wanted: Literal["auto", "native", "pillow"], *, resize_in: Resi
 @functools.cache
 def _warn_of_pillow(why: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        log.warning("decoding with Pillow, at a third of the speed: %s", why)
+        log.warning("decoding with Pillow, which is slower: %s", why)

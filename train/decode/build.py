@@ -87,7 +87,7 @@ def main() -> int:
     try:
         print(f"native decoder: {build()}")
     except (BuildError, OSError) as error:
-        print(f"native decoder: not built, so Pillow will decode, at half the speed: {error}; {HOW_TO}")
+        print(f"native decoder: not built, so Pillow will decode, more slowly: {error}; {HOW_TO}")
         return 1
     return 0
 
