@@ -52,7 +52,7 @@ test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every f
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not machine and not gpu"
 
 test-fast: $(READY_DEV)  ## the unit tests, which take seconds
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not exhaustive and not machine" tests/unit
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not s3 and not exhaustive and not machine" tests/unit
 
 test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server
 	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_hosts.py

@@ -15,6 +15,13 @@ sys.path.insert(0, str(REPOSITORY))
 from tests.s3_server import S3Server, running_s3_server  # noqa: E402  # found only now
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for the S3 server is marked `s3`."""
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("s3")
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server on free loopback ports, with one bucket."""

@@ -173,7 +173,7 @@ def test_a_file_of_keys_that_is_rewritten_is_read_again(
     s3_client.cache_clear()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_whose_keys_are_renewed_between_two_saves_goes_on(
     shards: Path, own_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ ALGORITHMS |= dict.fromkeys(SETTINGS, MILD)
 ALGORITHMS["ramp"] = "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}"
 SETTINGS["ramp"] = ["data.crop_size=48"]
 
-IN_EVERY_RUN = {("sam", 3, 0), ("decode", 1, 2)}
+IN_EVERY_RUN = {("mixup", 3, 0), ("decode", 1, 2)}
 """The few that `make test` takes; `make test-exhaustive` takes all."""
 
 CASES = [

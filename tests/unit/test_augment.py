@@ -92,6 +92,7 @@ def photo(width: int, height: int) -> np.ndarray:
     return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["pillow", "native"])
 @pytest.mark.parametrize(("resize_size", "crop_size"), [(64, 56), (73, 64), (256, 224)])
 def test_evaluation_sees_the_pixels_of_resize_and_center_crop_bit_for_bit(

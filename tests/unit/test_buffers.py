@@ -55,6 +55,7 @@ def test_memory_is_used_again_once_a_batch_is_gone() -> None:
     assert set(again) <= set(new) and len(again) == BATCHES - len(new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_images_may_grow_and_shrink_from_batch_to_batch(context: str) -> None:
     """As in progressive resizing; a block that has become too small is sent anew."""

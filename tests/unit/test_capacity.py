@@ -52,7 +52,8 @@ def test_too_little_is_refused_with_what_is_needed(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--dry-run"], pytest.param([], marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [["--dry-run"], []])
 def test_a_container_with_too_little_shared_memory_is_refused(shards: Path, tmp_path: Path, options: list[str]) -> None:
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("mounts a small /dev/shm: run it as root, with unshare")

@@ -25,6 +25,7 @@ def replace(images: Path) -> None:
     (images / "val/class0/000.jpg").write_bytes((images / "val/class0/001.jpg").read_bytes())
 
 
+@pytest.mark.slow
 def test_photographs_that_were_added_are_converted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images, shards = tmp_path / "images", tmp_path / "shards"
     make_images(images, {"train": 3, "val": 2}, classes=2)

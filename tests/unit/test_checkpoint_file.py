@@ -49,6 +49,7 @@ def places(path: Path) -> tuple[list[int], list[int]]:
     return [at for at in range(len(data)) if at not in inside], stored
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_archive_s_structure_and_1000_others_are_noticed(path: Path) -> None:
     structure, stored = places(path)
     assert len(structure) > 2000 and len(stored) > 3000

@@ -33,6 +33,8 @@ from tests.audits import (
 )
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_same_fraction_of_images_is_decoded_every_time(dataset: Path, capsys: Any) -> None:
     decoded = []

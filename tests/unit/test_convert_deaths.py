@@ -21,6 +21,8 @@ from convert.trials import which_kill
 from convert.workers import Job, WorkerError, build_shards
 from tests.jpegs import jpeg
 
+pytestmark = pytest.mark.slow
+
 FORM = ShardFormat(100_000)
 DEADLY_SIDE_PX = 66  # an image of this width kills its process, by way of `Deadly`
 

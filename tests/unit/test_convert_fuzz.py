@@ -19,6 +19,8 @@ from train.augment import center_view
 from train.decode import pillow
 from train.decode.native import library
 
+pytestmark = pytest.mark.slow
+
 MUTANTS, SEED = 2400, 20
 MEMORY_LIMIT_BYTES = 1_500_000_000
 

@@ -51,6 +51,7 @@ def task(*names: str, size_bytes: int = 1) -> ShardTask:
     return ShardTask("train", 0, samples)
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_the_shards_under_way(tmp_path: Path) -> None:
     job = Job(SlowFiles(tmp_path), LocalOutput(tmp_path), "fail", FORM)
     results = build_shards([task("train/a/1")], job, workers=1)

@@ -60,6 +60,7 @@ def test_the_library_is_there_where_it_must_be() -> None:
     assert library.is_built() or not REQUIRED
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -157,6 +158,7 @@ def overflowing(width: int, height: int) -> bytes:
     return file.getvalue().replace(b"\x10" * 64, b"\xff" * 64)
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("path", [AUTO, AVX2, AVX512])
 @pytest.mark.parametrize("resize_in", get_args(ResizeIn))
@@ -263,6 +265,7 @@ def decoded(decoder: Decoder, data: bytes, width: int, height: int) -> torch.Ten
         return None
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -305,6 +308,7 @@ def test_in_ycbcr_colours_at_the_images_edges_are_not_mixed_with_what_lies_beyon
         assert int((ours - exact).abs().max()) <= 3
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("size", [1, 31, 44])
 def test_white_stays_white_however_far_it_shrinks(size: int) -> None:

@@ -9,6 +9,8 @@ from PIL import Image, ImageOps
 
 from demo import images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -60,6 +60,7 @@ class Summed:
         return self._buckets
 
 
+@pytest.mark.slow
 def test_torch_sums_the_first_step_in_one_bucket_and_the_later_ones_as_the_first_went() -> None:
     one, other = Summed(turned=False), Summed(turned=True)
     first, second = one.step(), one.step()
@@ -68,6 +69,7 @@ def test_torch_sums_the_first_step_in_one_bucket_and_the_later_ones_as_the_first
     assert other.step() != second
 
 
+@pytest.mark.slow
 def test_they_are_laid_out_before_the_first_step_and_always_alike() -> None:
     one, other = Summed(turned=False), Summed(turned=True)
     for summed in (one, other):

@@ -66,6 +66,7 @@ def _own_and_die(machine: Path, sender: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_a_killed_job_left_is_removed_and_a_live_jobs_is_not(machine: Path) -> None:
     name = own_folder_of_a_process(machine)
     dead = leave_behind(machine, "000003", name)
@@ -108,6 +109,7 @@ def _live_in_a_container(machine: Path, sender: Any) -> None:
     os.wait()
 
 
+@pytest.mark.slow
 def test_a_live_jobs_folder_in_another_containers_pid_namespace_stays(machine: Path) -> None:
     receiver, sender = _server.Pipe(duplex=False)
     process = _server.Process(target=_live_in_a_container, args=(machine, sender))
@@ -138,6 +140,7 @@ def _claim(machine: Path, tmpdir: str, begin: Any, sender: Any) -> None:
         sender.send((entered, time.monotonic()))
 
 
+@pytest.mark.slow
 def test_jobs_with_other_temporary_folders_claim_shared_memory_one_after_the_other(machine: Path) -> None:
     """They share /dev/shm, as containers with the host's do."""
     begin, pipes, processes = _server.Barrier(2), [], []

@@ -108,6 +108,7 @@ def test_workers_collect_no_garbage_among_the_objects_of_their_rank() -> None:
     assert gc.get_freeze_count() == before
 
 
+@pytest.mark.slow
 def test_images_reach_the_network_normalised_and_channels_last() -> None:
     cfg, raw = config(), EvalCollate(config())(samples(3))
     images, labels = ToDevice(cfg, torch.device("cpu"))(raw)

@@ -137,6 +137,7 @@ def rank_of(folder: Path) -> psutil.Process:
     return psutil.Process(int((folder / "rank").read_text()[:-1]))
 
 
+@pytest.mark.slow
 def test_a_rank_ends_with_its_launcher(program: Callable[..., Program], tmp_path: Path) -> None:
     launcher = program(launched("listen(saves=True)", tmp_path))
     rank = rank_of(tmp_path)
@@ -144,6 +145,7 @@ def test_a_rank_ends_with_its_launcher(program: Callable[..., Program], tmp_path
     rank.wait(3)
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_saving_has_time_to_but_not_for_ever(program: Callable[..., Program], tmp_path: Path) -> None:
     short = "import train.signals\ntrain.signals.SECONDS_WITHOUT_LAUNCHER = 3\nlisten(saves=True)"
     launcher = program(launched(short, tmp_path))

@@ -35,6 +35,7 @@ def test_a_method_that_nobody_knows_is_told() -> None:
     assert not any(map(can_unpack, ("lzma", "", None, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["bz2", "gz", "snappy", "zstd"])
 def test_a_bomb_takes_no_more_memory_than_the_index_says(compression: str) -> None:
     program = (
