@@ -92,8 +92,8 @@ def _tell(refusal: BaseException) -> None:
     if not _told and os.environ.get("RANK", "0") == "0":
         logger.warning(
             "warning: this S3 server refuses boto3's checksums (%s); from now on requests go without them, as with "
-            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required. Sizes are still compared after each upload of a shard or "
-            "checkpoint, and their own hashes when they are read",
+            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required. Each is still signed over the SHA-256 of its body, and "
+            "shards and checkpoints have hashes of their own",
             " ".join(str(refusal).split()),
         )
     _told = True
