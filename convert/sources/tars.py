@@ -48,9 +48,8 @@ def is_tars(files: Files) -> bool:
 
 def _has_class_tars(files: Files, split: str) -> bool:
     folder = _folder_of_class_tars(files, split)
-    if folder is None:
-        return False
-    return not is_webdataset_tar(files, _walk_folder(files, folder).class_tars[0].file)
+    tars = _walk_folder(files, folder).class_tars if folder else ()
+    return bool(tars) and not is_webdataset_tar(files, tars[0].file)
 
 
 _LABEL_ENDINGS = (".cls", ".cls.txt", ".json", ".cls2")

@@ -39,7 +39,7 @@ from convert.sources.webdataset_tars import Row, is_webdataset_tar, rows_of
 CLASS_NAMES = "classnames.txt"
 SHOWN_MISSING = 5
 MAX_CLASS_NAMES_BYTES = 16 * 1024 * 1024
-_NUMBERED = re.compile(r"(?P<series>.*?)(?P<number>\d+)(?:-of-\d+)?\.tar")
+_NUMBERED = re.compile(r"(?P<series>.*?)(?P<number>\d+)(?:-of-(?P<count>\d+))?\.tar")
 _WNID_IN_KEY = re.compile(rf"(?P<first>{WNID.pattern})_.*|(?P<stem>.*)_(?P<last>{WNID.pattern})")
 
 
@@ -169,22 +169,25 @@ class WebDataset:
             return rows_of(file, where=f"{self.files}/{tar}", size_bytes=size_bytes, ignored=ignored), ignored
 
     def _refuse_missing(self, split: str, tars: Sequence[str]) -> None:
-        """Raise SourceError for a gap in the tars' numbers, as after a download that broke off, or for two datasets."""
+        """Raise SourceError for missing tars, as after a download that broke off, or for those of two datasets."""
         numbers: dict[str, list[int]] = {}
+        counts: dict[str, int] = {}
         for tar in tars:
             if match := _NUMBERED.fullmatch(tar):
                 numbers.setdefault(match["series"], []).append(int(match["number"]))
+                counts[match["series"]] = int(match["count"] or 0)
         if len(numbers) > 1:
             raise SourceError(
                 f"{self.files} holds several series of tars of {split}: "
                 f"{first_few([f'{name}*.tar' for name in numbers])}. Give each a folder of its own"
             )
         for series, there in numbers.items():
-            gaps = (number for one, other in pairwise(sorted(there)) for number in range(one + 1, other))
+            ends = [-1, counts[series]] if len(there) < counts[series] else []
+            gaps = (number for one, other in pairwise(sorted([*there, *ends])) for number in range(one + 1, other))
             if missing := [str(number) for number in islice(gaps, SHOWN_MISSING)]:
                 raise SourceError(
-                    f"{self.files}: tars of {split} are missing between {series}{min(there)} and {max(there)}, "
-                    f"such as number {', '.join(missing)}. Fetch them"
+                    f"{self.files}: tars of {split} are missing beside {series}*.tar, such as number "
+                    f"{', '.join(missing)}. Fetch them"
                 )
 
     def _names(self) -> list[str]:

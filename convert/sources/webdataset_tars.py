@@ -16,7 +16,7 @@ JSON_LABELS = ("label", "cls")  # `label` is that of timm/imagenet-1k-wds
 MAX_CLS_BYTES = 32
 MAX_JSON_BYTES = 1024 * 1024
 MEMBERS_LOOKED_AT = 32  # the members of a sample lie side by side, so the first few show what a tar is
-LEFT_OUT = "tar member that is neither an image nor one of the labels"
+LEFT_OUT = "tar member that is neither image nor label"
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def test_what_is_neither_image_nor_label_is_counted(tmp_path: Path) -> None:
     assert [(s.key, s.label, s.size_bytes) for s in listing.samples] == [("train/class0003/a.JPEG", 3, 1)]
     assert listing.ignored == {
         "hidden file or folder": 1,
-        "tar member that is neither an image nor one of the labels": 3,
+        "tar member that is neither image nor label": 3,
     }
     assert source.left_out(["train"]) == ["nshards.txt"]
 
@@ -215,13 +215,20 @@ def test_a_label_of_val_that_train_lacks_is_named(tmp_path: Path) -> None:
         source.listing("val", source.class_names(["train", "val"]))
 
 
-@pytest.mark.parametrize("name", ["train-{index:04}.tar", "train/{index:04}.tar"])
-def test_a_tar_that_is_missing_between_others_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("train-{index:04}.tar", (1, 2)),
+        ("train/{index:04}.tar", (1, 2)),
+        ("train-{index:05}-of-00004.tar", (0, 3)),
+    ],
+)
+def test_tars_that_are_missing_are_named(folder: Path, tmp_path: Path, name: str, gone: tuple[int, ...]) -> None:
     root = write_webdataset(folder, tmp_path / "w", tars=4, name=name.replace("train", "{split}"))
-    for index in (1, 2):
+    for index in gone:
         (root / name.format(index=index)).unlink()
     with pytest.raises(
-        SourceError, match=r"tars of train are missing between train[-/]0 and 3, such as number 1, 2\. Fetch"
+        SourceError, match=rf"missing beside train[-/]\*\.tar, such as number {gone[0]}, {gone[1]}\. Fetch"
     ):
         keys(open_source(str(root)))
 
