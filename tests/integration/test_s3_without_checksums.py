@@ -126,9 +126,23 @@ def test_shards_go_to_a_server_that_refuses_checksums_and_to_delete_several_at_o
     assert output.read("b") == large and not output.create("lock", b"another")
     assert output.sizes("") == {"a": 1, "b": len(large), "lock": 1}
     output.delete(["a", "lock", "gone"])
+    deleted = [request.path for request, _ in proxy.seen if request.method == "DELETE" and "?" not in request.path]
+    assert [path.rpartition("/")[2] for path in deleted] == ["a", "lock", "gone"]
     assert output.sizes("") == {"b": len(large)} and output.abort_uploads() == 0
     assert sum(SAID in record.getMessage() for record in caplog.records) == 1
     assert not any(stored_with_checksums(proxy))
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("there", [False, True])
+def test_a_converters_lock_needs_no_conditional_puts(proxy: FaultProxy, through: str, there: bool) -> None:
+    bucket, _, prefix = through.removeprefix("s3://").partition("/")
+    output = S3Output(bucket, prefix)
+    if there:
+        output.write("lock", b"first")
+    proxy.choose = lambda request: "501" if "if-none-match" in request.headers or request.has_checksum else ""
+    assert output.create("lock", b"second") is not there
+    assert output.read("lock") == (b"first" if there else b"second")
 
 
 @pytest.mark.s3
