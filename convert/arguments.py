@@ -73,7 +73,12 @@ def parse_args(description: str, argv: Sequence[str] | None) -> Args:
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what and where").add_argument
-    add("--source", required=True, metavar="SRC", help="a folder, or s3://bucket/prefix for tars, parquet and shards")
+    add(
+        "--source",
+        required=True,
+        metavar="SRC",
+        help="a folder, or s3://bucket/prefix for tars, WebDataset, parquet and shards",
+    )
     add("--out", required=True, metavar="DIR_OR_S3", help="a local folder, or s3://bucket/prefix (see below)")
     add("--layout", choices=LAYOUTS, help="of the source (default: recognised by what lies there)")
     add("--splits", type=_splits, metavar="A,B", help="splits to convert (default: those of train,val that exist)")

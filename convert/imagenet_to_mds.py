@@ -2,8 +2,8 @@
 
     python convert/imagenet_to_mds.py --source /data/imagenet --out s3://bucket/imagenet
 
-reads the images (a folder for each class, the original tars, Kaggle's, Hugging Face's or Tiny-ImageNet's files, or MDS
-shards), decodes every one once, and writes
+reads the images (a folder for each class, the original tars, WebDataset tars, Kaggle's, Hugging Face's or
+Tiny-ImageNet's files, or MDS shards), decodes every one once, and writes
 
     <out>/train/shard.00000.mds ...  <out>/train/index.json  (val the same)  <out>/manifest.json
 

@@ -16,7 +16,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from convert.outputs import OutputError
-from convert.s3_patience import T, patiently
+from convert.s3_checksums import T
+from convert.s3_patience import patiently
 
 # Uploads ride out minutes of throttling and about a minute of other errors: botocore's pauses grow to 20 s, from 1 s
 # or, where it isn't throttling, from 50 ms. But the first look at the bucket says within seconds that an endpoint is
@@ -25,6 +26,8 @@ UPLOAD_ATTEMPTS = 15
 FIRST_LOOK_ATTEMPTS = 2
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
+# Google's storage lacks it; older servers want an MD5 for it (MissingContentMD5), where boto3 now sends a CRC.
+BULK_DELETE_REFUSED = {400, 403, 405, 411, 501}
 PART_BYTES = 16 * 1024**2
 _IN_PARTS = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 
@@ -97,8 +100,13 @@ class S3Output:
                     )
                 )
             except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 412:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status not in (412, 501):
                     raise
+                # A server that does not know conditional puts (501) is looked at, written to and read back. Two that do
+                # this at one moment can both be told that there was none, and the later one's stays.
+                if status == 501 and self.read(name) is None:
+                    self.write(name, data)
                 return self.read(name) == data  # it is there: by an attempt whose answer was lost, or by another
         return True
 
@@ -123,10 +131,21 @@ class S3Output:
         for start in range(0, len(names), 1000):  # the most that one request may name
             objects = [{"Key": self._key(name)} for name in names[start : start + 1000]]
             with self._explained("delete", names[start]):
-                request = {"Bucket": self.bucket, "Delete": {"Objects": objects, "Quiet": True}}
-                answer = ask_s3(partial(_call, "delete_objects", request))
-            for failed in answer.get("Errors", []):
+                failures = self._delete_at_once(objects)
+            for failed in failures:
                 raise OutputError(f"cannot delete s3://{self.bucket}/{failed['Key']}: {failed.get('Message')}")
+
+    def _delete_at_once(self, objects: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+        """Return what could not be deleted by one request; one by one where a server does not know that request."""
+        request = {"Bucket": self.bucket, "Delete": {"Objects": objects, "Quiet": True}}
+        try:
+            return list(ask_s3(partial(_call, "delete_objects", request)).get("Errors", []))
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in BULK_DELETE_REFUSED:
+                raise
+        for each in objects:  # in order: the index of a split goes before its shards
+            ask_s3(partial(_call, "delete_object", {"Bucket": self.bucket, **each}))
+        return []
 
     def _head(self, name: str) -> dict[str, Any] | None:
         try:

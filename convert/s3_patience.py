@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from botocore.exceptions import (
     ClientError,
@@ -19,6 +19,8 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
 )
+
+from convert.s3_checksums import T, s3_answer, without_refused_checksums
 
 PATIENCE_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # bounds of the pauses, doubled each time, of which a random part is slept
@@ -42,8 +44,6 @@ PASSING_STATUSES = {307, 409}  # a redirect of a new bucket's name; another requ
 _jitter = random.SystemRandom()
 _worked = threading.Event()  # once a request of this process has succeeded: before, keys are wrong rather than old
 
-T = TypeVar("T")
-
 
 def patiently(
     request: Callable[[], T],
@@ -53,6 +53,8 @@ def patiently(
 ) -> T:
     """Return what a request to S3 returns, after several attempts within PATIENCE_S if need be.
 
+    A server that refuses checksums gets the request without them.
+
     Args:
         renew: called before each further attempt; has the request use a new client, which reads the keys afresh.
         missing_passes: whether 404 is tried again too: the request is for what has just been written.
@@ -60,9 +62,9 @@ def patiently(
     until, pause = time.monotonic() + PATIENCE_S, FIRST_PAUSE_S
     while True:
         try:
-            answer = request()
+            answer = without_refused_checksums(request, renew=renew)
         except Exception as error:
-            passes = _passes(_cause(error), missing_passes=missing_passes)
+            passes = _passes(s3_answer(error), missing_passes=missing_passes)
             if not passes or time.monotonic() + pause > until:
                 raise
             time.sleep(_jitter.uniform(pause / 2, pause))
@@ -76,13 +78,6 @@ def patiently(
 def has_worked() -> bool:
     """Return whether S3 has answered a request of this process as it should: address and keys are right then."""
     return _worked.is_set()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Return S3's own answer: boto3's `upload_file` makes a text of it, and raises that."""
-    while not isinstance(error, ClientError) and error.__context__ is not None:
-        error = error.__context__
-    return error
 
 
 def _passes(error: BaseException, *, missing_passes: bool) -> bool:

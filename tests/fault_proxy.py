@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +31,19 @@ class Request:
     method: str
     path: str
     number: int  # from 0, over all that came
-    range: str = ""  # "bytes=100-", of a file that has come in part
+    headers: Mapping[str, str]  # by their names in small letters
+
+    @property
+    def range(self) -> str:
+        """`bytes=100-`, of a file that has come in part."""
+        return self.headers.get("range", "")
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether it has, or asks for, a checksum as boto3 sends them since 1.36."""
+        return any(
+            name.startswith(("x-amz-checksum-", "x-amz-sdk-checksum-", "x-amz-trailer")) for name in self.headers
+        )
 
 
 Fault = str
@@ -58,9 +70,9 @@ class FaultProxy:
         self._server.daemon_threads = True
         self.endpoint_url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def fault_for(self, method: str, path: str, bytes_range: str) -> Fault:
+    def fault_for(self, method: str, path: str, headers: Mapping[str, str]) -> Fault:
         with self._lock:
-            request = Request(method, path, len(self.seen), bytes_range)
+            request = Request(method, path, len(self.seen), headers)
             fault = self.choose(request)
             self.seen.append((request, fault))
         return fault
@@ -95,7 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         size = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(size)
-        fault = self.faults.fault_for(self.command, self.path, self.headers.get("Range", ""))
+        fault = self.faults.fault_for(
+            self.command, self.path, {name.lower(): value for name, value in self.headers.items()}
+        )
         if fault.startswith("silence"):
             self.faults.stopped.wait(min(float(fault.partition(":")[2]), SILENCE_LIMIT_S))
             self._hang_up()

@@ -149,6 +149,49 @@ def write_parquet_file(path: Path, rows: Sequence[tuple[Any, Any]], *, names: Se
     pq.write_table(table, path, row_group_size=5, write_page_checksum=True)
 
 
+def write_webdataset(
+    folder: Path,
+    out: Path,
+    *,
+    tars: int = 2,
+    name: str = "imagenet-{split}-{index:06}.tar",
+    label: str = "cls",
+    wnid_in_key: bool = True,
+) -> Path:
+    """WebDataset tars, their samples in random order, and classnames.txt.
+
+    Args:
+        name: of a tar, below `out`.
+        label: where labels are: `cls` or `json`, or `both`.
+        wnid_in_key: whether keys end in the wnid; without, none has it.
+    """
+    wnids = classes(folder)
+    for split in ("train", "val"):
+        samples: list[dict[str, bytes]] = []
+        for wnid, path in images(folder, split):
+            key = f"{path.stem}_{wnid}" if wnid_in_key else path.stem.removeprefix(f"{wnid}_")
+            sample = {f"{key}{path.suffix}": path.read_bytes()}
+            if label in ("cls", "both"):
+                sample[f"{key}.cls"] = f"{wnids.index(wnid)}\n".encode()
+            if label in ("json", "both"):
+                sample[f"{key}.json"] = json.dumps({"label": wnids.index(wnid), "filename": path.name}).encode()
+            samples.append(sample)
+        random.Random(0).shuffle(samples)
+        for index in range(tars):
+            write_tar(out / name.format(split=split, index=index), samples[index::tars])
+    put(out / "classnames.txt", "".join(f"name of {wnid}\n" for wnid in wnids).encode())
+    return out
+
+
+def write_tar(path: Path, samples: Sequence[dict[str, bytes]]) -> None:
+    """A tar of the files of these samples, one sample after another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for sample in samples:
+            for name, data in sample.items():
+                add(tar, name, data)
+
+
 def copy_classes(folder: Path, root: Path, split: str = "train") -> None:
     for wnid, path in images(folder, split):
         put(root / split / wnid / path.name, path.read_bytes())

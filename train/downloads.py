@@ -30,6 +30,7 @@ from streaming import Stream
 from streaming.base.format import FileInfo, Reader
 
 from convert.places import bucket_and_key, is_url
+from convert.s3_checksums import without_refused_checksums
 from convert.unpacking import UnpackError, unpacked
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ class CheckedStream(Stream):
                 if never_heals(error):
                     raise DownloadError(f"{source} cannot be fetched: {_one_line(error)}") from error
                 tries += 1
-                self._client = (0, None)  # a new one reads the credentials afresh
+                self._renew_client()
                 waited = time.monotonic() - began
                 left = self.patience_s - waited
                 if left <= 0:
@@ -286,7 +287,9 @@ class CheckedStream(Stream):
         bucket, key = bucket_and_key(source)
         rest = {"Range": f"bytes={arrived.bytes}-", "IfMatch": arrived.etag} if arrived.bytes and arrived.etag else {}
         try:
-            answer = self._s3().get_object(Bucket=bucket, Key=key, **rest)
+            answer = without_refused_checksums(
+                lambda: self._s3().get_object(Bucket=bucket, Key=key, **rest), renew=self._renew_client
+            )
         except ClientError:
             arrived.etag = "" if rest else arrived.etag  # it is another one now
             raise
@@ -295,6 +298,9 @@ class CheckedStream(Stream):
         arrived.etag = answer.get("ETag", "")
         chunks: Iterator[bytes] = answer["Body"].iter_chunks(READ_BYTES)
         return chunks
+
+    def _renew_client(self) -> None:
+        self._client = (0, None)  # a new one reads the credentials afresh
 
     def _s3(self) -> Any:
         """Return this process's client, which tries once: upstream's tries 15 times, for the full timeout each."""

@@ -18,7 +18,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from convert.places import bucket_and_key, is_url
 from convert.s3 import UPLOAD_ATTEMPTS
-from convert.s3_patience import T, has_worked, patiently
+from convert.s3_checksums import T
+from convert.s3_patience import has_worked, patiently
 
 ATTEMPTS = 8  # what is stored is offered UPLOAD_ATTEMPTS times; a dead endpoint, met at the start, is told of sooner
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
@@ -270,24 +271,17 @@ class S3Folder:
         moment can both be told that there was none, and the later one's stays.
         """
 
-        def put(client: Any) -> int:
-            try:
-                client.put_object(**self._at(name), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                status = int(error.response["ResponseMetadata"]["HTTPStatusCode"])
-                if status in (412, 501):
-                    return status
+        try:
+            self._ask("written", name, lambda client: client.put_object(**self._at(name), Body=data, IfNoneMatch="*"))
+        except FolderError as error:
+            status = _status_of(error.__cause__)
+            if status not in (412, 501):
                 raise
-            return 200
-
-        status = self._ask("written", name, put)
-        if status == 412:  # where the answer to an earlier attempt was lost, the file that is there is this one
-            return self.read(name) == data
-        if status == 501:
-            if self.read(name) is not None:
-                return False
-            self.replace(name, data)
-            return self.read(name) == data
+            if status == 501:
+                if self.read(name) is not None:
+                    return False
+                self.replace(name, data)
+            return self.read(name) == data  # where the answer to an earlier attempt was lost, it is this one
         return True
 
     def replace(self, name: str, data: bytes) -> None:
@@ -344,6 +338,11 @@ class S3Folder:
     def _key(self, name: str) -> str:
         name = name.replace(os.sep, "/")
         return f"{self.prefix}/{name}" if self.prefix else name
+
+
+def _status_of(error: BaseException | None) -> int:
+    """Return the HTTP status of S3's answer; 0 where there was none."""
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"]) if isinstance(error, ClientError) else 0
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from convert.sources.mds import is_mds, open_mds
 from convert.sources.parquet import Parquet, is_parquet
 from convert.sources.spool import make_spool
 from convert.sources.tars import Tars, is_tars
+from convert.sources.webdataset import WebDataset, is_webdataset
 
 __all__ = ["LAYOUTS", "ImageFolder", "Listing", "Sample", "Source", "SourceError", "open_source"]
 
@@ -76,6 +77,12 @@ _LAYOUTS = {
         lambda files, spool: Parquet(files, make_spool(spool, what="images in parquet files")),
         in_buckets=True,
     ),
+    "webdataset": _Layout(
+        "imagenet-train-000000.tar, or train/000000.tar, with 000017.cls or 000017.json beside 000017.jpg (WebDataset)",
+        is_webdataset,
+        lambda files, spool: WebDataset(files),
+        in_buckets=True,
+    ),
     "mds": _Layout(
         "<split>/index.json and its shards (MDS)",
         is_mds,
@@ -91,7 +98,7 @@ def open_source(source: str, layout: str | None = None, *, spool: Path | None = 
     """The source a --source argument means.
 
     Args:
-        source: a local folder, or s3://bucket/prefix for the layouts tars, parquet and mds.
+        source: a local folder, or s3://bucket/prefix for the layouts tars, parquet, webdataset and mds.
         layout: one of LAYOUTS; by default it is recognised by what lies there.
         spool: a local folder for layouts that cannot be read in place (parquet, compressed shards, shards in a
             bucket): their images are unpacked into it once, and found there again by the next run.
@@ -142,14 +149,14 @@ def _recognised(files: Files, source: str) -> str:
     folders = _folders(files)
     if any(f"{split}/" in folders for split in DEFAULT_SPLITS) or any(_folders(files, folder) for folder in folders):
         return "folder"  # with splits of other names, or an incomplete one, which says best what is missing
-    tars = [name for name in files.names() if name.endswith(".tar")]
+    tars = [name for name in files.names() if name.endswith((".tar", ".tar.gz", ".tgz"))]
     if tars:
         raise SourceError(
-            f"--source {source} holds {glimpse(files)}. Tars of images are read if they are ImageNet's own or lie in "
-            "train/ and val/ by class, such as train/n01440764.tar; WebDataset tars, with labels beside the images, "
-            "are not: write their images into <split>/<class>/<file> first"
+            f"--source {source} holds {glimpse(files)}. Tars of images are read if they are ImageNet's own; if they "
+            "lie in train/ and val/ by class, such as train/n01440764.tar; and WebDataset tars if they lie in train/ "
+            "and val/ or have their split in their names, such as imagenet-train-000000.tar. None may be compressed"
         )
-    looks = "".join(f"\n  {name:9}  {layout.looks}" for name, layout in _LAYOUTS.items())
+    looks = "".join(f"\n  {name:10}  {layout.looks}" for name, layout in _LAYOUTS.items())
     raise SourceError(
         f"--source {source} holds {glimpse(files)}, which is none of the layouts that can be converted:{looks}\n"
         "Give the folder above the splits"

@@ -1,4 +1,4 @@
-"""What the numbers mean that parquet files and shards give as labels."""
+"""What the numbers mean that parquet files, WebDataset tars and shards give as labels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,25 @@ def numbered_names(count: int) -> list[str]:
     if count == len(WNIDS):
         return list(WNIDS)
     return [f"class{index:04}" for index in range(count)]
+
+
+def classes_of_numbers(count: int, seen: Mapping[int, str], names: Sequence[str]) -> tuple[list[str], bool]:
+    """The classes of labels that are mere numbers, in the order of the labels, and whether they are a guess.
+
+    Args:
+        count: of the classes.
+        seen: label -> wnid, as far as file names tell.
+        names: readable names of the labels; []: the source has none.
+    """
+    if len(seen) == count:
+        return wnids_of([""] * count, seen), False
+    if names and _are_imagenets(names):
+        return list(WNIDS), False
+    guess = numbered_names(count)
+    if guess == list(WNIDS) and not names and all(WNIDS[label] == wnid for label, wnid in seen.items()):
+        return guess, True
+    digits = max(4, len(str(count - 1)))  # so that sorting keeps the order of the labels
+    return [f"class{index:0{digits}}" for index in range(count)], not names
 
 
 def warn_of_numbered_names(names: Sequence[str], source: object) -> None:

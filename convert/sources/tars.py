@@ -34,6 +34,7 @@ from convert.sources.base import (
 )
 from convert.sources.devkit import has_devkit, load_devkit
 from convert.sources.tar_members import Member, keep_last, members
+from convert.sources.webdataset_tars import is_webdataset_tar
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
@@ -41,11 +42,17 @@ TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 def is_tars(files: Files) -> bool:
     """Whether this folder holds ImageNet's tars."""
     return any(files.size(name) is not None for name in (TRAIN, VAL)) or any(
-        _folder_of_class_tars(files, split) is not None for split in DEFAULT_SPLITS
+        _has_class_tars(files, split) for split in DEFAULT_SPLITS
     )
 
 
-_WEBDATASET_LABELS = (".cls", ".cls.txt", ".json", ".cls2")
+def _has_class_tars(files: Files, split: str) -> bool:
+    folder = _folder_of_class_tars(files, split)
+    tars = _walk_folder(files, folder).class_tars if folder else ()
+    return bool(tars) and not is_webdataset_tar(files, tars[0].file)
+
+
+_LABEL_ENDINGS = (".cls", ".cls.txt", ".json", ".cls2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,7 @@ class Tars:
             found = members(
                 file, where=where, size_bytes=size_bytes, ignored=ignored, start_bytes=tar.offset_bytes or 0
             )
-            found = _without_webdataset(found, where)
+            found = _images_alone(found, where)
             # A class tar has no folders that mean anything: `./x.JPEG` and `n01440764/x.JPEG` are both x.JPEG.
             return keep_last(found, ignored), ignored
 
@@ -169,14 +176,14 @@ class Tars:
         return in_order(split, samples, ignored)
 
 
-def _without_webdataset(found: Iterator[Member], where: str) -> Iterator[Member]:
+def _images_alone(found: Iterator[Member], where: str) -> Iterator[Member]:
     """Pass the members of a class tar on. Raises SourceError where labels lie beside the images."""
     for member in found:
-        if member.name.endswith(_WEBDATASET_LABELS):
+        if member.name.endswith(_LABEL_ENDINGS):
             raise SourceError(
-                f"{where} is a WebDataset tar ({printable(member.name)} lies beside the images), which this converter "
-                "cannot read: its labels are in such files, and not in the tar's name. Write the images into "
-                "<split>/<class>/<file> first"
+                f"{where} holds {printable(member.name)} beside the images. A class tar holds images alone, and its "
+                "name is their label. In a WebDataset tar each image has its .cls, or a .json with a label, right "
+                "beside it: write the tar so, or put the images into <split>/<class>/<file>"
             )
         yield member
 

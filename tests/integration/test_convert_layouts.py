@@ -17,6 +17,7 @@ WRITERS: dict[str, Callable[[Path, Path], Any]] = {
     "kaggle": layouts.write_kaggle,
     "annotated": layouts.write_annotated,
     "parquet": layouts.write_parquet,
+    "webdataset": layouts.write_webdataset,
 }
 # Of the 1,000, whose readable names come from the table and not, as a layout may have them, from the source.
 WNIDS = {"n01": "n01440764", "n02": "n01443537", "n03": "n02102040", "n10": "n03000684"}
@@ -58,8 +59,8 @@ def test_shards_of_shards_are_identical(
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("layout", ["tars", "parquet"])
-def test_tars_and_parquet_in_a_bucket_give_identical_shards(
+@pytest.mark.parametrize("layout", ["tars", "parquet", "webdataset"])
+def test_layouts_in_a_bucket_give_identical_shards(
     imagenet: tuple[Path, dict[str, bytes]], tmp_path: Path, s3_server: S3Server, layout: str
 ) -> None:
     folder, expected = imagenet

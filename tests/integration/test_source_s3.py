@@ -11,7 +11,7 @@ from convert.s3_files import S3Files
 from convert.sources import SourceError, open_source
 from tests.conftest import S3Server
 from tests.integration.test_s3 import upload
-from tests.layouts import write_folder, write_parquet, write_tars
+from tests.layouts import write_folder, write_parquet, write_tars, write_webdataset
 from tests.unit.test_convert_layouts import contents
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "folder")
 
 
-@pytest.mark.parametrize("write", [write_tars, write_parquet])
+@pytest.mark.parametrize("write", [write_tars, write_parquet, write_webdataset])
 def test_a_layout_in_a_bucket_lists_the_samples_of_the_image_folder(
     write: Callable[[Path, Path], Path], folder: Path, s3_folder: str, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from tests.layouts import (
     write_kaggle,
     write_parquet,
     write_tars,
+    write_webdataset,
 )
 
 WRITERS: dict[str, Callable[[Path, Path], Path]] = {
@@ -23,6 +24,7 @@ WRITERS: dict[str, Callable[[Path, Path], Path]] = {
     "kaggle": write_kaggle,
     "annotated": write_annotated,
     "parquet": write_parquet,
+    "webdataset": write_webdataset,
 }
 
 
@@ -110,7 +112,11 @@ def test_a_layout_that_is_asked_for_and_is_not_there_is_described(layout: str, f
         ("gone", None, "gone does not exist"),
         ("gs://bucket/x", None, "neither a local folder nor s3://"),
         (".", "zip", "--layout zip is not known; choose one of folder, tars"),
-        ("s3://bucket/x", "folder", "--layout folder needs a local folder.*aws s3 sync.*tars, parquet, mds can be"),
+        (
+            "s3://bucket/x",
+            "folder",
+            "--layout folder needs a local folder.*aws s3 sync.*tars, parquet, webdataset, mds can be",
+        ),
     ],
 )
 def test_a_source_that_cannot_be_is_refused(source: str, layout: str | None, message: str) -> None:

@@ -1,14 +1,12 @@
 """Every folder, file and split of a source is converted or named; splits go by their usual names."""
 
-import io
 import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from convert.sources import SourceError, open_source
-from tests.layouts import add, write_folder
+from tests.layouts import add, write_folder, write_tar
 
 
 @pytest.fixture
@@ -92,15 +90,19 @@ def test_class_tars_are_read_in_val_too(images: Path, tmp_path: Path, name: str)
     assert tars.left_out(["train", "val"]) == ["test.tar"]
 
 
-@pytest.mark.parametrize("folder", ["train/", ""])
-def test_webdataset_tars_are_refused_and_not_taken_for_classes(tmp_path: Path, folder: str) -> None:
-    picture = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(picture, "JPEG")
-    (tmp_path / folder).mkdir(exist_ok=True)
-    with tarfile.open(tmp_path / f"{folder}00000.tar", "w") as tar:
-        for number in range(3):
-            add(tar, f"{number:06}.jpg", picture.getvalue())
-            add(tar, f"{number:06}.cls", b"1")
-    with pytest.raises(SourceError, match="WebDataset"):
-        source = open_source(str(tmp_path))
+@pytest.mark.parametrize("name", ["00000.tar", "n00000.tar.gz"])
+def test_tars_without_a_split_are_refused_with_how_they_should_be(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / name, [{"1.jpg": b"1", "1.cls": b"1"}])
+    with pytest.raises(SourceError, match=r"holds 1 file .*WebDataset tars if they lie in train/ and val/"):
+        open_source(str(tmp_path))
+
+
+def test_a_class_tar_with_labels_beside_its_images_is_refused(images: Path, tmp_path: Path) -> None:
+    class_tars(images, tmp_path / "tars/train", "train")
+    write_tar(tmp_path / "tars/train/n99999999.tar", [{"1.jpg": b"1", "1.json": b'{"box": 1}'}])
+    source = open_source(str(tmp_path / "tars"))
+    assert source.layout == "tars"
+    with pytest.raises(
+        SourceError, match=r"n99999999\.tar holds 1\.json beside the images\. A class tar holds images alone"
+    ):
         source.listing("train", source.class_names(["train"]))
