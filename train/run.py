@@ -20,7 +20,9 @@ from convert.manifest import index_fingerprint
 from train.callbacks import RunRecord
 from train.capacity import (
     check_canonical_nodes,
+    check_samples,
     check_shared_memory,
+    check_smallest_pass,
     free_shared_memory,
     needed_shared_memory,
     node_count,
@@ -49,6 +51,7 @@ from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
 from train.resume import ResumeGuard
+from train.run_length import check_run_length
 from train.signals import listen
 from train.splits import (
     class_names,
@@ -252,7 +255,7 @@ def gather_facts(cfg: Config) -> Facts:
     """Read what the dataset says of itself, and do the arithmetic.
 
     Raises:
-        ConfigError: a batch does not divide over the ranks.
+        ConfigError: a batch does not divide over the ranks, or something in the recipe does not fit the run.
         DataError: the shards or their labels are not usable.
     """
     precision_on(get_device(None), cfg)
@@ -268,6 +271,9 @@ def gather_facts(cfg: Config) -> Facts:
             f"the training split holds {train_samples:,} samples, fewer than one global batch of "
             f"{cfg.global_batch_size:,}; lower global_batch_size"
         )
+    check_run_length(cfg, steps)
+    check_smallest_pass(cfg, per_device)
+    check_samples(cfg.data.num_canonical_nodes, train_samples)
     length = int(cfg.max_duration[:-2])
     decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
     return Facts(
@@ -300,6 +306,12 @@ def count_classes(cfg: Config) -> int:
         return known
     if known is not None and known > cfg.model.num_classes:
         raise DataError(f"model.num_classes: {cfg.model.num_classes} is fewer than the dataset's {known} classes")
+    if known is not None and known < cfg.model.num_classes:
+        log.warning(
+            "model.num_classes: %d, and the dataset has %d classes; the model's others have no images",
+            cfg.model.num_classes,
+            known,
+        )
     return cfg.model.num_classes
 
 

@@ -15,10 +15,21 @@ REFUSED = [
     ("data.val_split=''", "index.json does not exist"),
     ("data.validate_hash=md5", "data.validate_hash: md5 is not among the index's hashes"),
     ("model.num_classes=2", "model.num_classes: 2 is fewer than the dataset's 4 classes"),
+    ("scheduler.t_warmup=1ep", "scheduler.t_warmup: '1ep' is longer than the run"),
+    ("global_batch_size=1", "a forward pass would have one alone, of 32 px, which the network reduces to one pixel"),
+    ("device_train_microbatch_size=15", "or give another device_train_microbatch_size"),
+    (
+        "data.num_canonical_nodes=101",
+        "data.num_canonical_nodes: 101 is more than the 100 samples of the training split",
+    ),
     ("checkpoint.save_folder=/dev/null/x", "/dev/null/x is not writable"),
     ("loggers.wandb={project: x}", "loggers.wandb: there is no key for api.wandb.ai; set WANDB_API_KEY, run"),
 ]
-SOME = ("precision=amp_bf16", "loggers.wandb={project: x}")  # the others at `make test-exhaustive`
+SOME = (
+    "precision=amp_bf16",
+    "global_batch_size=1",
+    "loggers.wandb={project: x}",
+)  # the others at `make test-exhaustive`
 
 
 @pytest.mark.parametrize(
