@@ -27,7 +27,7 @@ from train.capacity import (
     needed_shared_memory,
     node_count,
 )
-from train.checkpoint_file import only_load_safely
+from train.checkpoint_file import CheckpointError, one_line, only_load_safely
 from train.checkpoints import (
     DurableCheckpointSaver,
     list_checkpoints,
@@ -62,7 +62,7 @@ from train.splits import (
     read_manifest,
 )
 from train.splits import describe as where_is
-from train.start import find_start
+from train.start import RefusedError, find_start
 from train.stopping import BatchWatch, StopRequested
 
 log = logging.getLogger(__name__)
@@ -366,30 +366,49 @@ def build_trainer(
         facts.device_batch_size,
         f"{facts.total_steps:,}",
     )
-    return Trainer(
-        model=model,
-        train_dataloader=train_spec,
-        eval_dataloader=Evaluator(label="eval", dataloader=eval_spec),
-        max_duration=cfg.max_duration,
-        eval_interval=cfg.eval_interval,
-        optimizers=build_optimizer(model, cfg.optimizer),
-        schedulers=build_scheduler(cfg.scheduler),
-        algorithms=cfg.build_algorithms(),
-        callbacks=callbacks,
-        loggers=build_loggers(cfg),
-        progress_bar=shows_progress_bar(cfg),
-        log_to_console=cfg.loggers.console_interval is not None,
-        console_log_interval=cfg.loggers.console_interval or "1ep",
-        run_name=cfg.run_name,
-        device=device,
-        precision=precision_on(device, cfg),
-        device_train_microbatch_size=microbatch_size_on(device, cfg),
-        seed=cfg.seed,
-        deterministic_mode=cfg.deterministic,
-        load_path=load_path,
-        spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
-        dist_timeout=cfg.dist_timeout,
-    )
+    with refusing(load_path):
+        return Trainer(
+            model=model,
+            train_dataloader=train_spec,
+            eval_dataloader=Evaluator(label="eval", dataloader=eval_spec),
+            max_duration=cfg.max_duration,
+            eval_interval=cfg.eval_interval,
+            optimizers=build_optimizer(model, cfg.optimizer),
+            schedulers=build_scheduler(cfg.scheduler),
+            algorithms=cfg.build_algorithms(),
+            callbacks=callbacks,
+            loggers=build_loggers(cfg),
+            progress_bar=shows_progress_bar(cfg),
+            log_to_console=cfg.loggers.console_interval is not None,
+            console_log_interval=cfg.loggers.console_interval or "1ep",
+            run_name=cfg.run_name,
+            device=device,
+            precision=precision_on(device, cfg),
+            device_train_microbatch_size=microbatch_size_on(device, cfg),
+            seed=cfg.seed,
+            deterministic_mode=cfg.deterministic,
+            load_path=load_path,
+            spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
+            dist_timeout=cfg.dist_timeout,
+        )
+
+
+@contextlib.contextmanager
+def refusing(load_path: str | None) -> Iterator[None]:
+    """Have Composer's errors over a checkpoint that is whole, but not what it expects, name the file.
+
+    Raises:
+        CheckpointError: it cannot be continued from.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if load_path is None or isinstance(error, RefusedError):
+            raise
+        raise CheckpointError(
+            f"{os.path.basename(load_path)} cannot be continued from: {one_line(error)}; something has changed it "
+            "after it was written, or it is of another model. Move it away, and the run goes on from the one before"
+        ) from error
 
 
 def build_loggers(cfg: Config) -> list[LoggerDestination]:

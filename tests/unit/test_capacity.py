@@ -99,5 +99,5 @@ def test_a_pass_of_one_image_that_becomes_one_pixel_is_refused(
 
 def test_canonical_nodes_without_a_sample_are_refused() -> None:
     check_samples(100, 100)
-    with pytest.raises(ConfigError, match="data.num_canonical_nodes: 101 is more than the 100 samples"):
+    with pytest.raises(ConfigError, match=r"data\.num_canonical_nodes: 101 is more than the 100 samples"):
         check_samples(101, 100)
