@@ -6,6 +6,7 @@ import pytest
 
 from tests.integration.problem import command
 from tests.processes import run
+from train.checkpoint_file import load, write
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +47,23 @@ def test_it_is_refused_in_a_line(
     env = {"NETRC": str(tmp_path / "none")}
     code, output = run(argv, tmp_path / "log", env=env)
     assert (code, words in output, "Traceback" in output) == (2, True, False), output
+
+
+def test_a_checkpoint_that_was_changed_is_refused_by_its_field(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path / "run", "max_duration=2ba", "algorithms=[]")
+    assert run(argv, tmp_path / "first")[0] == 0
+    path = tmp_path / "run" / "ep0-ba2.pt"
+    content = load(path)
+    del content["state"]["timestamp"]["Timestamp"]["batch"]
+    write(content, path)
+    code, output = run([*argv, "max_duration=3ba", "--allow-changed", "max_duration"], tmp_path / "log")
+    told = (
+        "ep0-ba2.pt: state.timestamp.Timestamp.batch must be a whole number from 0, and is None; something has changed"
+    )
+    assert (code, told in output, "Traceback" in output) == (2, True, False), output
+    content["state"]["timestamp"]["Timestamp"]["batch"] = 2
+    content["state"]["optimizers"]["DecoupledSGDW"]["param_groups"][0].pop("momentum")
+    write(content, path)
+    code, output = run([*argv, "max_duration=3ba", "--allow-changed", "max_duration"], tmp_path / "log2")
+    told = "ep0-ba2.pt cannot be continued from: KeyError: 'momentum'; something has changed it"
+    assert (code, told in output, "Traceback" in output) == (2, True, False), output
