@@ -43,6 +43,7 @@ from convert.auditing.splits import (
 )
 from convert.files import Files, LocalFiles, open_files
 from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
+from convert.names import printable, shown
 from convert.outputs import OutputError, open_output
 from convert.pool import WorkersDied, in_order
 from train.cores import available_cores
@@ -157,8 +158,8 @@ def _nothing_there(dataset: str, files: Files) -> str:
     names = files.names()
     if UNFINISHED_FOLDER in names:
         return f"{dataset} holds an unfinished conversion and no split that is whole; finish the conversion first"
-    shown = ", ".join(names[:5]) or "nothing"
-    return f"{dataset} has no index.json, at its root or one folder below; it holds {shown}"
+    held = ", ".join(map(printable, names[:5])) or "nothing"
+    return f"{dataset} has no index.json, at its root or one folder below; it holds {held}"
 
 
 def _read_manifest(files: Files) -> bytes | None:
@@ -245,9 +246,9 @@ def print_result(audited: Audited, args: Args, *, elapsed_s: float) -> None:
     if not audited.manifest:
         print(f"no {MANIFEST_NAME} to compare with: classes, counts and fingerprints were taken as they are")
     if args.report:
-        print(f"report: {args.report / 'index.html'}")
+        print(shown(f"report: {args.report / 'index.html'}"))
     print(
-        f"{args.dataset}: {_counted(audited.findings.errors, 'finding')}, "
+        f"{printable(args.dataset)}: {_counted(audited.findings.errors, 'finding')}, "
         f"{_counted(audited.findings.warnings, 'warning')}; {_counted(audited.images, 'image')} read, "
         f"{audited.decoded:,} decoded, in {elapsed_s:.1f} s, {audited.images / elapsed_s:,.0f} images/s"
     )
@@ -259,7 +260,7 @@ def describe(split: SplitRows) -> str:
     hashes = sorted({name for entry in index.shards.values() for name in entry.stored.hashes})
     classes = f"{len(counts):,} classes of {range_of(counts)}" if counts else "no labels"
     return (
-        f"{split.split or 'the dataset'}: {index.samples:,} samples in {_counted(index.listed, 'shard')}, "
+        f"{printable(split.split) or 'the dataset'}: {index.samples:,} samples in {_counted(index.listed, 'shard')}, "
         f"{index.stored_bytes / 1e6:,.1f} MB, {classes}; hashes: {', '.join(hashes) or 'none'}"
     )
 
@@ -287,7 +288,7 @@ def _positive(text: str) -> int:
 
 
 def _stop(problem: object, status: int) -> int:
-    print(f"audit: {problem}", file=sys.stderr)
+    print(shown(f"audit: {problem}"), file=sys.stderr)
     return status
 
 

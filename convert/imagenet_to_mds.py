@@ -38,6 +38,7 @@ from convert.conversion import BadImagesError, Conversion, UsageError, convert, 
 from convert.journal import FOLDER
 from convert.lock import LockedError, only_converter
 from convert.manifest import ManifestError
+from convert.names import shown
 from convert.outputs import LocalOutput, Output, OutputError, open_output
 from convert.sources import SourceError, open_source
 from convert.sources.base import DEFAULT_SPLITS
@@ -48,7 +49,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(__doc__ or "", argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    logging.getLogger().handlers[0].setFormatter(_ShownFormatter("%(message)s"))
     logging.getLogger("botocore").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
@@ -60,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _report("interrupted", EXIT_INTERRUPTED)
     return EXIT_OK
+
+
+class _ShownFormatter(logging.Formatter):
+    """Messages hold names of files that others chose."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 def run(args: Args) -> None:
@@ -117,34 +126,34 @@ def _summarise(conversion: Conversion) -> None:
         tally = split.tally
         if split.complete:
             remade = f", {len(tally.entries)} of them made anew" if tally.entries else ""
-            print(f"{split.name}: complete, {len(split.tasks):,} shards{remade}; convert/audit.py checks their content")
+            done = f"{split.name}: complete, {len(split.tasks):,} shards{remade}"
+            print(shown(f"{done}; convert/audit.py checks their content"))
             continue
         images += tally.samples + len(tally.refused)
         reused = f", {tally.reused_shards:,} of them written before" if tally.reused_shards else ""
         resized = f"{tally.resized:,} resized, " if args.resize else ""
-        print(
-            f"{split.name}: {tally.samples:,} samples in {len(tally.entries):,} shards{reused}, "
-            f"{tally.shard_bytes / 1e6:,.1f} MB; {resized}{len(tally.mended):,} mended, {len(tally.refused):,} refused"
-        )
+        made = f"{split.name}: {tally.samples:,} samples in {len(tally.entries):,} shards{reused}"
+        counts = f"{resized}{len(tally.mended):,} mended, {len(tally.refused):,} refused"
+        print(shown(f"{made}, {tally.shard_bytes / 1e6:,.1f} MB; {counts}"))
         for warning in warnings_of(split, conversion.names):
-            print(f"warning: {split.name}: {warning}", file=sys.stderr)
+            print(shown(f"warning: {split.name}: {warning}"), file=sys.stderr)
     if images:
         print(f"{images:,} images in {elapsed_s:.1f} s, {images / elapsed_s:,.0f} images/s")
     _warn_without_val(conversion)
     key = "data.remote" if args.out.startswith("s3://") else "data.local"
-    print(f"next: python train/main.py yamls/local.yaml {key}={shlex.quote(args.out)}")
+    print(shown(f"next: python train/main.py yamls/local.yaml {key}={shlex.quote(args.out)}"))
 
 
 def _warn_without_val(conversion: Conversion) -> None:
     there = {split.name for split in conversion.splits} | set(conversion.manifest.splits if conversion.manifest else ())
     lacking = [split for split in DEFAULT_SPLITS if split not in there]
     if lacking:
-        print(
+        lacks = (
             f"warning: {conversion.args.out} has no {' and no '.join(lacking)}, which train/main.py looks for; convert "
             f"it too, or name another split with {' and '.join(f'data.{split}_split' for split in lacking)} ('' for "
-            "none)",
-            file=sys.stderr,
+            "none)"
         )
+        print(shown(lacks), file=sys.stderr)
 
 
 def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
@@ -152,7 +161,7 @@ def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _report(problem: object, status: int) -> int:
-    print(f"imagenet_to_mds: {problem}", file=sys.stderr)
+    print(shown(f"imagenet_to_mds: {problem}"), file=sys.stderr)
     return status
 
 

@@ -8,6 +8,7 @@ import re
 
 MAX_PART_BYTES = 255  # of a file's or folder's name, on Linux's file systems
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NOT_SHOWN = re.compile(rf"{_CONTROL.pattern}|[\ud800-\udfff]")
 
 
 def fault_of_name(name: object) -> str:
@@ -29,6 +30,17 @@ def fault_of_name(name: object) -> str:
     return ""
 
 
+def printable(name: str) -> str:
+    """Return a name as it may stand in a line of text: control characters as `\\x1b`, bytes that are not UTF-8 too."""
+    return _NOT_SHOWN.sub(_escaped, name)
+
+
 def shown(text: str) -> str:
-    """Return a message as it may go to a terminal: control characters, but for newlines and tabs, as `\\x1b`."""
-    return _CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], text)
+    """Return a message as it may go to a terminal: as `printable` does, but its newlines and tabs stay."""
+    return _NOT_SHOWN.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped(found), text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    is_byte = 0xDC80 <= code <= 0xDCFF  # Python's sign for a byte of a file's name that is not UTF-8 (PEP 383)
+    return f"\\x{code - 0xDC00:02x}" if is_byte else ascii(found[0])[1:-1]

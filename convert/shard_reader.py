@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import zstd
+from convert.unpacking import METHODS, UnpackError, can_unpack, unpacked
 
 IMAGE_ENCODINGS = ("jpeg", "png", "bytes", "jpegarray", "jpeg_array")  # the last two are JPEG on disk too
 _INTEGERS = {
@@ -138,17 +138,20 @@ def decode_integer(data: bytes, encoding: str) -> int:
         raise ShardError(f"{len(data)} bytes for a column of encoding {encoding}") from None
 
 
-def decompress(data: bytes, compression: str | None) -> bytes:
-    """A shard's raw bytes, given those of its compressed file and the `compression` of index.json.
+def raw_bytes(data: bytes, compression: str | None, *, size_bytes: int) -> bytes:
+    """A shard's raw bytes, given those of its stored file and the `compression` of index.json.
+
+    Args:
+        size_bytes: of the raw shard, by index.json; no more memory than this is taken to unpack it.
 
     Raises:
-        ShardError: the data is damaged, or was compressed by another method than zstd.
+        ShardError: the data is damaged, unpacks to another size, or was compressed by a method that nobody knows.
     """
     if compression is None:
         return data
-    if compression.partition(":")[0] != "zstd":
-        raise ShardError(f"compression {compression!r}; zstd is the one that can be read")
+    if not can_unpack(compression):
+        raise ShardError(f"compression {compression!r}; those that can be read are {', '.join(METHODS)}")
     try:
-        return bytes(zstd.decompress(data))
-    except zstd.Error as error:
-        raise ShardError(f"its zstd data is damaged: {error}") from error
+        return unpacked(data, compression, size_bytes=size_bytes)
+    except UnpackError as error:
+        raise ShardError(str(error)) from error

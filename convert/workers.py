@@ -17,12 +17,12 @@ from convert.images import MAX_FILE_BYTES, Checked, Resize, check_image
 from convert.journal import Journal, Record
 from convert.manifest import MendedFile, RefusedFile
 from convert.mending import BadImage
+from convert.names import printable
 from convert.outputs import Output
 from convert.plan import ShardTask
 from convert.pool import Death, WorkersDied, in_order, note
 from convert.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
 from convert.sources import Sample
-from convert.sources.base import printable
 from convert.tally import KeptImage, ShardResult
 from convert.trials import which_kill
 

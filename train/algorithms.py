@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from train.resolution import growing_px, ramp_px
 from train.sections import Duration, Section, time_string
+
+MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # numpy's Beta gives NaN or loops where they are extreme
 
 if TYPE_CHECKING:
     from composer.core import Algorithm as ComposerAlgorithm
@@ -76,7 +79,7 @@ class BlurPool(AlgorithmConfig):
     replace_convs: bool = Field(True, description="blur strided convolutions")
     replace_maxpools: bool = Field(True, description="blur max pools")
     blur_first: bool = Field(True, description="blur before the convolution")
-    min_channels: int = Field(16, ge=1, description="convolutions with fewer input channels stay as they are")
+    min_channels: int = Field(16, ge=1, le=256, description="convolutions with fewer input channels stay as they are")
 
     @field_validator("replace_maxpools")
     @classmethod
@@ -123,7 +126,7 @@ class ProgressiveResizing(SizeSchedule):
     mode: Literal["resize", "crop", "decode"] = Field(
         "resize", description="how images are made smaller: decode (by the loader), resize or crop (by Composer)"
     )
-    initial_scale: float = Field(0.5, gt=0, le=1, description="first size as a fraction of crop_size")
+    initial_scale: float = Field(0.5, gt=0, lt=1, description="first size as a fraction of crop_size, below 1")
     delay_fraction: float = Field(0.5, ge=0, lt=1, description="fraction of the run at the first size")
     finetune_fraction: float = Field(0.2, ge=0, lt=1, description="fraction of the run, at its end, at full size")
     size_increment: int = Field(4, ge=1, description="sizes are multiples of this many px")
@@ -226,7 +229,9 @@ class MixUp(AlgorithmConfig):
 
     composer_class = "MixUp"
     name: Literal["mixup"]
-    alpha: float = Field(0.2, gt=0, description="parameter of the Beta(alpha, alpha) the share is drawn from")
+    alpha: float = Field(
+        0.2, ge=MIN_ALPHA, le=MAX_ALPHA, description="parameter of the Beta(alpha, alpha) the share is drawn from"
+    )
     interpolate_loss: bool = Field(False, description="mix the losses, not the targets")
 
 
@@ -235,7 +240,9 @@ class CutMix(AlgorithmConfig):
 
     composer_class = "CutMix"
     name: Literal["cutmix"]
-    alpha: float = Field(1.0, gt=0, description="parameter of the Beta(alpha, alpha) the box area is drawn from")
+    alpha: float = Field(
+        1.0, ge=MIN_ALPHA, le=MAX_ALPHA, description="parameter of the Beta(alpha, alpha) the box area is drawn from"
+    )
     interpolate_loss: bool = Field(False, description="mix the losses, not the targets")
     uniform_sampling: bool = Field(False, description="every pixel equally likely to be cut")
 
@@ -246,7 +253,9 @@ class GradientClipping(AlgorithmConfig):
     composer_class = "GradientClipping"
     name: Literal["gradient_clipping"]
     clipping_type: Literal["norm", "value", "adaptive"] = Field(description="norm, value or adaptive")
-    clipping_threshold: float = Field(gt=0, description="largest norm, value or gradient/weight ratio left as it is")
+    clipping_threshold: float = Field(
+        ge=1e-6, le=1e6, description="largest norm, value or gradient/weight ratio left as it is"
+    )
 
 
 class CutOut(AlgorithmConfig):
@@ -254,7 +263,7 @@ class CutOut(AlgorithmConfig):
 
     composer_class = "CutOut"
     name: Literal["cutout"]
-    num_holes: int = Field(1, ge=1, description="squares an image")
+    num_holes: int = Field(1, ge=1, le=100, description="squares an image")
     length: float = Field(0.5, gt=0, lt=1, description="side of a square as a fraction of the image's shorter side")
     uniform_sampling: bool = Field(False, description="every pixel equally likely to be cut")
 
@@ -264,8 +273,15 @@ class ColOut(AlgorithmConfig):
 
     composer_class = "ColOut"
     name: Literal["colout"]
-    p_row: float = Field(0.15, ge=0, lt=1, description="fraction of rows dropped")
-    p_col: float = Field(0.15, ge=0, lt=1, description="fraction of columns dropped")
+    p_row: float = Field(0.15, ge=0, le=0.5, description="fraction of rows dropped")
+    p_col: float = Field(0.15, ge=0, le=0.5, description="fraction of columns dropped")
+
+    @field_validator("p_col")
+    @classmethod
+    def _something_is_dropped(cls, value: float, info: ValidationInfo) -> float:
+        if value == 0 and info.data.get("p_row") == 0:
+            raise ValueError("must be above 0 when p_row is 0; else remove colout")
+        return value
 
 
 class StochasticDepth(AlgorithmConfig):
@@ -275,7 +291,7 @@ class StochasticDepth(AlgorithmConfig):
     name: Literal["stochastic_depth"]
     target_layer_name: Literal["ResNetBottleneck"] = Field("ResNetBottleneck", description="ResNetBottleneck")
     stochastic_method: Literal["block", "sample"] = Field("block", description="leave out a block, or samples in it")
-    drop_rate: float = Field(0.2, gt=0, le=1, description="probability of leaving out; the last block's if linear")
+    drop_rate: float = Field(0.2, gt=0, lt=1, description="probability of leaving out; the last block's if linear")
     drop_distribution: Literal["linear", "uniform"] = Field("linear", description="over the depth: linear or uniform")
 
 
@@ -285,9 +301,23 @@ class SqueezeExcite(AlgorithmConfig):
     composer_class = "SqueezeExcite"
     name: Literal["squeeze_excite"]
     latent_channels: float = Field(
-        64, gt=0, description="width of the inner layer; below 1: a fraction of the channels"
+        64, gt=0, le=4096, description="width of the inner layer; below 1: a fraction of the channels"
     )
-    min_channels: int = Field(128, ge=1, description="convolutions with fewer channels, in or out, go without")
+    min_channels: int = Field(
+        128,
+        ge=1,
+        le=512,
+        validate_default=True,
+        description="convolutions with fewer channels, in or out, go without",
+    )
+
+    @field_validator("min_channels")
+    @classmethod
+    def _the_inner_layer_has_a_channel(cls, value: int, info: ValidationInfo) -> int:
+        latent = info.data.get("latent_channels", 1)
+        if latent < 1 and latent * value < 1:
+            raise ValueError(f"must be at least {ceil(1 / latent):,}, for latent_channels {latent:g} to be one or more")
+        return value
 
 
 class SAM(AlgorithmConfig):
@@ -295,9 +325,9 @@ class SAM(AlgorithmConfig):
 
     composer_class = "SAM"
     name: Literal["sam"]
-    rho: float = Field(0.05, gt=0, description="radius of the neighbourhood")
-    epsilon: float = Field(1.0e-12, gt=0, description="added to the gradient's norm")
-    interval: int = Field(1, ge=1, description="every how many steps; those between are plain ones")
+    rho: float = Field(0.05, gt=0, le=100, description="radius of the neighbourhood")
+    epsilon: float = Field(1.0e-12, gt=0, le=1, description="added to the gradient's norm")
+    interval: int = Field(1, ge=1, le=10_000, description="every how many steps; those between are plain ones")
 
 
 class RandAugment(PerSampleAlgorithm):
@@ -306,7 +336,7 @@ class RandAugment(PerSampleAlgorithm):
     composer_class, composer_function = "RandAugment", "randaugment_image"
     name: Literal["randaugment"]
     severity: int = Field(9, ge=1, le=10, description="strength of a change, 1 to 10")
-    depth: int = Field(2, ge=1, description="changes an image")
+    depth: int = Field(2, ge=1, le=100, description="changes an image")
 
 
 class AugMix(PerSampleAlgorithm):
@@ -315,9 +345,14 @@ class AugMix(PerSampleAlgorithm):
     composer_class, composer_function = "AugMix", "augmix_image"
     name: Literal["augmix"]
     severity: int = Field(3, ge=1, le=10, description="strength of a change, 1 to 10")
-    depth: int = Field(-1, ge=-1, description="changes a copy; -1: 1 to 3 at random")
-    width: int = Field(3, ge=1, description="copies that are mixed")
-    alpha: float = Field(1.0, gt=0, description="parameter of the Dirichlet and Beta that the shares are drawn from")
+    depth: int = Field(-1, ge=-1, le=100, description="changes a copy; -1: 1 to 3 at random")
+    width: int = Field(3, ge=1, le=100, description="copies that are mixed")
+    alpha: float = Field(
+        1.0,
+        ge=MIN_ALPHA,
+        le=MAX_ALPHA,
+        description="parameter of the Dirichlet and Beta that the shares are drawn from",
+    )
 
     @field_validator("depth")
     @classmethod
@@ -334,9 +369,22 @@ class SWA(AlgorithmConfig):
     name: Literal["swa"]
     swa_start: Annotated[str, time_string("ep", "dur")] = Field("0.7dur", description="when averaging starts")
     swa_end: Annotated[str, time_string("ep", "dur")] = Field(
-        "0.97dur", description="when the mean replaces the weights; leave an epoch after it for BatchNorm"
+        "0.97dur",
+        validate_default=True,
+        description="when the mean replaces the weights; leave an epoch after it for BatchNorm",
     )
     update_interval: Duration = Field("1ep", description="time between the weights that are averaged")
+
+    @field_validator("swa_end")
+    @classmethod
+    def _end_follows_start(cls, value: str, info: ValidationInfo) -> str:
+        start = info.data.get("swa_start", value)
+        unit = "dur" if start.endswith("dur") else "ep"
+        if not value.endswith(unit):
+            raise ValueError(f"must be in the unit of swa_start, which is {start}")
+        if "swa_start" in info.data and float(value.removesuffix(unit)) <= float(start.removesuffix(unit)):
+            raise ValueError(f"must be above swa_start, which is {start}")
+        return value
 
 
 Algorithm = Annotated[

@@ -1,4 +1,4 @@
-"""Does a run fit the machines that it was started on: their shared memory, and their number?"""
+"""Does a run fit the machines that it was started on: their shared memory, their number, and each one's part?"""
 
 import math
 import os
@@ -7,10 +7,12 @@ import time
 
 from composer.utils import dist
 
+from train.algorithms import SizeSchedule
 from train.config import Config, ConfigError
 from train.loader import BLOCKS_BEYOND_PREFETCH, worker_count
 
 SHARED_MEMORY = "/dev/shm"
+NETWORK_STRIDE_PX = 32  # of each ResNet: its last layer has one pixel for so many of the image
 SECONDS_TO_BE_FREED = 10.0  # by the processes of a run that was killed just before
 
 
@@ -65,6 +67,22 @@ def _shortage(needed: int) -> str:
     )
 
 
+def check_smallest_pass(cfg: Config, device_batch_size: int) -> None:
+    """Raise ConfigError where a training pass would have one value a channel, of which BatchNorm has no variance."""
+    wanted = cfg.device_train_microbatch_size
+    images = device_batch_size if wanted == "auto" else device_batch_size % wanted or min(device_batch_size, wanted)
+    sized = (algorithm for algorithm in cfg.algorithms if isinstance(algorithm, SizeSchedule))
+    first = next(sized, None)
+    px = first.image_px(cfg.data.crop_size, epoch=0, elapsed_fraction=0.0) if first else cfg.data.crop_size
+    if images > 1 or px > NETWORK_STRIDE_PX:
+        return
+    raise ConfigError(
+        f"global_batch_size: of {device_batch_size:,} images on each rank a forward pass would have one alone, of {px} "
+        "px, which the network reduces to one pixel, and BatchNorm needs more than one; raise global_batch_size or "
+        "data.crop_size, or give another device_train_microbatch_size"
+    )
+
+
 def check_canonical_nodes(canonical_nodes: int, nodes: int) -> None:
     """Raise ConfigError where Streaming cannot spread a new run's samples over the nodes.
 
@@ -79,6 +97,15 @@ def check_canonical_nodes(canonical_nodes: int, nodes: int) -> None:
         f"be a multiple of the other; run on {fewer} or {more} nodes or, for a new run, give a multiple or a divisor "
         f"of {nodes}, as in data.num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}"
     )
+
+
+def check_samples(canonical_nodes: int, samples: int) -> None:
+    """Raise ConfigError where Streaming would have canonical nodes without a sample."""
+    if canonical_nodes > samples:
+        raise ConfigError(
+            f"data.num_canonical_nodes: {canonical_nodes:,} is more than the {samples:,} samples of the training "
+            "split; lower it"
+        )
 
 
 def _go_together(canonical_nodes: int, nodes: int) -> bool:

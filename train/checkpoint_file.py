@@ -129,7 +129,7 @@ def load_with_hash(path: Path) -> tuple[dict[str, Any], str]:
         except MemoryError:  # this machine's fault
             raise
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be loaded: {_one_line(error)}") from error
+            raise CheckpointError(f"{path} cannot be loaded: {one_line(error)}") from error
     if not isinstance(content, dict) or "state" not in content:
         raise CheckpointError(f"{path} is not a Composer checkpoint: it has no 'state'")
     return content, sha256
@@ -181,7 +181,7 @@ def _check_types(file: BinaryIO, path: Path) -> None:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(_rewound(file))
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be loaded: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be loaded: {one_line(error)}") from error
     if foreign:
         raise CheckpointError(f"{path} holds {', '.join(sorted(foreign))}; loading it could run code, so it is refused")
 
@@ -215,5 +215,6 @@ def _rewound(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return an error as a part of a message."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

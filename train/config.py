@@ -8,6 +8,7 @@ The sections are in `train.sections` and `train.algorithms`, the reading of file
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from train.algorithm_pairs import fault_of_pairs
-from train.algorithms import SAM, Algorithm, PerSampleAlgorithm, ResolutionRamp, SizeSchedule
+from train.algorithms import (
+    SAM,
+    Algorithm,
+    CutOut,
+    PerSampleAlgorithm,
+    ProgressiveResizing,
+    ResolutionRamp,
+    SizeSchedule,
+)
 from train.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.sections import (
     MAX_SECONDS,
@@ -36,6 +45,9 @@ from train.sections import (
 
 if TYPE_CHECKING:
     from composer.core import Algorithm as ComposerAlgorithm
+
+
+SMALLEST_PX = 16  # of a training image
 
 
 class ConfigError(ValueError):
@@ -111,6 +123,16 @@ class Config(Section):
             raise ValueError(f"must be above data.stall_limit_s, which is {stall:g}")
         return value
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _checkpoints_are_not_among_the_shards(cls, value: CheckpointConfig, info: ValidationInfo) -> CheckpointConfig:
+        data = info.data.get("data")
+        for key in ("local", "remote") if data and info.context is not None else ():
+            place = getattr(data, key)
+            if place is not None and _same_place(value.save_folder, place):
+                raise _fault_at(value.save_folder, f"must be another folder than data.{key}", "save_folder")
+        return value
+
     @field_validator("scheduler")
     @classmethod
     def _warmup_fits_the_run(cls, value: Scheduler, info: ValidationInfo) -> Scheduler:
@@ -148,6 +170,18 @@ class Config(Section):
                 raise _fault_at(
                     algorithm.size_increment, f"must divide data.crop_size, which is {crop_size}", i, "size_increment"
                 )
+            if isinstance(algorithm, ProgressiveResizing) and crop_size:
+                first_px = algorithm.image_px(crop_size, epoch=0, elapsed_fraction=0.0)
+                if not SMALLEST_PX <= first_px < crop_size:
+                    words = (
+                        f"gives first images of {first_px} px; they must have {SMALLEST_PX} px or more, and fewer than"
+                    )
+                    raise _fault_at(
+                        algorithm.initial_scale, f"{words} data.crop_size, which is {crop_size}", i, "initial_scale"
+                    )
+            if isinstance(algorithm, CutOut) and crop_size and int(crop_size * algorithm.length) < 2:
+                words = f"is less than two of the {crop_size} px of data.crop_size: nothing would be blacked out"
+                raise _fault_at(algorithm.length, words, i, "length")
             if isinstance(algorithm, ResolutionRamp) and crop_size and algorithm.start_px > crop_size:
                 raise _fault_at(
                     algorithm.start_px, f"must be at most data.crop_size, which is {crop_size}", i, "start_px"
@@ -173,6 +207,12 @@ class Config(Section):
         if fault:
             raise _fault_at(fault.value, fault.words, fault.place, fault.key)
         return value
+
+
+def _same_place(one: str, other: str) -> bool:
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _reaches(max_duration: str, ramp: ResolutionRamp) -> bool:
@@ -257,11 +297,12 @@ _KINDS = {
     "tuple_type": "a list",
     "model_type": "a map",
     "model_attributes_type": "a map",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
     "string_too_short": "text that is not empty",
+    "string_too_long": "text of at most {max_length} characters",
 }
 
 
@@ -340,13 +381,19 @@ def _phrase(detail: ErrorDetails, place: _Place) -> tuple[tuple[str | int, ...],
         return (*path, "name"), f"is missing; add one of {', '.join(place.choices)}"
     if kind == "literal_error" and place.field:
         return path, _choice(detail["input"], get_args(place.field.annotation))
+    if kind == "too_short":
+        return path, f"{seen} must have at least {ctx['min_length']} entries{meaning}".replace("1 entries", "one entry")
     if place.field and (kind == "too_long" or (kind == "missing" and isinstance(path[-1], int))):
         whole = path[:-1] if isinstance(path[-1], int) else path
         return whole, f"must have {len(get_args(place.field.annotation))} entries{meaning}"
     if kind == "missing":
         return path, f"is missing; add it{meaning}"
     if kind in _KINDS:
-        return path, f"{seen} must be {_KINDS[kind].format(**ctx)}{_remedy(kind, detail['input'])}{meaning}"
+        limits = {
+            name: f"{int(limit):,}" if limit == int(limit) and limit < 1e12 else f"{limit:g}"
+            for name, limit in ctx.items()
+        }
+        return path, f"{seen} must be {_KINDS[kind].format(**limits)}{_remedy(kind, detail['input'])}{meaning}"
     return path, f"{seen}: {detail['msg']}{meaning}"
 
 
@@ -375,6 +422,13 @@ def _right_key(place: _Place) -> str:
     elsewhere = [f"{name}.{key}" for name, field in Config.model_fields.items() if _has_key(field, key)]
     if key in Config.model_fields:
         elsewhere.append(key)
+    here = ".".join(map(str, place.path))
+    if here in elsewhere:  # another member of the same union has it
+        parent = place.path[-2]
+        names = [
+            _name_of(s) for s in _sections_in(Config.model_fields[str(parent)].annotation) if key in s.model_fields
+        ]
+        return f"it goes with {parent}.name: {' or '.join(names)} alone"
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
     return f"remove it, or use one of {', '.join(place.section.model_fields)}"

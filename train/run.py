@@ -20,12 +20,14 @@ from convert.manifest import index_fingerprint
 from train.callbacks import RunRecord
 from train.capacity import (
     check_canonical_nodes,
+    check_samples,
     check_shared_memory,
+    check_smallest_pass,
     free_shared_memory,
     needed_shared_memory,
     node_count,
 )
-from train.checkpoint_file import only_load_safely
+from train.checkpoint_file import CheckpointError, one_line, only_load_safely
 from train.checkpoints import (
     DurableCheckpointSaver,
     list_checkpoints,
@@ -49,6 +51,7 @@ from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.resolution import Resolution
 from train.resume import ResumeGuard
+from train.run_length import what_comes_too_late
 from train.signals import listen
 from train.splits import (
     class_names,
@@ -59,7 +62,7 @@ from train.splits import (
     read_manifest,
 )
 from train.splits import describe as where_is
-from train.start import find_start
+from train.start import RefusedError, find_start
 from train.stopping import BatchWatch, StopRequested
 
 log = logging.getLogger(__name__)
@@ -252,7 +255,7 @@ def gather_facts(cfg: Config) -> Facts:
     """Read what the dataset says of itself, and do the arithmetic.
 
     Raises:
-        ConfigError: a batch does not divide over the ranks.
+        ConfigError: a batch does not divide over the ranks, or something in the recipe does not fit the run.
         DataError: the shards or their labels are not usable.
     """
     precision_on(get_device(None), cfg)
@@ -268,6 +271,11 @@ def gather_facts(cfg: Config) -> Facts:
             f"the training split holds {train_samples:,} samples, fewer than one global batch of "
             f"{cfg.global_batch_size:,}; lower global_batch_size"
         )
+    if dist.get_global_rank() == 0:
+        for warning in what_comes_too_late(cfg, steps):
+            log.warning("%s", warning)
+    check_smallest_pass(cfg, per_device)
+    check_samples(cfg.data.num_canonical_nodes, train_samples)
     length = int(cfg.max_duration[:-2])
     decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
     return Facts(
@@ -300,6 +308,12 @@ def count_classes(cfg: Config) -> int:
         return known
     if known is not None and known > cfg.model.num_classes:
         raise DataError(f"model.num_classes: {cfg.model.num_classes} is fewer than the dataset's {known} classes")
+    if known is not None and known < cfg.model.num_classes:
+        log.warning(
+            "model.num_classes: %d, and the dataset has %d classes; the model's others have no images",
+            cfg.model.num_classes,
+            known,
+        )
     return cfg.model.num_classes
 
 
@@ -354,30 +368,49 @@ def build_trainer(
         facts.device_batch_size,
         f"{facts.total_steps:,}",
     )
-    return Trainer(
-        model=model,
-        train_dataloader=train_spec,
-        eval_dataloader=Evaluator(label="eval", dataloader=eval_spec),
-        max_duration=cfg.max_duration,
-        eval_interval=cfg.eval_interval,
-        optimizers=build_optimizer(model, cfg.optimizer),
-        schedulers=build_scheduler(cfg.scheduler),
-        algorithms=cfg.build_algorithms(),
-        callbacks=callbacks,
-        loggers=build_loggers(cfg),
-        progress_bar=shows_progress_bar(cfg),
-        log_to_console=cfg.loggers.console_interval is not None,
-        console_log_interval=cfg.loggers.console_interval or "1ep",
-        run_name=cfg.run_name,
-        device=device,
-        precision=precision_on(device, cfg),
-        device_train_microbatch_size=microbatch_size_on(device, cfg),
-        seed=cfg.seed,
-        deterministic_mode=cfg.deterministic,
-        load_path=load_path,
-        spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
-        dist_timeout=cfg.dist_timeout,
-    )
+    with refusing(load_path):
+        return Trainer(
+            model=model,
+            train_dataloader=train_spec,
+            eval_dataloader=Evaluator(label="eval", dataloader=eval_spec),
+            max_duration=cfg.max_duration,
+            eval_interval=cfg.eval_interval,
+            optimizers=build_optimizer(model, cfg.optimizer),
+            schedulers=build_scheduler(cfg.scheduler),
+            algorithms=cfg.build_algorithms(),
+            callbacks=callbacks,
+            loggers=build_loggers(cfg),
+            progress_bar=shows_progress_bar(cfg),
+            log_to_console=cfg.loggers.console_interval is not None,
+            console_log_interval=cfg.loggers.console_interval or "1ep",
+            run_name=cfg.run_name,
+            device=device,
+            precision=precision_on(device, cfg),
+            device_train_microbatch_size=microbatch_size_on(device, cfg),
+            seed=cfg.seed,
+            deterministic_mode=cfg.deterministic,
+            load_path=load_path,
+            spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
+            dist_timeout=cfg.dist_timeout,
+        )
+
+
+@contextlib.contextmanager
+def refusing(load_path: str | None) -> Iterator[None]:
+    """Have Composer's errors over a checkpoint that is whole, but not what it expects, name the file.
+
+    Raises:
+        CheckpointError: it cannot be continued from.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if load_path is None or isinstance(error, RefusedError):
+            raise
+        raise CheckpointError(
+            f"{os.path.basename(load_path)} cannot be continued from: {one_line(error)}; something has changed it "
+            "after it was written, or it is of another model. Move it away, and the run goes on from the one before"
+        ) from error
 
 
 def build_loggers(cfg: Config) -> list[LoggerDestination]:

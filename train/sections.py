@@ -34,6 +34,9 @@ HASHES = [
 PLACEHOLDER = "YOUR-BUCKET"  # stands in yamls/ where only the user knows the value
 MAX_SECONDS = 30 * 86_400.0  # timers and sockets take no number whatever
 CROP_MULTIPLE_PX, CROP_MIN_PX, CROP_MAX_PX = 16, 32, 512
+EVAL_MAX_PX = 1024
+MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
+MAX_WORKERS = 256  # a rank: each is a process
 
 
 class Section(BaseModel):
@@ -103,7 +106,10 @@ Location = Annotated[str, AfterValidator(check_location), AfterValidator(check_p
 PositiveIntOrAuto = Annotated[
     Annotated[int, Field(gt=0)] | Literal["auto"], expected("a whole number above 0, or 'auto'")
 ]
-CountOrAuto = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], expected("a whole number from 0, or 'auto'")]
+CountOrAuto = Annotated[
+    Annotated[int, Field(ge=0, le=MAX_WORKERS)] | Literal["auto"],
+    expected(f"a whole number from 0 to {MAX_WORKERS}, or 'auto'"),
+]
 Pair = Annotated[tuple[float, float], Strict(False)]  # YAML has lists, not tuples; the numbers stay strict
 Triple = Annotated[tuple[float, float, float], Strict(False)]
 
@@ -146,8 +152,12 @@ class DataConfig(Section):
         description="names of the shards' columns, e.g. {image: x, label: y}",
     )
     crop_size: int = Field(description="training crop in px, a multiple of 16 from 32 to 512")
-    eval_resize_size: int = Field(gt=0, description="short side in px before the centre crop at evaluation")
-    eval_crop_size: int = Field(gt=0, description="centre crop in px at evaluation, at most eval_resize_size")
+    eval_resize_size: int = Field(
+        ge=CROP_MIN_PX, le=EVAL_MAX_PX, description="short side in px before the centre crop at evaluation"
+    )
+    eval_crop_size: int = Field(
+        ge=CROP_MIN_PX, le=EVAL_MAX_PX, description="centre crop in px at evaluation, at most eval_resize_size"
+    )
     crop_scale: Pair = Field(description="area of the random crop as a fraction of the image: [low, high]")
     crop_ratio: Pair = Field(description="width / height of the random crop: [low, high]")
     flip_prob: float = Field(ge=0, le=1, description="probability of a horizontal flip")
@@ -167,7 +177,7 @@ class DataConfig(Section):
     prefetch_factor: int = Field(ge=1, le=1000, description="batches each worker keeps ready")
     eval_batch_size: int = Field(gt=0, le=1_000_000, description="images per evaluation step over all GPUs")
     shuffle_algo: Literal["py1e", "py1s", "py2s", "py1br", "naive"] = Field(description="streaming's shuffle")
-    shuffle_block_size: int = Field(gt=0, description="samples shuffled together")
+    shuffle_block_size: int = Field(gt=0, le=1_000_000_000, description="samples shuffled together")
     num_canonical_nodes: int = Field(gt=0, description="sample order is fixed for this many nodes")
     predownload: int | None = Field(
         gt=0, description="samples each worker downloads ahead; null: streaming's default, 8 batches"
@@ -185,10 +195,10 @@ class DataConfig(Section):
         gt=0, le=MAX_SECONDS, description="seconds for which a failing download is tried again"
     )
     stall_limit_s: float = Field(
-        gt=0, le=MAX_SECONDS, description="seconds without a batch before the run fails; above download_patience_s"
+        ge=1, le=MAX_SECONDS, description="seconds without a batch before the run fails; above download_patience_s"
     )
     cache_limit_gb: float | None = Field(
-        gt=0, description="most that data.local keeps of a split, in GB of 10^9 bytes; null: all of it"
+        gt=0, le=1_000_000, description="most that data.local keeps of a split, in GB of 10^9 bytes; null: all of it"
     )
 
     @field_validator("remote")
@@ -251,8 +261,11 @@ class DataConfig(Section):
     def _statistics_are_in_range(
         cls, value: tuple[float, float, float], info: ValidationInfo
     ) -> tuple[float, float, float]:
-        if min(value) < 0 or max(value) > 255 or (info.field_name == "std" and min(value) == 0):
-            raise ValueError("must be three numbers on the 0-255 scale" + ", none 0" * (info.field_name == "std"))
+        low = 1 if info.field_name == "std" else 0
+        on_scale_of_1 = 0 <= min(value) <= max(value) <= 1 and max(value) > low
+        if not low <= min(value) <= max(value) <= 255 or on_scale_of_1:
+            remedy = "; multiply them by 255" if 0 < max(value) <= 1 else ""
+            raise ValueError(f"must be three numbers on the 0-255 scale, from {low}{remedy}")
         return value
 
     @field_validator("stall_limit_s")
@@ -288,14 +301,15 @@ class ModelConfig(Section):
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(description="network")
     num_classes: Annotated[
-        Annotated[int, Field(gt=1)] | Literal["auto"], expected("a whole number above 1, or 'auto'")
+        Annotated[int, Field(gt=1, le=MAX_CLASSES)] | Literal["auto"],
+        expected(f"a whole number from 2 to {MAX_CLASSES:,}, or 'auto'"),
     ] = Field(description="classes; auto: from the dataset's manifest")
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(description="training loss")
     init: Literal["mosaic", "torchvision"] = Field(description="initial weights")
 
 
 class _SGD(Section):
-    lr: float = Field(gt=0, description="peak learning rate")
+    lr: float = Field(gt=0, le=1e30, description="peak learning rate")
     momentum: float = Field(ge=0, lt=1, description="momentum, 0 to below 1")
     weight_decay: float = Field(ge=0, lt=1, description="weight decay")
     nesterov: bool = Field(description="Nesterov momentum")
@@ -358,9 +372,10 @@ class StepSchedule(_Schedule):
 
     @field_validator("alpha_f")
     @classmethod
-    def _a_factor_is_not_zero(cls, value: float) -> float:
-        if value == 0:
-            raise ValueError("must be above 0 for steps: each one multiplies by alpha_f to the power 1 / milestones")
+    def _a_step_goes_down(cls, value: float) -> float:
+        if value in (0, 1):
+            words = "must be above 0 and below 1 for steps: each one multiplies by alpha_f to the power 1 / milestones"
+            raise ValueError(words)
         return value
 
     @field_validator("milestones")
@@ -396,13 +411,21 @@ class CheckpointConfig(Section):
     autoresume: bool = Field(description="continue from the newest checkpoint in save_folder")
 
 
+def _check_project(value: str) -> str:
+    if len(value) > 128 or set(value) & set("/\\#?%:"):  # wandb refuses it only once the model is built
+        raise ValueError("must be a name of 1 to 128 characters, none of them / \\ # ? % :")
+    return value
+
+
 class WandbConfig(Section):
     """Weights & Biases."""
 
-    project: str = Field(min_length=1, description="project name")
+    project: Annotated[str, AfterValidator(_check_project)] = Field(min_length=1, description="project name")
     mode: Literal["online", "offline"] = Field("online", description="online or offline")
-    entity: str | None = Field(None, description="user or team; null: the account's own")
-    tags: Annotated[tuple[str, ...], Strict(False)] = Field((), description="labels of the run")
+    entity: str | None = Field(None, min_length=1, description="user or team; null: the account's own")
+    tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Strict(False)] = Field(
+        (), description="labels of the run, of 1 to 64 characters"
+    )
 
 
 class LoggersConfig(Section):

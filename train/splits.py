@@ -111,7 +111,10 @@ def _prepare_cache(cfg: DataConfig, split: str, index: dict[str, Any]) -> None:
         raise ValueError(
             f"{path}, in the cache, is another dataset's; give data.local another folder, or delete this one"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"data.local: the cache {folder} cannot be made: {error.strerror}") from error
     part = folder / f".index.json.{uuid.uuid4().hex[:12]}.part"
     part.write_text(json.dumps(index))
     os.replace(part, path)

@@ -6,6 +6,7 @@ from typing import Any
 
 from composer.utils import dist
 
+from train.checkpoint_fields import fault_of_fields
 from train.checkpoint_file import CheckpointError
 from train.checkpoints import Found, list_checkpoints, newest_whole, refuse_to_fall_behind, set_damaged_aside
 from train.config import Config, ConfigError
@@ -91,6 +92,11 @@ def _claim_and_find(cfg: Config, folder: Folder, contract: Contract, allowed: se
     return replace(found, folder=held)
 
 
+def _is_ours(state: Any) -> bool:
+    callbacks = state.get("callbacks", {}) if isinstance(state, dict) else {}
+    return not isinstance(callbacks, dict) or "ResumeGuard" in callbacks
+
+
 def _find(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Start:
     where = cfg.checkpoint.save_folder
     if not cfg.checkpoint.autoresume:
@@ -104,9 +110,14 @@ def _find(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) ->
     if newest is None:
         return Start(folder, None, contract)
     found, content = newest
-    saved = content["state"].get("callbacks", {}).get("ResumeGuard")
-    if saved is None:
+    if not _is_ours(content["state"]):
         raise ResumeError(f"{where}/{found.name} was not written by this program; it cannot be resumed")
+    if fault := fault_of_fields(content):
+        raise CheckpointError(
+            f"{where}/{found.name}: {fault}; something has changed it after it was written. Move it away, and the run "
+            "goes on from the one before"
+        )
+    saved = content["state"]["callbacks"]["ResumeGuard"]
     if wanted_threads() is None:
         contract = contract.with_threads_of(saved["contract"])
     changes = contract.changes_since(saved["contract"], allowed=allowed, where=f"{where}/{found.name}")

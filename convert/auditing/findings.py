@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from convert.names import printable
+
 SHOWN_PER_KIND = 20  # lines on the terminal
 KEPT_PER_KIND = 200  # in memory, and in the report; the rest is counted
 
@@ -55,7 +57,8 @@ class Finding:
 
     @property
     def line(self) -> str:
-        return f"{'warning: ' if self.is_warning else ''}{self.where}: {self.what}"
+        """For the terminal; a name in it, whatever it is, makes no second line."""
+        return printable(f"{'warning: ' if self.is_warning else ''}{self.where}: {self.what}")
 
 
 class Findings:

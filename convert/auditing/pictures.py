@@ -18,7 +18,7 @@ from convert.files import Files
 from convert.images import FORMATS, MAX_PIXELS
 from convert.jpeg_header import is_safe_to_scale
 from convert.pool import note
-from convert.shard_reader import ShardError, decode_record, decompress, record_offsets
+from convert.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
 
 PER_CLASS = 8  # pictures in a class's sheet
 PER_CLASS_OF_OTHERS = 2  # of these from each split but the largest
@@ -148,7 +148,8 @@ def _reader(files: Files, split: str, entry: ShardEntry) -> Callable[[int], byte
         head = files.read(path, 0, struct.calcsize(f"<{samples + 2}I"))
         offsets = record_offsets(head, samples=samples, shard_bytes=raw.bytes)
         return lambda record: files.read(path, offsets[record], offsets[record + 1] - offsets[record])
-    shard = decompress(files.read(path_in(split, entry.stored.basename)), entry.compression)
+    stored = files.read(path_in(split, entry.stored.basename))
+    shard = raw_bytes(stored, entry.compression, size_bytes=raw.bytes)
     offsets = record_offsets(shard, samples=samples, shard_bytes=len(shard))
     return lambda record: shard[offsets[record] : offsets[record + 1]]
 

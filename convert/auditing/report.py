@@ -29,6 +29,7 @@ from convert.auditing.splits import Audited, SplitRows, class_counts, range_of
 from convert.files import Files, LocalFiles
 from convert.images import MAX_FILE_BYTES
 from convert.manifest import MendedFile
+from convert.names import printable
 from convert.pool import WorkersDied, in_order
 
 PAGE, PICTURES = "index.html", "pictures"
@@ -331,5 +332,5 @@ def _counted(count: int, one: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text fit for HTML; bytes of names that are no characters are shown as such."""
-    return html.escape(text.encode("utf-8", "backslashreplace").decode())
+    """Text fit for HTML; what a terminal would not show is written as it is there."""
+    return html.escape(printable(text))

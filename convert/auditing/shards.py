@@ -19,7 +19,7 @@ from convert.files import Files
 from convert.images import check_image
 from convert.mending import BadImage
 from convert.pool import WorkersDied, note
-from convert.shard_reader import ShardError, decode_record, decompress, record_offsets
+from convert.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
 from convert.trials import which_kill
 
 # One row a record. A digest of 16 bytes tells 1.28 million images apart: two alike by chance are out of reach.
@@ -149,7 +149,7 @@ def _sound_bytes(files: Files, task: ShardToAudit, findings: list[Finding]) -> b
 
 def _unpacked(path: str, data: bytes, entry: ShardEntry, findings: list[Finding]) -> bytes | None:
     try:
-        raw = decompress(data, entry.compression)
+        raw = raw_bytes(data, entry.compression, size_bytes=entry.raw_data.bytes)
     except ShardError as error:
         findings.append(Finding(Kind.FORMAT, path, str(error)))
         return None

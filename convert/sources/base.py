@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 from convert.files import Files
+from convert.names import printable as printable  # for the modules of the layouts
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -183,8 +184,3 @@ def first_few(names: Sequence[str], limit: int = 5) -> str:
 def counted(n: int, one: str, many: str = "") -> str:
     """`1 class`, `2 classes`."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
-def printable(name: str) -> str:
-    """A name fit for JSON and messages: bytes that are not UTF-8 become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

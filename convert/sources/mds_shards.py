@@ -18,9 +18,9 @@ from convert.shard_reader import (
     ShardError,
     columns_of,
     decode_integer,
-    decompress,
     field_spans,
     is_integer,
+    raw_bytes,
     record_offsets,
 )
 from convert.sources.base import SourceError
@@ -144,7 +144,8 @@ def _spooled(files: Files, shard: Shard, spool: Path) -> tuple[bytes, str]:
     if shard.packed is None or files.size(shard.packed.name) is None:
         data = files.read(shard.raw.name)
     else:
-        data = decompress(_checked(files.read(shard.packed.name), shard.packed), shard.compression)
+        packed = _checked(files.read(shard.packed.name), shard.packed)
+        data = raw_bytes(packed, shard.compression, size_bytes=shard.raw.size_bytes)
     with whole_file(path) as file:
         file.write(_checked(data, shard.raw))
     return data, name

@@ -7,7 +7,7 @@ from typing import Any
 ALGORITHMS = (
     "[{name: blurpool}, {name: label_smoothing}, {name: mixup}, "
     "{name: progressive_resizing, initial_scale: 0.5, delay_fraction: 0.2, finetune_fraction: 0.2, size_increment: 8}, "
-    "{name: ema, half_life: 4ba, update_interval: 2ba}]"
+    "{name: ema, half_life: 2ba, update_interval: 2ba}]"
 )
 
 
@@ -21,6 +21,7 @@ def command(shards: Path, save_folder: Path | str, *more: str) -> list[str]:
         "max_duration=2ep",
         "global_batch_size=16",
         "optimizer.lr=0.01",
+        "scheduler.t_warmup=0.5dur",
         "data.crop_size=32",
         "data.eval_crop_size=32",
         "data.eval_resize_size=36",

@@ -47,7 +47,7 @@ SETTINGS = {
     "sgd_in_steps": [
         *SGD,
         "scheduler.name=steps_with_warmup",
-        "scheduler.milestones=[7ba, 10ba]",
+        "scheduler.milestones=[9ba, 12ba]",
         "scheduler.alpha_f=0.01",
     ],
     "nesterov_linear": [*SGD, "optimizer.nesterov=true", "scheduler.name=linear_with_warmup"],
@@ -57,6 +57,7 @@ SETTINGS = {
 ALGORITHMS |= dict.fromkeys(SETTINGS, MILD)
 ALGORITHMS["ramp"] = "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}"
 SETTINGS["ramp"] = ["data.crop_size=48"]
+SETTINGS["swa"] = ["max_duration=16ba"]  # in epochs the last batch would be at 0.5dur, and the mean never put in place
 
 IN_EVERY_RUN = {("mixup", 3, 0), ("decode", 1, 2)}
 """The few that `make test` takes; `make test-exhaustive` takes all."""

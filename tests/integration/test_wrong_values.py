@@ -6,6 +6,7 @@ import pytest
 
 from tests.integration.problem import command
 from tests.processes import run
+from train.checkpoint_file import load, write
 
 pytestmark = pytest.mark.slow
 
@@ -15,10 +16,20 @@ REFUSED = [
     ("data.val_split=''", "index.json does not exist"),
     ("data.validate_hash=md5", "data.validate_hash: md5 is not among the index's hashes"),
     ("model.num_classes=2", "model.num_classes: 2 is fewer than the dataset's 4 classes"),
+    ("global_batch_size=1", "a forward pass would have one alone, of 32 px, which the network reduces to one pixel"),
+    ("device_train_microbatch_size=15", "or give another device_train_microbatch_size"),
+    (
+        "data.num_canonical_nodes=101",
+        "data.num_canonical_nodes: 101 is more than the 100 samples of the training split",
+    ),
     ("checkpoint.save_folder=/dev/null/x", "/dev/null/x is not writable"),
     ("loggers.wandb={project: x}", "loggers.wandb: there is no key for api.wandb.ai; set WANDB_API_KEY, run"),
 ]
-SOME = ("precision=amp_bf16", "loggers.wandb={project: x}")  # the others at `make test-exhaustive`
+SOME = (
+    "precision=amp_bf16",
+    "global_batch_size=1",
+    "loggers.wandb={project: x}",
+)  # the others at `make test-exhaustive`
 
 
 @pytest.mark.parametrize(
@@ -35,3 +46,23 @@ def test_it_is_refused_in_a_line(
     env = {"NETRC": str(tmp_path / "none")}
     code, output = run(argv, tmp_path / "log", env=env)
     assert (code, words in output, "Traceback" in output) == (2, True, False), output
+
+
+def test_a_checkpoint_that_was_changed_is_refused_by_its_field(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path / "run", "max_duration=2ba", "algorithms=[]")
+    assert run(argv, tmp_path / "first")[0] == 0
+    path = tmp_path / "run" / "ep0-ba2.pt"
+    content = load(path)
+    del content["state"]["timestamp"]["Timestamp"]["batch"]
+    write(content, path)
+    code, output = run([*argv, "max_duration=3ba", "--allow-changed", "max_duration"], tmp_path / "log")
+    told = (
+        "ep0-ba2.pt: state.timestamp.Timestamp.batch must be a whole number from 0, and is None; something has changed"
+    )
+    assert (code, told in output, "Traceback" in output) == (2, True, False), output
+    content["state"]["timestamp"]["Timestamp"]["batch"] = 2
+    content["state"]["optimizers"]["DecoupledSGDW"]["param_groups"][0].pop("momentum")
+    write(content, path)
+    code, output = run([*argv, "max_duration=3ba", "--allow-changed", "max_duration"], tmp_path / "log2")
+    told = "ep0-ba2.pt cannot be continued from: KeyError: 'momentum'; something has changed it"
+    assert (code, told in output, "Traceback" in output) == (2, True, False), output

@@ -11,7 +11,13 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.integration.problem import command
 from train import capacity
-from train.capacity import check_canonical_nodes, check_shared_memory, loader_bytes
+from train.capacity import (
+    check_canonical_nodes,
+    check_samples,
+    check_shared_memory,
+    check_smallest_pass,
+    loader_bytes,
+)
 from train.config import ConfigError, load_config
 
 
@@ -63,3 +69,36 @@ def test_a_container_with_too_little_shared_memory_is_refused(shards: Path, tmp_
     done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2, done.stderr
     assert "GB are free in /dev/shm" in done.stderr and "Traceback" not in done.stderr
+
+
+HALF = "algorithms=[{name: progressive_resizing, initial_scale: 0.5}]"
+
+
+@pytest.mark.parametrize(
+    ("device_batch_size", "changes", "fits"),
+    [
+        (1, ["data.crop_size=32"], False),
+        (1, ["data.crop_size=48"], True),
+        (1, ["data.crop_size=64", HALF], False),
+        (16, ["data.crop_size=32", "device_train_microbatch_size=15"], False),
+        (16, ["data.crop_size=32", "device_train_microbatch_size=1"], False),
+        (16, ["data.crop_size=32", "device_train_microbatch_size=14"], True),
+        (16, ["data.crop_size=32", "device_train_microbatch_size=100"], True),
+        (2, ["data.crop_size=32"], True),
+    ],
+)
+def test_a_pass_of_one_image_that_becomes_one_pixel_is_refused(
+    device_batch_size: int, changes: list[str], fits: bool
+) -> None:
+    cfg = load_config("yamls/tiny.yaml", ["data.local=.", "algorithms=[]", *changes])
+    if fits:
+        check_smallest_pass(cfg, device_batch_size)
+        return
+    with pytest.raises(ConfigError, match="one alone, of 32 px"):
+        check_smallest_pass(cfg, device_batch_size)
+
+
+def test_canonical_nodes_without_a_sample_are_refused() -> None:
+    check_samples(100, 100)
+    with pytest.raises(ConfigError, match=r"data\.num_canonical_nodes: 101 is more than the 100 samples"):
+        check_samples(101, 100)

@@ -81,6 +81,44 @@ def test_an_override_mends_the_value_of_the_file(run_in: Path) -> None:
 
 
 SENTENCES = {
+    "data.std=[0.229, 0.224, 0.225]": "data.std: [0.229, 0.224, 0.225] must be three numbers on the 0-255 scale, "
+    "from 1; multiply them by 255",
+    "data.mean=[0.485, 0.456, 0.406]": "data.mean: [0.485, 0.456, 0.406] must be three numbers on the 0-255 scale, "
+    "from 0; multiply them by 255",
+    "seed=4294967296": "seed: 4294967296 must be below 4,294,967,296 (seed of everything random, a whole number "
+    "from 0)",
+    "data.eval_crop_size=16": "data.eval_crop_size: 16 must be at least 32 (centre crop in px at evaluation, at most "
+    "eval_resize_size)",
+    "data.eval_resize_size=100000": "data.eval_resize_size: 100000 must be at most 1,024 (short side in px before the "
+    "centre crop at evaluation)",
+    "data.num_workers=10000": "data.num_workers: 10000 must be a whole number from 0 to 256, or 'auto'",
+    "data.shuffle_block_size=9000000000000000000": "data.shuffle_block_size: 9000000000000000000 must be at most "
+    "1,000,000,000 (samples shuffled together)",
+    "data.cache_limit_gb=1e300": "data.cache_limit_gb: 1e+300 must be at most 1,000,000 (most that data.local keeps of "
+    "a split, in GB of 10^9 bytes; null: all of it)",
+    "model.num_classes=1000000000": "model.num_classes: 1000000000 must be a whole number from 2 to 100,000, or 'auto'",
+    "optimizer.lr=1e300": "optimizer.lr: 1e+300 must be at most 1e+30 (peak learning rate)",
+    "checkpoint.save_folder=./shards/": "checkpoint.save_folder: './shards/' must be another folder than data.local",
+    "scheduler.milestones=[30ep]": "scheduler.milestones: unknown key; it goes with scheduler.name: "
+    "steps_with_warmup alone",
+    "loggers.wandb={project: 'a/b'}": "loggers.wandb.project: 'a/b' must be a name of 1 to 128 characters, none of "
+    "them / \\ # ? % :",
+    "loggers.wandb={project: a, tags: ['']}": "loggers.wandb.tags.0: '' must be text that is not empty "
+    "(labels of the run, of 1 to 64 characters)",
+    "algorithms=[{name: progressive_resizing, initial_scale: 0.01}]": "algorithms.0.initial_scale: 0.01 gives first "
+    "images of 4 px; they must have 16 px or more, and fewer than data.crop_size, which is 224",
+    "algorithms=[{name: progressive_resizing, initial_scale: 0.999}]": "algorithms.0.initial_scale: 0.999 gives first "
+    "images of 224 px; they must have 16 px or more, and fewer than data.crop_size, which is 224",
+    "algorithms=[{name: cutout, length: 0.001}]": "algorithms.0.length: 0.001 is less than two of the 224 px of "
+    "data.crop_size: nothing would be blacked out",
+    "algorithms=[{name: colout, p_row: 0, p_col: 0}]": "algorithms.0.p_col: 0 must be above 0 when p_row is 0; else "
+    "remove colout",
+    "algorithms=[{name: squeeze_excite, latent_channels: 0.001}]": "algorithms.0.min_channels: 128 must be at least "
+    "1,000, for latent_channels 0.001 to be one or more",
+    "algorithms=[{name: swa, swa_start: 5ep}]": "algorithms.0.swa_end: '0.97dur' must be in the unit of swa_start, "
+    "which is 5ep",
+    "algorithms=[{name: swa, swa_start: 0.7dur, swa_end: 0.5dur}]": "algorithms.0.swa_end: '0.5dur' must be above "
+    "swa_start, which is 0.7dur",
     "seed=true": "seed: true must be a whole number (seed of everything random, a whole number from 0)",
     'optimizer.lr="5e-4"': "optimizer.lr: '5e-4' must be a number without quotes (peak learning rate)",
     "optimizer.lr=true": "optimizer.lr: true must be a number (peak learning rate)",
@@ -97,7 +135,7 @@ SENTENCES = {
     "scheduler.t_warmup=1.5dur": "scheduler.t_warmup: '1.5dur' must be at most 1dur, the whole run",
     "scheduler.t_warmup=19ep": "scheduler.t_warmup: '19ep' must be at most max_duration, which is 18ep",
     "device_train_microbatch_size=0": "device_train_microbatch_size: 0 must be a whole number above 0, or 'auto'",
-    "data.num_workers=true": "data.num_workers: true must be a whole number from 0, or 'auto'",
+    "data.num_workers=true": "data.num_workers: true must be a whole number from 0 to 256, or 'auto'",
     "precision=bf16": "precision: 'bf16' must be one of auto, fp32, amp_bf16, amp_fp16; did you mean 'amp_bf16'?",
     "data.crop_size=225": "data.crop_size: 225 must be a multiple of 16; nearest are 224 and 240",
     "data.crop_size=16": "data.crop_size: 16 must be from 32 to 512; nearest is 32",
@@ -105,7 +143,7 @@ SENTENCES = {
     "data.crop_scale=[1, 0.5]": "data.crop_scale: [1, 0.5] must be [low, high] with 0 < low <= high <= 1",
     "data.crop_ratio=[0, 1]": "data.crop_ratio: [0, 1] must be [low, high] with 0 < low <= high",
     "data.mean=[1, 2]": "data.mean: must have 3 entries (per-channel mean, RGB, 0-255)",
-    "data.std=[1, 2, 0]": "data.std: [1, 2, 0] must be three numbers on the 0-255 scale, none 0",
+    "data.std=[1, 2, 0]": "data.std: [1, 2, 0] must be three numbers on the 0-255 scale, from 1",
     "data.remote=gs://b/x": "data.remote: 'gs://b/x' must be a folder or s3://bucket/path",
     "data.local=s3://b/x": "data.local: 's3://b/x' must be a folder; a bucket goes into data.remote",
     "data.local=": "data.local: null must be the folder that holds the shards when data.remote is null too",
@@ -116,10 +154,10 @@ SENTENCES = {
     "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init",
     "loggers.wandb={mode: offline}": "loggers.wandb.project: is missing; add it (project name)",
     "algorithms.0.name=mixup": "algorithms: a map must be a list such as [a, b] (Composer's algorithms)",
-    "dist_timeout=1e300": "dist_timeout: 1e+300 must be at most 2.592e+06 "
+    "dist_timeout=1e300": "dist_timeout: 1e+300 must be at most 2,592,000 "
     "(seconds a rank waits for the others before the run fails)",
     "max_duration=99999999999999999999ep": "max_duration: '99999999999999999999ep' must be below 1,000,000,000",
-    "data.eval_batch_size=1000000000": "data.eval_batch_size: 1000000000 must be at most 1e+06 "
+    "data.eval_batch_size=1000000000": "data.eval_batch_size: 1000000000 must be at most 1,000,000 "
     "(images per evaluation step over all GPUs)",
     "algorithms=[mixup]": "algorithms.0: 'mixup' must be a map (Composer's algorithms)",
     "algorithms=[{nam: ema}]": f"algorithms.0.name: is missing; add one of {ALGORITHMS}",

@@ -232,7 +232,7 @@ def test_shards_of_mdswriter_are_read(tmp_path: Path) -> None:
     streaming = pytest.importorskip("streaming")
     paths = [path for _, path in images(write_folder(tmp_path / "folder"), "val")]
     columns = {"x": "jpeg", "y": "int"}  # without i: the order of the shards counts
-    for compression in (None, "zstd:7"):
+    for compression in (None, "zstd:7", "gz:1", "snappy"):
         out = tmp_path / f"{compression}"
         with streaming.MDSWriter(
             out=str(out / "val"), columns=columns, compression=compression, hashes=["sha1", "xxh128"], size_limit=6000
