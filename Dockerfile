@@ -23,8 +23,8 @@ WORKDIR /app
 COPY requirements.txt ./
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
-COPY train/ train/
-RUN /opt/venv/bin/python train/decode/build.py
+COPY imagestream/ imagestream/
+RUN /opt/venv/bin/python imagestream/decode/build.py
 
 # ---- the image ------------------------------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE}
@@ -50,7 +50,8 @@ COPY docker/ docker/
 COPY yamls/ yamls/
 COPY infra/ infra/
 COPY convert/ convert/
-COPY --from=build /app/train/ train/
+COPY train/ train/
+COPY --from=build /app/imagestream/ imagestream/
 COPY LICENSE README.md ./
 # Python writes its bytecode beside the code only as root; without it each start imports torch and Composer for 20 s.
 RUN /opt/venv/bin/python -m compileall -q convert train infra docker /opt/venv/lib >/dev/null || true \

@@ -28,10 +28,10 @@ $(BIN)/uv:
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements-dev.txt)
 
 # The native decoder is built where a compiler and libjpeg-turbo's headers are; without it Pillow decodes.
-$(READY): $(BIN)/uv requirements.txt train/decode/build.py $(wildcard train/decode/native/*.[ch])
+$(READY): $(BIN)/uv requirements.txt imagestream/decode/build.py $(wildcard imagestream/decode/native/*.[ch])
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt \
 	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/python train/decode/build.py || true
+	@$(BIN)/python imagestream/decode/build.py || true
 	@touch $@
 
 $(READY_DEV): $(READY) requirements-dev.txt

@@ -4,7 +4,7 @@ import runpy
 
 from setuptools import Distribution, setup
 
-BUILT = runpy.run_path("train/decode/build.py")["main"]() == 0
+BUILT = runpy.run_path("imagestream/decode/build.py")["main"]() == 0
 
 
 class WithNativeDecoder(Distribution):

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm
 
 from convert.images import check_image, parse_resize
-from convert.shards import ShardFormat, encode_sample, encode_shard
+from imagestream.mds.shards import ShardFormat, encode_sample, encode_shard
 
 IMAGENET_IMAGES, IMAGENET_BYTES = 1_331_167, 147e9  # train and val; the sizes of the two tars
 # vCPUs of instances that are good for it: https://aws.amazon.com/ec2/instance-types/ (2026-11). A vCPU there is a

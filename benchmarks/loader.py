@@ -253,10 +253,10 @@ def decoding(jpegs: Sequence[bytes], loader: str, size: int) -> dict[str, Any]:
     """
     import torch
 
-    from train.augment import random_resized_crop, sample_draws
-    from train.decode import pillow
-    from train.decode.backends import open_decoder
-    from train.decode.native.library import is_sound
+    from imagestream.decode import pillow
+    from imagestream.decode.backends import open_decoder
+    from imagestream.decode.crops import random_resized_crop, sample_draws
+    from imagestream.decode.native.library import is_sound
 
     resize_in: Any = {"ours_ycbcr": "ycbcr", "ours_dct": "dct"}.get(loader, "rgb")
     decoder = open_decoder("pillow" if loader == "ours_pillow" else "auto", resize_in=resize_in)

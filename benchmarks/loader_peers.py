@@ -28,7 +28,7 @@ def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
     import torch
     from composer.utils import dist, get_device
 
-    from train.config import load_config
+    from train.config.run_config import load_config
     from train.loader import build_train_spec
     from train.resolution import Resolution
     from train.splits import open_train
@@ -62,7 +62,7 @@ def ours_dct(data: str, size: int, workers: int) -> Epoch:
 
 def ours_undecoded(data: str, size: int, workers: int) -> Epoch:
     """The same with batches that nobody fills: all that is done for a sample but its decoding."""
-    from train.decode.native.decoder import NativeDecoder
+    from imagestream.decode.native.decoder import NativeDecoder
 
     def undecoded(self: Any, jpegs: Any, views: Any, size: int, *, bounded: bool, out: Any) -> Any:
         return out
@@ -212,7 +212,7 @@ LOADERS = {
 }
 
 IMPORTED_FIRST = {
-    "ours": ("boto3", "composer", "train.config", "train.loader", "train.resolution", "train.splits"),
+    "ours": ("boto3", "composer", "train.config.run_config", "train.loader", "train.resolution", "train.splits"),
     "mosaicml": ("boto3", "streaming.vision", "torchvision"),
 }
 """Where the first batch is timed: what takes seconds to import."""

@@ -24,8 +24,8 @@ import torch
 from tqdm import tqdm
 
 from convert.images import check_image, parse_resize
-from train.augment import random_resized_crop, sample_draws
-from train.decode.backends import open_decoder
+from imagestream.decode.backends import open_decoder
+from imagestream.decode.crops import random_resized_crop, sample_draws
 
 WAYS = (None, "max=500", "max=400", "short=256")
 CROP_PX, BATCH = 224, 32

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from benchmarks import loader_peers
 from benchmarks.loader import last_cores, ratio_of, spread
 from benchmarks.loader_stores import Stores
-from train.config import Config, load_config
+from train.config.run_config import Config, load_config
 from train.loader import RawBatch, ToDevice, build_train_spec, worker_count
 from train.model import build_model
 from train.optim import build_optimizer

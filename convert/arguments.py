@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from convert.images import SUBSAMPLINGS, Resize, parse_resize
-from convert.shards import DEFAULT_HASHES, HASHES, MAX_SIZE_LIMIT_BYTES, ZSTD_LEVELS, ShardFormat
 from convert.sources import LAYOUTS
 from convert.workers import OnBad
-from train.cores import available_cores
+from imagestream.cores import available_cores
+from imagestream.mds.shards import DEFAULT_HASHES, HASHES, MAX_SIZE_LIMIT_BYTES, ZSTD_LEVELS, ShardFormat
 
 DEFAULT_QUALITY, DEFAULT_SUBSAMPLING = 90, "4:2:0"
 DEFAULT_ZSTD_LEVEL = 3

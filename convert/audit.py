@@ -41,12 +41,13 @@ from convert.auditing.splits import (
     duplicates,
     range_of,
 )
-from convert.files import Files, LocalFiles, open_files
-from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
-from convert.names import printable, shown
-from convert.outputs import OutputError, open_output
 from convert.pool import WorkersDied, in_order
-from train.cores import available_cores
+from imagestream.cores import available_cores
+from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
+from imagestream.mds.names import printable, shown
+from imagestream.storage.errors import OutputError
+from imagestream.storage.files import Files, LocalFiles, open_files
+from imagestream.storage.outputs import open_output
 
 EXIT_OK, EXIT_FINDINGS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 

@@ -24,15 +24,16 @@ from convert import __version__
 from convert.arguments import Args
 from convert.imagenet_classes import readable_name
 from convert.journal import Journal
-from convert.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
-from convert.outputs import LocalOutput, Output, OutputError, final_name
 from convert.plan import ShardTask, choose_classes, choose_samples, listing_hash, plan_split
 from convert.progress import Progress
-from convert.shards import INDEX_NAME, encode_index, is_our_name
 from convert.sources import Listing, Source, SourceError
 from convert.sources.base import counted, first_few
 from convert.tally import SplitTally
 from convert.workers import Job, build_shards
+from imagestream.mds.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
+from imagestream.mds.shards import INDEX_NAME, encode_index, is_our_name
+from imagestream.storage.errors import OutputError
+from imagestream.storage.outputs import LocalOutput, Output, final_name
 
 logger = logging.getLogger("convert")
 

@@ -37,12 +37,13 @@ from convert.arguments import Args, parse_args
 from convert.conversion import BadImagesError, Conversion, UsageError, convert, look, warnings_of
 from convert.journal import FOLDER
 from convert.lock import LockedError, only_converter
-from convert.manifest import ManifestError
-from convert.names import shown
-from convert.outputs import LocalOutput, Output, OutputError, open_output
 from convert.sources import SourceError, open_source
 from convert.sources.base import DEFAULT_SPLITS
 from convert.workers import WorkerError
+from imagestream.mds.manifest import ManifestError
+from imagestream.mds.names import shown
+from imagestream.storage.errors import OutputError
+from imagestream.storage.outputs import LocalOutput, Output, open_output
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 

@@ -15,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
 from convert.mending import BadImage, describe, to_rgb
-from train.decode.native import library
+from imagestream.decode.native import library
 
 # Pillow's own limit for what is no decompression bomb (Image.MAX_IMAGE_PIXELS), 268 MB of RGB. It bounds a worker's
 # memory, and so does the limit on files: they are read whole.

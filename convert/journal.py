@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from convert.manifest import Identity
-from convert.outputs import Output
 from convert.tally import ShardResult
+from imagestream.mds.manifest import Identity
+from imagestream.storage.outputs import Output
 
 FOLDER = ".convert"
 PLAN_NAME = "plan.json"

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from convert.outputs import Output, OutputError
+from imagestream.storage.errors import OutputError
+from imagestream.storage.outputs import Output
 
 logger = logging.getLogger("convert")
 

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from convert.shards import SAMPLE_OVERHEAD_BYTES, ShardFormat, empty_shard_bytes
 from convert.sources import Listing, Sample
+from imagestream.mds.shards import SAMPLE_OVERHEAD_BYTES, ShardFormat, empty_shard_bytes
 
 
 @dataclass(frozen=True, slots=True)

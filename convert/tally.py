@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from convert.manifest import Identity, MendedFile, RefusedFile, SplitInfo, Spread, index_fingerprint
-from convert.shards import encode_index
+from imagestream.mds.manifest import Identity, MendedFile, RefusedFile, SplitInfo, Spread, index_fingerprint
+from imagestream.mds.shards import encode_index
 
 
 class KeptImage(NamedTuple):

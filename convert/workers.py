@@ -12,19 +12,19 @@ from functools import partial
 from itertools import chain
 from typing import Literal
 
-from convert.files import Files
 from convert.images import MAX_FILE_BYTES, Checked, Resize, check_image
 from convert.journal import Journal, Record
-from convert.manifest import MendedFile, RefusedFile
 from convert.mending import BadImage
-from convert.names import printable
-from convert.outputs import Output
 from convert.plan import ShardTask
 from convert.pool import Death, WorkersDied, in_order, note
-from convert.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
 from convert.sources import Sample
 from convert.tally import KeptImage, ShardResult
 from convert.trials import which_kill
+from imagestream.mds.manifest import MendedFile, RefusedFile
+from imagestream.mds.names import printable
+from imagestream.mds.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
+from imagestream.storage.files import Files
+from imagestream.storage.outputs import Output
 
 OnBad = Literal["fail", "skip"]
 

@@ -22,8 +22,8 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 OK, NOTE, AMISS = "ok", "note", "AMISS"
-# One GPU: as many workers as cores, 12 at most, with 6 blocks each (train/buffers.py) for the training and as many for
-# the evaluation. A batch of 256 images of 224 px is 38.5 MB.
+# One GPU: as many workers as cores, 12 at most, with 6 blocks each (imagestream/data/buffers.py) for the training and
+# as many for the evaluation. A batch of 256 images of 224 px is 38.5 MB.
 SHARED_MEMORY_BYTES = min(12, os.cpu_count() or 1) * 2 * 6 * 256 * 224 * 224 * 3
 
 
@@ -113,7 +113,7 @@ def efa(*, wanted: bool) -> Finding:
 
 def decoder() -> Finding:
     """Which decoder `data.decoder: auto` takes."""
-    from train.decode.backends import open_decoder
+    from imagestream.decode.backends import open_decoder
 
     found = open_decoder("auto")
     return Finding(OK if found.name.startswith("native") else NOTE, "decoder", found.version)
@@ -142,7 +142,7 @@ def locked_memory() -> Finding:
 
 def s3(place: str) -> Finding:
     """Whether a folder can be listed with the credentials there are."""
-    from train.folders import FolderError, open_folder
+    from imagestream.storage.folders import FolderError, open_folder
 
     try:
         names = open_folder(place).names()

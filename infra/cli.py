@@ -46,7 +46,7 @@ from infra.spending import (
     show,
 )
 from infra.upload import files_of, upload
-from train.config import ConfigError, load_config
+from train.config.run_config import ConfigError, load_config
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 # AWS answers "slow down" to bursts; botocore then waits and tries again, this often.

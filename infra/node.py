@@ -259,7 +259,7 @@ def listens_for(pid: int, number: signal.Signals) -> bool:
 
 
 def read_heartbeat(path: Path) -> dict[str, float] | None:
-    """What train/heartbeat.py wrote last, or None."""
+    """What train/record/heartbeat.py wrote last, or None."""
     try:
         beat: dict[str, float] = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -25,8 +25,8 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from infra.machines import Machine, UnknownMachineError, machine, read_table
 from infra.speed import BLURPOOL_COST, REFERENCE_PX, Prediction, Recipe, Storage, predict, with_batch
-from train.algorithms import SizeSchedule
-from train.config import Config, ConfigError, load_config
+from train.config.algorithms import SizeSchedule
+from train.config.run_config import Config, ConfigError, load_config
 
 EXIT_REFUSED = 2
 

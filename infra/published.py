@@ -18,7 +18,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 from infra.machines import Machine, machine, read_table
 from infra.plan import CORE_IMAGES_PER_SEC, TRAIN_IMAGES, VAL_IMAGES, pixels_over_the_run, recipe_of
 from infra.speed import BLURPOOL_COST, Prediction, Recipe, Storage, predict
-from train.config import load_config
+from train.config.run_config import load_config
 
 YAMLS = _HERE.parent / "yamls"
 FULL = str(YAMLS / "full.yaml")

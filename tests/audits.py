@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.manifest import Manifest, dataset_fingerprint, index_fingerprint
+from imagestream.mds.manifest import Manifest, dataset_fingerprint, index_fingerprint
 
 Record = tuple[int, bytes, int]  # id, image, label
 FIRST, SECOND, LAST = "train/shard.00000.mds", "train/shard.00001.mds", "val/shard.00000.mds"

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from convert.images import check_image, parse_resize
 from convert.mending import BadImage
 from convert.pool import how_it_ended
-from train.augment import View, center_view
-from train.decode import pillow
-from train.decode.native import library
-from train.decode.native.decoder import NativeDecoder
-from train.decode.pillow import DecodeError
+from imagestream.decode import pillow
+from imagestream.decode.crops import View, center_view
+from imagestream.decode.native import library
+from imagestream.decode.native.decoder import NativeDecoder
+from imagestream.decode.pillow import DecodeError
 
 LIMIT_S = 120
 RESIZES = (None, "short=256", "max=100")

@@ -15,8 +15,8 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-import train.checkpoints
 import train.main
+import train.resume.checkpoints
 import train.run
 
 TRACE = "TEST_TRACE"  # environment variable: the file
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _trace(tracer: Tracer) -> None:
-    build_trainer, saver = train.run.build_trainer, train.checkpoints.DurableCheckpointSaver
+    build_trainer, saver = train.run.build_trainer, train.resume.checkpoints.DurableCheckpointSaver
     save = saver._save_checkpoint
 
     def build(*args: Any) -> Any:

@@ -7,8 +7,8 @@ import time
 
 from composer.utils import dist
 
-from train.algorithms import SizeSchedule
-from train.config import Config, ConfigError
+from train.config.algorithms import SizeSchedule
+from train.config.run_config import Config, ConfigError
 from train.loader import BLOCKS_BEYOND_PREFETCH, worker_count
 
 SHARED_MEMORY = "/dev/shm"
@@ -19,8 +19,8 @@ SECONDS_TO_BE_FREED = 10.0  # by the processes of a run that was killed just bef
 def loader_bytes(cfg: Config, *, workers: int, device_batch_size: int, eval_device_batch_size: int) -> int:
     """Return the most shared memory that the loader workers of one rank fill with images.
 
-    Each worker has its blocks (train/buffers.py), and keeps them; those of the evaluation stay beside the training's.
-    Images that grow during a run are counted at their largest, data.crop_size.
+    Each worker has its blocks (imagestream/data/buffers.py), and keeps them; those of the evaluation stay beside
+    the training's. Images that grow during a run are counted at their largest, data.crop_size.
     """
     data = cfg.data
     blocks = workers * (data.prefetch_factor + BLOCKS_BEYOND_PREFETCH)

@@ -30,14 +30,14 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from tqdm import tqdm
 
-from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, Spread, load_manifest
-from convert.names import shown
-from train.config import Config, ConfigError, load_config
-from train.cores import available_cores
+from imagestream.cores import available_cores
+from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, Spread, load_manifest
+from imagestream.mds.names import shown
+from train.config.run_config import Config, ConfigError, load_config
 from train.signals import stop_workers
 
 if TYPE_CHECKING:
-    from train.dataset import StreamingImages
+    from imagestream.data.dataset import StreamingImages
 
 EXIT_REFUSED = 2
 SPLITS = ("train", "val")  # of a folder of images
@@ -141,11 +141,11 @@ def check(cfg: Config, shards: Path) -> None:
     # Imported only now: torch and Composer take seconds, which --where and --convert-only do without.
     from composer.utils import dist, get_device
 
-    from train.dataset import ShortEpochError
-    from train.decode.pillow import DecodeError
+    from imagestream.data.dataset import ShortEpochError
+    from imagestream.decode.pillow import DecodeError
     from train.loader import worker_count
+    from train.resume.start import RefusedError
     from train.run import gather_facts
-    from train.start import RefusedError
 
     dist.initialize_dist(get_device("cpu"), timeout=cfg.dist_timeout)
     try:

@@ -24,10 +24,10 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 import torch
 
-from convert.names import shown
-from train.checkpoint_file import CheckpointError, load
-from train.checkpoints import list_checkpoints
-from train.folders import Folder, FolderError, open_folder
+from imagestream.mds.names import shown
+from imagestream.storage.folders import Folder, FolderError, open_folder
+from train.resume.checkpoint_file import CheckpointError, load
+from train.resume.checkpoints import list_checkpoints
 
 EXIT_SAME, EXIT_OTHER, EXIT_CANNOT_TELL = 0, 1, 2
 SHOWN = 20

@@ -18,7 +18,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from train.cores import wait_passively
+from imagestream.cores import wait_passively
 
 wait_passively()  # before torch is imported
 
@@ -26,21 +26,21 @@ from composer import Trainer
 from composer.core import Evaluator
 from composer.utils import dist
 
-from convert.names import shown
-from convert.places import folder_and_name
-from train.checkpoint_file import CheckpointError
-from train.checkpoint_file import load as load_checkpoint
-from train.checkpoints import Found, on_every_node
-from train.config import Config, config_from_dict
-from train.folders import open_folder
-from train.labels import labels_for
+from imagestream.data.labels import labels_for
+from imagestream.mds.names import shown
+from imagestream.storage.folders import open_folder
+from imagestream.storage.places import folder_and_name
+from train.config.run_config import Config, config_from_dict
 from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
+from train.resume.checkpoint_file import CheckpointError
+from train.resume.checkpoint_file import load as load_checkpoint
+from train.resume.checkpoints import Found, on_every_node
+from train.resume.start import RefusedError
 from train.run import precision_on, start_process, torch_device
 from train.signals import listening
 from train.splits import class_names, describe, open_eval
-from train.start import RefusedError
 
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
 

@@ -12,19 +12,19 @@ from composer.core import DataSpec
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
-from train.algorithms import PerSampleAlgorithm
-from train.augment import View, center_view, random_resized_crop, sample_draws, view_hash
-from train.buffers import Block, SharedBlocks
-from train.cores import available_cores
-from train.dataset import IGNORED_LABEL, Sample, StreamingImages
-from train.decode.backends import Decoder, open_decoder
-from train.decode.pillow import DecodeError
-from train.labels import Labels
+from imagestream.cores import available_cores
+from imagestream.data.buffers import Block, SharedBlocks
+from imagestream.data.dataset import IGNORED_LABEL, Sample, StreamingImages
+from imagestream.data.labels import Labels
+from imagestream.data.watchdog import StallWatch
+from imagestream.decode.backends import Decoder, open_decoder
+from imagestream.decode.crops import View, center_view, random_resized_crop, sample_draws, view_hash
+from imagestream.decode.pillow import DecodeError
+from train.config.algorithms import PerSampleAlgorithm
+from train.config.sections import DataConfig
 from train.per_sample import PerSample
 from train.resolution import Resolution
-from train.sections import DataConfig
 from train.signals import become_worker
-from train.watchdog import StallWatch
 
 
 class RawBatch(NamedTuple):

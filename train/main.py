@@ -17,7 +17,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from convert.names import shown
+from imagestream.mds.names import shown
 from train.signals import listen, listening
 
 EXIT_FAILED = 1  # it has ended by itself before its time
@@ -33,15 +33,15 @@ def main(argv: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or say why not; return the exit code."""
-    from train.config import ConfigError, load_config
-    from train.cores import wait_passively
+    from imagestream.cores import wait_passively
+    from train.config.run_config import ConfigError, load_config
 
     try:
         cfg = load_config(args.config, args.overrides)
         wait_passively()
         # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
+        from train.resume.start import RefusedError
         from train.run import SavingFailedError, plan, train
-        from train.start import RefusedError
         from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested
 
         listen()  # again: Composer has taken SIGTERM and SIGINT

@@ -12,8 +12,8 @@ from composer.models.initializers import Initializer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from train.dataset import IGNORED_LABEL
-from train.sections import ModelConfig
+from imagestream.data.dataset import IGNORED_LABEL
+from train.config.sections import ModelConfig
 
 LOSSES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy_with_logits}
 

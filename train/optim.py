@@ -12,7 +12,7 @@ from composer.optim import (
 from composer.optim.scheduler import ComposerScheduler
 from torch import nn
 
-from train.sections import DecoupledSGDWConfig, LinearSchedule, Optimizer, Scheduler, StepSchedule
+from train.config.sections import DecoupledSGDWConfig, LinearSchedule, Optimizer, Scheduler, StepSchedule
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from train.algorithms import PerSampleAlgorithm
+from train.config.algorithms import PerSampleAlgorithm
 
 ImageFunction = Callable[[Image.Image], Image.Image]
 

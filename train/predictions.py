@@ -13,9 +13,9 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from convert.places import folder_and_name
-from train.dataset import IGNORED_LABEL, StreamingImages
-from train.folders import open_folder
+from imagestream.data.dataset import IGNORED_LABEL, StreamingImages
+from imagestream.storage.folders import open_folder
+from imagestream.storage.places import folder_and_name
 from train.model import best_classes, sample_losses
 
 Columns = dict[str, npt.NDArray[Any]]

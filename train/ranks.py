@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from composer.utils import dist
 
-from train.folders import FolderError
+from imagestream.storage.folders import FolderError
 
 
 def on_first_rank(action: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class SizeSchedule(Protocol):
-    """An algorithm of a recipe that says how large images are; see `train.algorithms`."""
+    """An algorithm of a recipe that says how large images are; see `train.config.algorithms`."""
 
     def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:
         """Return the edge of a batch's images in px.

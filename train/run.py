@@ -16,8 +16,13 @@ from composer.devices import Device
 from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import dist, get_device, reproducibility
 
-from convert.manifest import index_fingerprint
-from train.callbacks import RunRecord
+from imagestream.cores import threads_per_rank
+from imagestream.data.dataset import StreamingEvalImages, StreamingImages
+from imagestream.data.labels import Labels
+from imagestream.decode.backends import open_decoder
+from imagestream.mds.index import DataError
+from imagestream.mds.manifest import index_fingerprint
+from imagestream.storage.folders import Folder, FolderError, LocalFolder, open_folder
 from train.capacity import (
     check_canonical_nodes,
     check_samples,
@@ -27,30 +32,26 @@ from train.capacity import (
     needed_shared_memory,
     node_count,
 )
-from train.checkpoint_file import CheckpointError, one_line, only_load_safely
-from train.checkpoints import (
+from train.config.run_config import Config, ConfigError, device_batch_size, resolved_yaml
+from train.loader import build_eval_spec, build_train_spec, worker_count
+from train.model import build_model, parameter_count
+from train.optim import build_optimizer, build_scheduler
+from train.record.heartbeat import Heartbeat
+from train.record.log_files import LogFile, TensorboardFiles, refuse_wandb_without_key
+from train.record.run_record import RunRecord
+from train.resolution import Resolution
+from train.resume.checkpoint_file import CheckpointError, one_line, only_load_safely
+from train.resume.checkpoints import (
     DurableCheckpointSaver,
     list_checkpoints,
     on_every_node,
     use_averaged_weights,
 )
-from train.config import Config, ConfigError, device_batch_size, resolved_yaml
-from train.contract import Contract, contract_of
-from train.cores import threads_per_rank
-from train.dataset import StreamingEvalImages, StreamingImages
-from train.decode.backends import open_decoder
-from train.environment import environment_of
-from train.fence import TakenOverError, release
-from train.folders import Folder, FolderError, LocalFolder, open_folder
-from train.heartbeat import Heartbeat
-from train.index import DataError
-from train.labels import Labels
-from train.loader import build_eval_spec, build_train_spec, worker_count
-from train.log_files import LogFile, TensorboardFiles, refuse_wandb_without_key
-from train.model import build_model, parameter_count
-from train.optim import build_optimizer, build_scheduler
-from train.resolution import Resolution
-from train.resume import ResumeGuard
+from train.resume.contract import Contract, contract_of
+from train.resume.environment import environment_of
+from train.resume.fence import TakenOverError, release
+from train.resume.guard import ResumeGuard
+from train.resume.start import RefusedError, find_start
 from train.run_length import what_comes_too_late
 from train.signals import listen
 from train.splits import (
@@ -62,7 +63,6 @@ from train.splits import (
     read_manifest,
 )
 from train.splits import describe as where_is
-from train.start import RefusedError, find_start
 from train.stopping import BatchWatch, StopRequested
 
 log = logging.getLogger(__name__)
@@ -226,7 +226,8 @@ def start_process(dist_timeout: float) -> Device:
     if not dist.is_initialized():
         dist.initialize_dist(device, timeout=dist_timeout)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("train").setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
+    for ours in ("train", "imagestream"):
+        logging.getLogger(ours).setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
     for harmless in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=harmless)
     only_load_safely()

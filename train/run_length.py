@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
 
-from train.algorithms import EMA, SAM, SWA, ProgressiveResizing, ResolutionRamp
-from train.config import Config
+from train.config.algorithms import EMA, SAM, SWA, ProgressiveResizing, ResolutionRamp
+from train.config.run_config import Config
+from train.config.sections import StepSchedule
 from train.resolution import Resolution
-from train.sections import StepSchedule
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any
 from composer.utils import dist
 from streaming.base.hashing import is_hash
 
-from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, index_fingerprint, parse_manifest
-from train.dataset import StreamingEvalImages, StreamingImages
-from train.downloads import CheckedStream, least_cache_bytes
-from train.folders import FolderError, open_folder
-from train.index import DataError, fault_of_index
-from train.job_dir import link_for_this_job, one_at_a_time
+from imagestream.data.dataset import StreamingEvalImages, StreamingImages
+from imagestream.data.downloads import CheckedStream, least_cache_bytes
+from imagestream.data.job_dir import link_for_this_job, one_at_a_time
+from imagestream.mds.index import DataError, fault_of_index
+from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, index_fingerprint, parse_manifest
+from imagestream.mds.records import fault_of_columns
+from imagestream.storage.folders import FolderError, open_folder
+from train.config.sections import DataConfig
 from train.loader import MAX_AUTO_WORKERS
-from train.records import fault_of_columns
-from train.sections import DataConfig
 
 log = logging.getLogger(__name__)
 

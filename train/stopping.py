@@ -8,7 +8,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from train.checkpoints import DurableCheckpointSaver
+from train.resume.checkpoints import DurableCheckpointSaver
 from train.signals import StopSignals
 
 log = logging.getLogger(__name__)

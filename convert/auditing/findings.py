@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from convert.names import printable
+from imagestream.mds.names import printable
 
 SHOWN_PER_KIND = 20  # lines on the terminal
 KEPT_PER_KIND = 200  # in memory, and in the report; the rest is counted

@@ -12,11 +12,11 @@ import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from convert.auditing.findings import Finding, Kind, path_in
-from convert.files import Files
-from convert.manifest import MANIFEST_NAME
-from convert.names import fault_of_name
-from convert.shard_reader import Columns, ShardError, columns_of
-from convert.shards import INDEX_NAME
+from imagestream.mds.manifest import MANIFEST_NAME
+from imagestream.mds.names import fault_of_name
+from imagestream.mds.shard_reader import Columns, ShardError, columns_of
+from imagestream.mds.shards import INDEX_NAME
+from imagestream.storage.files import Files
 
 UNFINISHED_FOLDER = ".convert/"
 OUR_COLUMNS = {"i": "int", "x": "jpeg", "y": "int"}

@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from convert.auditing.findings import RecordAt, path_in
 from convert.auditing.index import ShardEntry
 from convert.auditing.splits import SplitRows
-from convert.files import Files
 from convert.images import FORMATS, MAX_PIXELS
 from convert.jpeg_header import is_safe_to_scale
 from convert.pool import note
-from convert.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
+from imagestream.mds.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
+from imagestream.storage.files import Files
 
 PER_CLASS = 8  # pictures in a class's sheet
 PER_CLASS_OF_OTHERS = 2  # of these from each split but the largest

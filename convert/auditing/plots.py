@@ -9,7 +9,7 @@ from matplotlib.figure import Figure  # without pyplot there is no screen to loo
 
 from convert.auditing.shards import Rows
 from convert.auditing.splits import SplitRows, class_counts, range_of
-from convert.manifest import Manifest
+from imagestream.mds.manifest import Manifest
 
 # Okabe and Ito's colours, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
 BLUE, VERMILION, BLACK = "#0072B2", "#D55E00", "#000000"

@@ -26,11 +26,11 @@ from convert.auditing.pictures import (
     tiles_of,
 )
 from convert.auditing.splits import Audited, SplitRows, class_counts, range_of
-from convert.files import Files, LocalFiles
 from convert.images import MAX_FILE_BYTES
-from convert.manifest import MendedFile
-from convert.names import printable
 from convert.pool import WorkersDied, in_order
+from imagestream.mds.manifest import MendedFile
+from imagestream.mds.names import printable
+from imagestream.storage.files import Files, LocalFiles
 
 PAGE, PICTURES = "index.html", "pictures"
 MENDED_SHOWN = 100  # of each split

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from convert.auditing.findings import Finding, Kind, RecordAt, path_in
 from convert.auditing.index import FileEntry, ShardEntry, hash_hex
-from convert.files import Files
 from convert.images import check_image
 from convert.mending import BadImage
 from convert.pool import WorkersDied, note
-from convert.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
 from convert.trials import which_kill
+from imagestream.mds.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
+from imagestream.storage.files import Files
 
 # One row a record. A digest of 16 bytes tells 1.28 million images apart: two alike by chance are out of reach.
 ROW = np.dtype(

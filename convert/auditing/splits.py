@@ -8,9 +8,9 @@ import numpy as np
 from convert.auditing.findings import Finding, Findings, Kind, RecordAt, path_in
 from convert.auditing.index import SplitIndex
 from convert.auditing.shards import Rows
-from convert.files import Files
-from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, SplitInfo, index_fingerprint
-from convert.shards import INDEX_NAME
+from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, SplitInfo, index_fingerprint
+from imagestream.mds.shards import INDEX_NAME
+from imagestream.storage.files import Files
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.files import Files, LocalFiles, open_files
 from convert.sources.annotated import Annotated, is_annotated
 from convert.sources.base import (
     DEFAULT_SPLITS,
@@ -24,6 +23,7 @@ from convert.sources.parquet import Parquet, is_parquet
 from convert.sources.spool import make_spool
 from convert.sources.tars import Tars, is_tars
 from convert.sources.webdataset import WebDataset, is_webdataset
+from imagestream.storage.files import Files, LocalFiles, open_files
 
 __all__ = ["LAYOUTS", "ImageFolder", "Listing", "Sample", "Source", "SourceError", "open_source"]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from convert.files import Files, LocalFiles
 from convert.sources.base import (
     DEFAULT_SPLITS,
     Listing,
@@ -26,6 +25,7 @@ from convert.sources.base import (
     logger,
 )
 from convert.sources.folders import class_folders, flat_listing, lines_of, outside_of_classes, walk
+from imagestream.storage.files import Files, LocalFiles
 
 CLASS_LIST = "wnids.txt"
 READABLE = "words.txt"

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
-from convert.files import Files
-from convert.names import printable as printable  # for the modules of the layouts
+from imagestream.mds.names import printable as printable  # for the modules of the layouts
+from imagestream.storage.files import Files
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

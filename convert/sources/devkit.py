@@ -5,8 +5,8 @@ import tarfile
 from dataclasses import dataclass
 from typing import Any
 
-from convert.files import Files
 from convert.sources.base import SourceError
+from imagestream.storage.files import Files
 
 FOLDER = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{FOLDER}.tar.gz"

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from convert.files import LocalFiles
 from convert.sources.base import (
     Listing,
     Sample,
@@ -21,6 +20,7 @@ from convert.sources.base import (
     printable,
     reading,
 )
+from imagestream.storage.files import LocalFiles
 
 HIDDEN = "hidden file or folder"
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from convert.files import LocalFiles
 from convert.sources.base import (
     DEFAULT_SPLITS,
     Listing,
@@ -23,6 +22,7 @@ from convert.sources.base import (
     names_of,
 )
 from convert.sources.folders import class_folders, outside_of_classes, walk
+from imagestream.storage.files import LocalFiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from convert.files import Files, LocalFiles
 from convert.sources.base import DEFAULT_SPLITS, Listing, SourceError, all_but, glimpse, labelled_splits
 from convert.sources.folders import class_folders, flat_listing, lines_of
 from convert.sources.image_folder import ImageFolder
+from imagestream.storage.files import Files, LocalFiles
 
 IMAGES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # the second where --source is the folder ILSVRC itself
 SYNSETS = "LOC_synset_mapping.txt"

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from convert.files import Files, LocalFiles
-from convert.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
 from convert.sources.base import (
     DEFAULT_SPLITS,
     Listing,
@@ -29,6 +27,8 @@ from convert.sources.base import (
 from convert.sources.class_names import MAX_UNNAMED_CLASSES, numbered_names, warn_of_numbered_names
 from convert.sources.mds_shards import INDEX_NAME, Rows, in_place, read_index, read_rows
 from convert.sources.spool import make_spool
+from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
+from imagestream.storage.files import Files, LocalFiles
 
 SHARDS_AT_ONCE = 4  # each is held in memory, packed and unpacked
 FOLDERS_LOOKED_INTO = 20

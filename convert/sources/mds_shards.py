@@ -11,9 +11,10 @@ from typing import Any
 
 import xxhash
 
-from convert.files import Files, LocalFiles
-from convert.names import fault_of_name
-from convert.shard_reader import (
+from convert.sources.base import SourceError
+from convert.sources.spool import whole_file
+from imagestream.mds.names import fault_of_name
+from imagestream.mds.shard_reader import (
     Columns,
     ShardError,
     columns_of,
@@ -23,8 +24,7 @@ from convert.shard_reader import (
     raw_bytes,
     record_offsets,
 )
-from convert.sources.base import SourceError
-from convert.sources.spool import whole_file
+from imagestream.storage.files import Files, LocalFiles
 
 INDEX_NAME = "index.json"
 # Those that streaming can write, the fast ones first: one is checked.

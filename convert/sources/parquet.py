@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from convert.files import Files, LocalFiles
 from convert.sources.base import (
     DEFAULT_SPLITS,
     Listing,
@@ -37,6 +36,7 @@ from convert.sources.parquet_images import (
     open_parquet,
     unpack,
 )
+from imagestream.storage.files import Files, LocalFiles
 
 FOLDERS = ("", "data/")
 SPLIT_NAMES = {"validation": "val", "valid": "val"}  # theirs -> ours

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from convert.files import Files, LocalFiles
 from convert.sources.base import SourceError, printable
 from convert.sources.spool import scratch_file, whole_file
+from imagestream.storage.files import Files, LocalFiles
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

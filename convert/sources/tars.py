@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from convert.files import Files
 from convert.sources import devkit
 from convert.sources.base import (
     DEFAULT_SPLITS,
@@ -35,6 +34,7 @@ from convert.sources.base import (
 from convert.sources.devkit import has_devkit, load_devkit
 from convert.sources.tar_members import Member, keep_last, members
 from convert.sources.webdataset_tars import is_webdataset_tar
+from imagestream.storage.files import Files
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 

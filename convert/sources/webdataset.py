@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from typing import ClassVar
 
-from convert.files import Files
 from convert.sources.base import (
     DEFAULT_SPLITS,
     Listing,
@@ -35,6 +34,7 @@ from convert.sources.base import (
 )
 from convert.sources.class_names import WNID, classes_of_numbers, warn_of_numbered_names
 from convert.sources.webdataset_tars import Row, is_webdataset_tar, rows_of
+from imagestream.storage.files import Files
 
 CLASS_NAMES = "classnames.txt"
 SHOWN_MISSING = 5

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
 
-from convert.files import Files
 from convert.sources.base import SourceError, counted, first_few, printable
 from convert.sources.tar_members import Member, members
+from imagestream.storage.files import Files
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 JSON_LABELS = ("label", "cls")  # `label` is that of timm/imagenet-1k-wds

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from tests.conftest import REPOSITORY
 from tests.docs.pages import PAGES, code_words, links
-from train.config import Config
+from train.config.run_config import Config
 
 FILE_ENDINGS = {"json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"}
-MODULES = {"train", "convert", "tests", "streaming", "composer", "torch"}
+MODULES = {"imagestream", "train", "convert", "tests", "streaming", "composer", "torch"}
 SECTIONS = {"data", "model", "optimizer", "scheduler", "checkpoint", "loggers"}
 
 
@@ -47,7 +47,7 @@ def test_each_file_named_in_backticks_exists(page: Path) -> None:
     named = [
         word
         for word in code_words(page)
-        if re.fullmatch(r"(train|convert|yamls|infra|benchmarks|tests|docs|docker)/[\w./]*", word)
+        if re.fullmatch(r"(imagestream|train|convert|yamls|infra|benchmarks|tests|docs|docker)/[\w./]*", word)
     ]
     own = {"yamls/cats.yaml", "train/", "val/"}  # the reader's
     assert [word for word in named if word not in own and not (REPOSITORY / word).exists()] == []
@@ -70,7 +70,11 @@ def test_a_key_that_does_not_exist_would_be_found() -> None:
 def test_each_message_in_troubleshooting_is_one_of_the_codes() -> None:
     """A heading's code words are messages; `…` stands for what a message fills in."""
     foreign = {"Reused local directory", "/dev/shm", "Bus error", "No space left on device"}
-    sources = [path.read_text() for name in ("train", "convert") for path in sorted((REPOSITORY / name).rglob("*.py"))]
+    sources = [
+        path.read_text()
+        for name in ("imagestream", "train", "convert")
+        for path in sorted((REPOSITORY / name).rglob("*.py"))
+    ]
     joined = re.sub(r'"\s*\n\s*(\+ )?f?"', "", "\n".join(sources))  # adjacent literals are one text
     joined = re.sub(r"\{[^{}\"]*(\"[^\"]*\"[^{}\"]*)*\}", "…", joined)
     page = (REPOSITORY / "docs/troubleshooting.md").read_text()

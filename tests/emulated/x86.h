@@ -1,4 +1,4 @@
-/* Has the kernels of train/decode/native run their AVX2 and AVX-512 code on any processor: intrinsics become
+/* Has the kernels of imagestream/decode/native run their AVX2 and AVX-512 code on any processor: intrinsics become
  * SIMDe's plain C.
  *
  * Given to the compiler by -include. SIMDe 0.7 (Debian 12) lacks six of those that are used, written out below from

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from imagestream.data.downloads import PART_AGE_S
 from tests.faults.conftest import Trial
 from tests.integration.problem import command
 from tests.processes import run, start
-from train.downloads import PART_AGE_S
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 Calm = Callable[[int], dict[str, Any]]

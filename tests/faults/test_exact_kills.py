@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.storage.folders import LocalFolder
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import kill_library, run, start
-from train.checkpoints import list_checkpoints
 from train.compare import compare
-from train.folders import LocalFolder
+from train.resume.checkpoints import list_checkpoints
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from imagestream.storage.folders import Folder, LocalFolder, open_folder
 from tests.faults.conftest import SHORT
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import Run, run, start
-from train.checkpoints import list_checkpoints
-from train.fence import OWNER_NAME, read_owner
-from train.folders import Folder, LocalFolder, open_folder
+from train.resume.checkpoints import list_checkpoints
+from train.resume.fence import OWNER_NAME, read_owner
 
 pytestmark = pytest.mark.slow
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from convert.outputs import OutputError
-from convert.s3 import S3Output, s3_client
-from convert.s3_files import S3Files
+from imagestream.storage.errors import OutputError
+from imagestream.storage.folders import FolderError, S3Folder
+from imagestream.storage.s3 import S3Output, s3_client
+from imagestream.storage.s3_files import S3Files
 from tests.fault_proxy import FaultProxy, Request
 from tests.faults.conftest import SHORT
 from tests.integration.problem import command
 from tests.processes import start
 from tests.s3_server import S3Server, running_s3_server
-from train.checkpoints import list_checkpoints
-from train.folders import FolderError, S3Folder
+from train.resume.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.s3
 
@@ -127,7 +127,7 @@ def test_an_expired_token_is_no_reason_to_end_for_any_request(
 def test_keys_that_have_never_been_right_are_told_at_once(
     s3_server: S3Server, s3_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert.s3_patience._worked", threading.Event())
+    monkeypatch.setattr("imagestream.storage.s3_patience._worked", threading.Event())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
     began = time.monotonic()
     with pytest.raises(FolderError, match="InvalidAccessKeyId"):
@@ -140,7 +140,7 @@ def test_patience_ends(
 ) -> None:
     folder, output = S3Folder(f"s3://{s3_server.bucket}/{through_proxy}"), S3Output(s3_server.bucket, through_proxy)
     folder.check_writable()
-    monkeypatch.setattr("convert.s3_patience.PATIENCE_S", 2.0)
+    monkeypatch.setattr("imagestream.storage.s3_patience.PATIENCE_S", 2.0)
     proxy.choose = lambda request: EXPIRED
     began = time.monotonic()
     with pytest.raises(FolderError, match="ExpiredToken"):

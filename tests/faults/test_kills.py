@@ -20,6 +20,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from imagestream.storage.folders import open_folder
 from tests.conftest import REPOSITORY
 from tests.fault_proxy import FaultProxy, Request
 from tests.faults.conftest import Trial
@@ -28,7 +29,6 @@ from tests.integration.test_groups import members
 from tests.processes import Run, start
 from tests.traced import TRACE
 from train.compare import compare
-from train.folders import open_folder
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.storage.folders import S3Folder
 from tests.fault_proxy import FaultProxy, during
 from tests.faults.conftest import SHORT, Trial
 from tests.integration.problem import command
 from tests.processes import run, start
 from tests.small_disk import needs_small_disk, small_disk
-from train.checkpoint_file import load
-from train.folders import S3Folder
+from train.resume.checkpoint_file import load
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.data.watchdog import SECONDS_TO_END
 from tests.conftest import REPOSITORY
 from tests.fault_proxy import FaultProxy
 from tests.faults.conftest import Trial, on_shards
 from tests.processes import Run
-from train.watchdog import SECONDS_TO_END
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 

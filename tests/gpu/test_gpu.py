@@ -18,7 +18,7 @@ from composer.utils import dist, get_device
 
 from tests.conftest import REPOSITORY
 from tests.integration.problem import command, record_of, what_must_match
-from train.config import load_config
+from train.config.run_config import load_config
 from train.loader import RawBatch, build_train_spec
 from train.resolution import Resolution
 from train.splits import open_train

@@ -12,7 +12,7 @@ from infra.plan import CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
 from infra.published import STATED_ERROR, checks, table
 from infra.speed import Storage, predict, storage_seconds, with_batch
 from tests.conftest import REPOSITORY
-from train.config import load_config
+from train.config.run_config import load_config
 
 FULL = str(REPOSITORY / "yamls/full.yaml")
 CORE = CORE_IMAGES_PER_SEC["original"]

@@ -110,8 +110,8 @@ def batches_saved(folder: Path) -> int:
 
 def same_checkpoint(one: Path, other: Path) -> list[str]:
     """What differs between the last checkpoints of two runs; times of day and the names of the runs may."""
-    from train.checkpoint_file import load
     from train.compare import differences
+    from train.resume.checkpoint_file import load
 
     last = max((path.name for path in one.glob("ep*-ba*.pt")), key=lambda name: int(name[:-3].partition("-ba")[2]))
     return differences(load(one / last), load(other / last))

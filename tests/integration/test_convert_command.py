@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.manifest import index_fingerprint, load_manifest
+from imagestream.mds.manifest import index_fingerprint, load_manifest
 from tests.integration.converter import (
     ROOT,
     SMALL_SHARDS,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.storage.folders import LocalFolder
 from tests.integration.problem import command, record_of
 from tests.processes import run, start
-from train.checkpoint_file import load
-from train.checkpoints import list_checkpoints
-from train.folders import LocalFolder
+from train.resume.checkpoint_file import load
+from train.resume.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.slow
 EXHAUSTIVE = [pytest.param(nodes, 4, marks=pytest.mark.exhaustive) for nodes in (1, 4)]

@@ -12,10 +12,10 @@ from PIL import Image
 from streaming import MDSWriter
 from streaming.base.util import merge_index
 
+from imagestream.mds.index import DataError
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import run, start
-from train.config import load_config
-from train.index import DataError
+from train.config.run_config import load_config
 from train.splits import read_index
 
 MAKERS = {

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.storage.folders import S3Folder
 from tests.conftest import S3Server
 from tests.integration.problem import command, what_must_match
 from tests.integration.test_s3 import upload
 from tests.processes import NODE_LOCAL, run, start
-from train.checkpoints import list_checkpoints
-from train.folders import S3Folder
+from train.resume.checkpoints import list_checkpoints
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 SECONDS_TO_END = 60  # for the node that is left: its next exchange with the other fails

@@ -8,7 +8,7 @@ import torch
 
 from tests.integration.problem import command, record_of
 from tests.processes import run
-from train.checkpoint_file import load
+from train.resume.checkpoint_file import load
 
 FOUR_STEPS = ["max_duration=4ba", "checkpoint.save_interval=4ba", "eval_interval=4ba"]
 ONE_PLAIN_STEP = ["max_duration=1ba", "algorithms=[]", "scheduler.t_warmup=0ba", "optimizer.lr=0.1"]

@@ -9,11 +9,11 @@ from typing import Any
 import boto3
 import pytest
 
+from imagestream.storage.folders import FolderError, S3Folder
 from tests.conftest import S3Server
 from tests.integration.problem import command, what_must_match
 from tests.processes import run, start
-from train.checkpoints import list_checkpoints
-from train.folders import FolderError, S3Folder
+from train.resume.checkpoints import list_checkpoints
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
@@ -70,7 +70,7 @@ def test_a_corrupt_shard_stops_the_run_rather_than_shortening_the_epoch(
 
 
 def test_upstream_ends_the_epoch_early_and_says_nothing(shards: Path, tmp_path: Path) -> None:
-    """Shows what the guard in train/dataset.py is for; when this fails, upstream has been mended."""
+    """Shows what the guard in imagestream/data/dataset.py is for; when this fails, upstream has been mended."""
     index = json.loads((shards / "train/index.json").read_text())
     name = index["shards"][2]["raw_data"]["basename"]
     remote = tmp_path / "remote"

@@ -13,9 +13,10 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from convert import s3_checksums
-from convert.outputs import OutputError
-from convert.s3 import S3Output, s3_client
-from convert.s3_checksums import REFUSALS, WITHOUT_CHECKSUMS, without_refused_checksums
+from imagestream.storage.errors import OutputError
+from imagestream.storage.folders import S3Folder
+from imagestream.storage.s3 import S3Output, s3_client
+from imagestream.storage.s3_checksums import REFUSALS, WITHOUT_CHECKSUMS, without_refused_checksums
 from tests.fault_proxy import Fault, FaultProxy, Request
 from tests.integration.converter import bucket_tree, convert, tree
 from tests.integration.problem import command, what_must_match
@@ -23,8 +24,7 @@ from tests.integration.test_s3 import upload
 from tests.processes import run, start
 from tests.s3_server import S3Server
 from train import folders
-from train.checkpoints import list_checkpoints
-from train.folders import S3Folder
+from train.resume.checkpoints import list_checkpoints
 
 PART_BYTES = 5 << 20
 SAID = "this S3 server refuses boto3's checksums"

@@ -7,8 +7,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from convert.s3_files import S3Files
 from convert.sources import SourceError, open_source
+from imagestream.storage.s3_files import S3Files
 from tests.conftest import S3Server
 from tests.integration.test_s3 import upload
 from tests.layouts import write_folder, write_parquet, write_tars, write_webdataset

@@ -20,7 +20,7 @@ def composer(tmp_path: Path, algorithm: str, folder: str, part: str) -> str:
 
 @pytest.mark.parametrize(("algorithm", "same"), [("none", True), ("mixup", False), ("sam", False)])
 def test_composer_resumes_in_the_middle_of_an_epoch(tmp_path: Path, algorithm: str, same: bool) -> None:
-    """Guards: train.resume.seed_batch for MixUp, train.resumable.SAM."""
+    """Guards: train.resume.guard.seed_batch for MixUp, train.resume.resumable.SAM."""
     whole = composer(tmp_path, algorithm, "whole", "undisturbed")
     composer(tmp_path, algorithm, "parts", "first")
     resumed = composer(tmp_path, algorithm, "parts", "resume")
@@ -33,7 +33,7 @@ def test_composer_resumes_in_the_middle_of_an_epoch(tmp_path: Path, algorithm: s
 
 
 def test_composer_does_not_look_behind_a_checkpoint_that_is_cut_short(tmp_path: Path) -> None:
-    """Guard: train.checkpoints.newest_whole."""
+    """Guard: train.resume.checkpoints.newest_whole."""
     composer(tmp_path, "none", "run", "undisturbed")
     newest = (tmp_path / "run/latest-rank0.pt").resolve()
     os.truncate(newest, newest.stat().st_size // 2)
@@ -43,7 +43,7 @@ def test_composer_does_not_look_behind_a_checkpoint_that_is_cut_short(tmp_path: 
 
 
 def test_composer_begins_anew_without_its_link_to_the_newest_checkpoint(tmp_path: Path) -> None:
-    """Guard: train.checkpoints.newest_whole."""
+    """Guard: train.resume.checkpoints.newest_whole."""
     composer(tmp_path, "none", "run", "first")
     (tmp_path / "run/latest-rank0.pt").unlink()
     assert list((tmp_path / "run").glob("ep*.pt")), "there is one"
@@ -51,14 +51,14 @@ def test_composer_begins_anew_without_its_link_to_the_newest_checkpoint(tmp_path
 
 
 def test_streaming_evaluates_samples_twice(shards: Path, tmp_path: Path) -> None:
-    """Guard: train.dataset.StreamingEvalImages."""
+    """Guard: imagestream.data.dataset.StreamingEvalImages."""
     argv = ["none", str(shards / "val"), "num_canonical_nodes=4"]
     _, output = run(argv, tmp_path / "log", program="tests.upstream_epoch")
     assert re.search(r"\b24 of \d+ samples, no exception", output), "the split has 23"
 
 
 def test_streamings_state_does_not_say_of_what_it_is(shards: Path, tmp_path: Path) -> None:
-    """Guard: train.resume.contract_of."""
+    """Guard: train.resume.guard.contract_of."""
     argv = ["none", str(shards / "val"), "print_state=1"]
     _, output = run(argv, tmp_path / "log", program="tests.upstream_epoch")
     keys = set(re.findall(r"'(\w+)':", output))
@@ -67,7 +67,7 @@ def test_streamings_state_does_not_say_of_what_it_is(shards: Path, tmp_path: Pat
 
 
 def test_streamings_state_at_an_epochs_end_is_that_of_its_beginning(shards: Path, tmp_path: Path) -> None:
-    """Guard: train.dataset.StreamingImages.begin_at."""
+    """Guard: imagestream.data.dataset.StreamingImages.begin_at."""
     argv = ["none", str(shards / "val"), "print_state=1"]
     _, output = run(argv, tmp_path / "log", program="tests.upstream_epoch")
     assert re.search(r"at the epoch's end: \{'epoch': 0, 'sample_in_epoch': 0,", output), output

@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.problem import command
 from tests.processes import run
-from train.checkpoint_file import load, write
+from train.resume.checkpoint_file import load, write
 
 pytestmark = pytest.mark.slow
 

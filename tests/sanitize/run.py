@@ -18,9 +18,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from imagestream.decode.build import compile_sources  # noqa: E402  # found only now
 from tests.jpegs import SAMPLINGS, jpeg  # noqa: E402  # found only now
 from tests.unit.test_convert_fuzz import mutants  # noqa: E402  # found only now
-from train.decode.build import compile_sources  # noqa: E402  # found only now
 
 SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 

@@ -15,7 +15,7 @@ from composer.loggers import Logger
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from train.config import Config, ConfigError, load_config
+from train.config.run_config import Config, ConfigError, load_config
 from train.model import ImageClassifier
 
 CLASSES, PX, SMOOTHING = 3, 16, 0.3
@@ -154,7 +154,7 @@ def test_what_does_not_go_together_is_refused_with_what_to_do(
 
 def test_a_stored_configuration_can_be_read_whatever_it_has() -> None:
     """A checkpoint of an earlier version is evaluated as it is."""
-    from train.config import config_from_dict
+    from train.config.run_config import config_from_dict
 
     stored: dict[str, Any] = config().model_dump(mode="json")
     stored["algorithms"] = [config(ON_TARGETS[name]).algorithms[0].model_dump() for name in ("mixup", "cutmix")]

@@ -10,11 +10,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from train import augment
-from train.augment import View, center_view, random_resized_crop, sample_draws, view_hash
-from train.decode import pillow
-from train.decode.backends import open_decoder
-from train.decode.native import library
+from imagestream.decode import crops, pillow
+from imagestream.decode.backends import open_decoder
+from imagestream.decode.crops import View, center_view, random_resized_crop, sample_draws, view_hash
+from imagestream.decode.native import library
 
 SETTINGS = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip_prob": 0.5}
 
@@ -35,10 +34,10 @@ def test_seed_epoch_and_sample_each_change_the_view() -> None:
 
 
 def test_the_views_of_a_known_key_never_change() -> None:
-    """Pinned: if this changes, older runs can no longer be resumed exactly, and `augment.ALGORITHM` must say so."""
+    """Pinned: if this changes, older runs can no longer be resumed exactly, and `crops.ALGORITHM` must say so."""
     assert random_resized_crop(500, 375, sample_draws(17, 0, 0), **SETTINGS) == View((66, 24, 294, 287), True)
     assert view_hash(0, 0, View((1, 2, 3, 4), True), 224) == -320497832532295762
-    assert augment.ALGORITHM == 2
+    assert crops.ALGORITHM == 2
 
 
 def test_a_stream_does_not_end_and_does_not_repeat() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.buffers import Block, SharedBlocks
+from imagestream.data.buffers import Block, SharedBlocks
 from train.loader import RawBatch, TimedLoader
 
 WORKERS, BLOCKS, BATCHES, EDGE = 2, 3, 24, 16
@@ -100,7 +100,7 @@ def test_in_the_rank_itself_there_are_no_blocks() -> None:
 
 
 def test_a_block_grows_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.buffers.get_worker_info", lambda: type("Info", (), {"id": 0}))
+    monkeypatch.setattr("imagestream.data.buffers.get_worker_info", lambda: type("Info", (), {"id": 0}))
     blocks = SharedBlocks(1, 1)
     sizes = []
     for edge in (8, 16, 8, 32):

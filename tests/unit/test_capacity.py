@@ -18,7 +18,7 @@ from train.capacity import (
     check_smallest_pass,
     loader_bytes,
 )
-from train.config import ConfigError, load_config
+from train.config.run_config import ConfigError, load_config
 
 
 def test_the_blocks_of_all_workers_are_counted_at_the_largest_size() -> None:

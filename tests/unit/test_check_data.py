@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.manifest import load_manifest
+from imagestream.mds.manifest import load_manifest
 from tests.conftest import make_images
 from train.check_data import convert_images, newer_than
 

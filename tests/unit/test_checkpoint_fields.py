@@ -7,7 +7,7 @@ import pytest
 import torch
 from composer.core import Timestamp
 
-from train.checkpoint_fields import fault_of_fields
+from train.resume.checkpoint_fields import fault_of_fields
 
 Content = dict[str, Any]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from train import checkpoint_file
-from train.checkpoint_file import CheckpointError, load, write
-from train.folders import FolderError
+from imagestream.storage.folders import FolderError
+from train.resume import checkpoint_file
+from train.resume.checkpoint_file import CheckpointError, load, write
 
 RANDOM_FLIPS = 1000
 

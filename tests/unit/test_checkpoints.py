@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import checkpoint_file
-from train.checkpoint_file import CheckpointError
-from train.checkpoints import Found, list_checkpoints, newest_whole, on_every_node, set_damaged_aside
-from train.folders import LocalFolder
+from imagestream.storage.folders import LocalFolder
+from train.resume import checkpoint_file
+from train.resume.checkpoint_file import CheckpointError
+from train.resume.checkpoints import Found, list_checkpoints, newest_whole, on_every_node, set_damaged_aside
 
 
 def write(path: Path, batch: int) -> Path:

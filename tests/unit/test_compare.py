@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from train.checkpoint_file import write
 from train.compare import differences, main
+from train.resume.checkpoint_file import write
 
 
 def content(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from train.config import Config, ConfigError, config_from_dict, device_batch_size, load_config, resolved_yaml
+from train.config.run_config import Config, ConfigError, config_from_dict, device_batch_size, load_config, resolved_yaml
 
 ALGORITHMS = (
     "augmix, blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
@@ -270,7 +270,7 @@ def test_the_device_batch_is_an_even_share_of_the_global_batch(run_in: Path) -> 
 def test_loading_a_configuration_imports_neither_torch_nor_composer() -> None:
     script = (
         "import sys\n"
-        "from train.config import load_config\n"
+        "from train.config.run_config import load_config\n"
         f'load_config({str(BASE)!r}, ["data.local=x"], check_paths=False)\n'
         'print(sorted({"torch", "composer", "streaming", "numpy"} & set(sys.modules)))\n'
     )

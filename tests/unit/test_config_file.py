@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from train.config_file import read_config_tree
+from train.config.config_file import read_config_tree
 
 
 @pytest.fixture(autouse=True)

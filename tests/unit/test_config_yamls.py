@@ -8,9 +8,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from train.algorithms import Algorithm, AlgorithmConfig
-from train.config import Config, load_config
-from train.config_file import read_config_tree
+from train.config.algorithms import Algorithm, AlgorithmConfig
+from train.config.config_file import read_config_tree
+from train.config.run_config import Config, load_config
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 FILES = sorted(path.relative_to(YAMLS).as_posix() for path in YAMLS.rglob("*.yaml"))

@@ -15,7 +15,7 @@ import pytest
 from convert.audit import main
 from convert.auditing.findings import SHOWN_PER_KIND, Finding, Findings, Kind
 from convert.auditing.shards import ShardToAudit, is_chosen
-from convert.manifest import load_manifest
+from imagestream.mds.manifest import load_manifest
 from tests.audits import (
     FIRST,
     LAST,

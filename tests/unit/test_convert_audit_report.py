@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from convert.manifest import load_manifest
+from imagestream.mds.manifest import load_manifest
 from tests.audits import FIRST, SECOND, as_png, edit_manifest, records_of, rewrite
 
 pytestmark = pytest.mark.slow

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from convert.files import LocalFiles
 from convert.images import Resize
-from convert.outputs import LocalOutput
 from convert.plan import ShardTask
 from convert.pool import WorkersDied, in_order, note
-from convert.shards import ShardFormat
 from convert.sources import Sample
 from convert.trials import which_kill
 from convert.workers import Job, WorkerError, build_shards
+from imagestream.mds.shards import ShardFormat
+from imagestream.storage.files import LocalFiles
+from imagestream.storage.outputs import LocalOutput
 from tests.jpegs import jpeg
 
 pytestmark = pytest.mark.slow

@@ -9,12 +9,12 @@ from convert import images
 from convert.images import check_image
 from convert.jpeg_header import read_frame
 from convert.mending import BadImage
+from imagestream.decode import pillow
+from imagestream.decode.crops import View
+from imagestream.decode.native import library
+from imagestream.decode.native.decoder import NativeDecoder
+from imagestream.decode.pillow import DecodeError
 from tests.jpegs import lossless_jpeg, written_by_hand
-from train.augment import View
-from train.decode import pillow
-from train.decode.native import library
-from train.decode.native.decoder import NativeDecoder
-from train.decode.pillow import DecodeError
 
 FACTORS = tuple(product((1, 2, 3, 4), repeat=2))
 FRAME_MARKERS = [marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC)]

@@ -14,10 +14,10 @@ from PIL import Image
 from convert import images
 from convert.images import check_image, parse_resize
 from convert.mending import BadImage
+from imagestream.decode import pillow
+from imagestream.decode.crops import center_view
+from imagestream.decode.native import library
 from tests.conftest import REPOSITORY
-from train.augment import center_view
-from train.decode import pillow
-from train.decode.native import library
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def test_what_is_kept_decodes_in_the_trainer(outcome: tuple[list[str], int]) -> 
             assert pillow.decode_batch([stored], [view], 32, bounded=False).shape == (1, 32, 32, 3)
 
 
-@pytest.mark.skipif(not library.is_built(), reason="the native decoder is not built: python train/decode/build.py")
+@pytest.mark.skipif(not library.is_built(), reason="not built: python imagestream/decode/build.py")
 def test_the_native_check_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = [*originals(), *mutants(MUTANTS)]
     with_it = [verdict(data) for data in everything]

@@ -12,8 +12,8 @@ import zstd
 from PIL import Image
 
 from convert.imagenet_classes import WNIDS
-from convert.manifest import ClassInfo, Manifest
 from convert.sources import SourceError, open_source
+from imagestream.mds.manifest import ClassInfo, Manifest
 from tests.layouts import images, write_folder
 from tests.unit.test_convert_layouts import contents
 

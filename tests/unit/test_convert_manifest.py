@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from convert.manifest import (
+from imagestream.mds.manifest import (
     ClassInfo,
     Manifest,
     ManifestError,
@@ -21,7 +21,7 @@ from convert.manifest import (
     load_manifest,
     parse_manifest,
 )
-from convert.names import shown
+from imagestream.mds.names import shown
 
 INDEX: dict[str, Any] = {
     "version": 2,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from convert.outputs import LocalOutput, OutputError, final_name, open_output, temporary_name
-from convert.s3 import S3Output
+from imagestream.storage.errors import OutputError
+from imagestream.storage.outputs import LocalOutput, final_name, open_output, temporary_name
+from imagestream.storage.s3 import S3Output
 
 
 def test_a_written_file_leaves_no_temporary_one(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from convert.plan import choose_classes, choose_samples, listing_hash, plan_shards, plan_split, shuffled_ids
-from convert.shards import ShardFormat, encode_sample, encode_shard
 from convert.sources import Listing, Sample
+from imagestream.mds.shards import ShardFormat, encode_sample, encode_shard
 
 FORM = ShardFormat(4000)
 ORDER_OF_TEN = [9, 7, 4, 1, 2, 3, 8, 6, 0, 5]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from convert.plan import plan_shards
-from convert.shards import ShardFormat, encode_index, encode_sample, encode_shard, is_our_name
+from imagestream.mds.shards import ShardFormat, encode_index, encode_sample, encode_shard, is_our_name
 
 FORM = ShardFormat(4000)
 

@@ -12,13 +12,13 @@ from typing import NoReturn
 import pytest
 from PIL import Image
 
-from convert.files import LocalFiles
 from convert.images import MAX_FILE_BYTES
-from convert.outputs import LocalOutput
 from convert.plan import ShardTask
-from convert.shards import ShardFormat
 from convert.sources import Sample
 from convert.workers import Job, OnBad, WorkerError, build_shard, build_shards
+from imagestream.mds.shards import ShardFormat
+from imagestream.storage.files import LocalFiles
+from imagestream.storage.outputs import LocalOutput
 
 
 class SlowFiles(LocalFiles):

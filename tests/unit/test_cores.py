@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.cores import available_cores, cpu_quota, threads_per_rank, wait_passively
 from tests.conftest import REPOSITORY
-from train.cores import available_cores, cpu_quota, threads_per_rank, wait_passively
 
 
 def write(root: Path, files: dict[str, str]) -> tuple[Path, Path]:
@@ -53,8 +53,8 @@ def test_a_quota_is_found_in_either_version_and_on_the_way_up(
 def test_cores_are_those_of_the_affinity_and_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     own, root = write(tmp_path, {"self": "0::/\n", "cgroup/cpu.max": "250000 100000\n"})
-    monkeypatch.setattr("train.cores.OWN_CGROUP", own)
-    monkeypatch.setattr("train.cores.CGROUPS", root)
+    monkeypatch.setattr("imagestream.cores.OWN_CGROUP", own)
+    monkeypatch.setattr("imagestream.cores.CGROUPS", root)
     assert available_cores() == 3
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [threads_per_rank(ranks) for ranks in (1, 2, 3, 8)] == [3, 1, 1, 1]
@@ -64,7 +64,7 @@ def test_cores_are_those_of_the_affinity_and_the_quota(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(("wanted", "threads"), [("3", 3), ("5,2", 5), ("", 4), ("0", 4), ("many", 4)])
 def test_omp_num_threads_is_obeyed(monkeypatch: pytest.MonkeyPatch, wanted: str, threads: int) -> None:
-    monkeypatch.setattr("train.cores.available_cores", lambda: 8)
+    monkeypatch.setattr("imagestream.cores.available_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", wanted)
     assert threads_per_rank(2) == threads
 

@@ -18,8 +18,8 @@ from streaming.base.dataset import _Iterator, _ShardState
 from streaming.base.format import reader_from_json
 from streaming.base.spanner import Spanner
 
-from train.dataset import LOCK_POLL_S, ShardOfSample, SharedFailure, StreamingImages
-from train.records import Records
+from imagestream.data.dataset import LOCK_POLL_S, ShardOfSample, SharedFailure, StreamingImages
+from imagestream.mds.records import Records
 
 COUNTS = [4, 4, 4]
 IDS = np.array([4, 5, 0, 6, 1, 8, 9, 10])  # of shards 1, 1, 0, 1, 0, 2, 2, 2

@@ -14,20 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
+from imagestream.decode import backends, pillow
+from imagestream.decode.backends import Decoder, DecoderError, open_decoder
+from imagestream.decode.build import compile_sources
+from imagestream.decode.crops import View, center_view, random_resized_crop, sample_draws
+from imagestream.decode.native import library
+from imagestream.decode.native.decoder import AUTO, AVX2, AVX512, PORTABLE, NativeDecoder, ResizeIn
+from imagestream.decode.pillow import DecodeError
 from tests.jpegs import SAMPLINGS, jpeg, photo
 from tests.unit.test_convert_fuzz import mutants
-from train.augment import View, center_view, random_resized_crop, sample_draws
-from train.config import ConfigError
-from train.decode import backends, pillow
-from train.decode.backends import Decoder, open_decoder
-from train.decode.build import compile_sources
-from train.decode.native import library
-from train.decode.native.decoder import AUTO, AVX2, AVX512, PORTABLE, NativeDecoder, ResizeIn
-from train.decode.pillow import DecodeError
 
 REQUIRED = os.environ.get("REQUIRE_NATIVE_DECODER") == "1"
 needs_native = pytest.mark.skipif(
-    not library.is_built() and not REQUIRED, reason="the native decoder is not built: python train/decode/build.py"
+    not library.is_built() and not REQUIRED, reason="not built: python imagestream/decode/build.py"
 )
 EMULATION = Path(__file__).parents[1] / "emulated/x86.h"
 HAS_SIMDE = Path("/usr/include/simde/x86/avx512.h").exists()
@@ -174,7 +173,8 @@ def test_all_instruction_sets_give_the_same_bytes(
 
     portable = decode(PORTABLE)
     if not processor_has(path):
-        monkeypatch.setattr("train.decode.native.decoder.open_library", partial(request.getfixturevalue, "emulated"))
+        emulated = partial(request.getfixturevalue, "emulated")
+        monkeypatch.setattr("imagestream.decode.native.decoder.open_library", emulated)
     assert torch.equal(decode(path), portable)
 
 
@@ -383,10 +383,10 @@ def test_auto_takes_pillow_where_the_library_is_missing_and_says_so_once(
     backends._warn_of_pillow.cache_clear()
     try:
         assert [open_decoder("auto").name for _ in range(3)] == ["pillow"] * 3
-        assert [record.message.count("train/decode/build.py") for record in caplog.records] == [1]
-        with pytest.raises(ConfigError, match=r"data\.decoder: the native decoder is not built; install"):
+        assert [record.message.count("imagestream/decode/build.py") for record in caplog.records] == [1]
+        with pytest.raises(DecoderError, match=r"data\.decoder: the native decoder is not built; install"):
             open_decoder("native")
-        with pytest.raises(ConfigError, match=r"data\.resize_in: ycbcr needs the native decoder"):
+        with pytest.raises(DecoderError, match=r"data\.resize_in: ycbcr needs the native decoder"):
             open_decoder("auto", resize_in="ycbcr")
     finally:
         library.open_library.cache_clear()

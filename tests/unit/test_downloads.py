@@ -15,10 +15,17 @@ from streaming.base.compression import compress
 from streaming.base.format import FileInfo
 from streaming.base.format.mds.reader import MDSReader
 
+from imagestream.data import downloads
+from imagestream.data.downloads import (
+    Arrived,
+    CheckedStream,
+    DamagedShardError,
+    DownloadError,
+    StoppedError,
+    least_cache_bytes,
+)
 from tests.conftest import S3Server
 from tests.fault_proxy import FaultProxy, Request
-from train import downloads
-from train.downloads import Arrived, CheckedStream, DamagedShardError, DownloadError, StoppedError, least_cache_bytes
 
 CONTENT = b"shard" * 1000
 INFO = FileInfo("shard.00000.mds", len(CONTENT), {"xxh64": xxhash.xxh64(CONTENT).hexdigest()})

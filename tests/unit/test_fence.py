@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from train import fence
-from train.fence import OWNER_NAME, FencedFolder, HeldError, TakenOverError, claim, read_owner
-from train.folders import Folder, LocalFolder, S3Folder
+from imagestream.storage.folders import Folder, LocalFolder, S3Folder
+from train.resume import fence
+from train.resume.fence import OWNER_NAME, FencedFolder, HeldError, TakenOverError, claim, read_owner
 
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])

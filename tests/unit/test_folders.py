@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from convert.files import open_files
-from convert.outputs import open_output
-from convert.places import folder_and_name
+from imagestream.data.downloads import Arrived, CheckedStream
+from imagestream.storage.files import open_files
+from imagestream.storage.folders import FolderError, LocalFolder, open_folder
+from imagestream.storage.outputs import open_output
+from imagestream.storage.places import folder_and_name
 from tests.small_disk import needs_small_disk, small_disk
-from train.downloads import Arrived, CheckedStream
-from train.folders import FolderError, LocalFolder, open_folder
 
 
 @needs_small_disk

@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train.gradient_buckets import fix_gradient_buckets
+from train.resume.gradient_buckets import fix_gradient_buckets
 
 
 @pytest.fixture(autouse=True)

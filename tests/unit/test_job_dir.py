@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
+from imagestream.data import job_dir
 from tests.processes import _server, _start_server
-from train import job_dir
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from train.dataset import IGNORED_LABEL
-from train.index import DataError
-from train.labels import Labels, labels_for
+from imagestream.data.dataset import IGNORED_LABEL
+from imagestream.data.labels import Labels, labels_for
+from imagestream.mds.index import DataError
 
 NETWORK = [f"n{number:08}" for number in range(20)]
 FOLDERS = sorted(map(str, range(20)))  # 0, 1, 10, 11, ..., 2, ...

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from imagestream.data.dataset import Sample
+from imagestream.decode import pillow
+from imagestream.decode.crops import random_resized_crop, sample_draws, view_hash
+from imagestream.decode.pillow import DecodeError
 from tests.conftest import REPOSITORY
-from train.algorithms import ProgressiveResizing
-from train.augment import random_resized_crop, sample_draws, view_hash
-from train.config import load_config
-from train.dataset import Sample
-from train.decode import pillow
-from train.decode.pillow import DecodeError
+from train.config.algorithms import ProgressiveResizing
+from train.config.run_config import load_config
+from train.config.sections import DataConfig
 from train.loader import EvalCollate, RawBatch, TimedLoader, ToDevice, TrainCollate, build_eval_spec
 from train.resolution import Resolution
-from train.sections import DataConfig
 
 
 def config() -> DataConfig:

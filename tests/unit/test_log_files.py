@@ -13,8 +13,8 @@ import pytest
 from composer.core import Time, Timestamp, TimeUnit
 
 from tests.small_disk import SmallDisk, needs_small_disk, small_disk
-from train.heartbeat import BEAT_BYTES, HEARTBEAT_VARIABLE, Heartbeat
-from train.log_files import LogFile, TensorboardFiles
+from train.record.heartbeat import BEAT_BYTES, HEARTBEAT_VARIABLE, Heartbeat
+from train.record.log_files import LogFile, TensorboardFiles
 
 pytestmark = needs_small_disk
 

@@ -11,10 +11,8 @@ from composer.functional import apply_blurpool
 from pydantic import ValidationError
 from torch import nn
 
-from train.dataset import IGNORED_LABEL
-from train.model import MeanLoss, SampleCount, TopK, build_model, weights_sha256
-from train.optim import build_optimizer, build_scheduler
-from train.sections import (
+from imagestream.data.dataset import IGNORED_LABEL
+from train.config.sections import (
     CosineSchedule,
     DecoupledSGDWConfig,
     LinearSchedule,
@@ -23,6 +21,8 @@ from train.sections import (
     SGDConfig,
     StepSchedule,
 )
+from train.model import MeanLoss, SampleCount, TopK, build_model, weights_sha256
+from train.optim import build_optimizer, build_scheduler
 
 
 def config(**changes: object) -> ModelConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.names import printable, shown
+from imagestream.mds.names import printable, shown
 from tests.conftest import REPOSITORY
 
 WILD = b"a\x1b[2J\nwarning: forged\xff"

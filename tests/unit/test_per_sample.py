@@ -10,7 +10,7 @@ import torch
 from composer.algorithms.utils import augmentation_sets
 from PIL import Image
 
-from train.algorithms import AugMix, PerSampleAlgorithm, RandAugment
+from train.config.algorithms import AugMix, PerSampleAlgorithm, RandAugment
 from train.per_sample import PerSample, _numpy_seeded
 
 RAND, MIX = RandAugment(name="randaugment"), AugMix(name="augmix")

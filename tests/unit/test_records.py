@@ -9,7 +9,7 @@ import pytest
 from streaming import MDSWriter
 from streaming.base.format import reader_from_json
 
-from train.records import RecordError, Records
+from imagestream.mds.records import RecordError, Records
 
 COLUMNS = {"i": "int", "x": "bytes", "y": "int"}
 

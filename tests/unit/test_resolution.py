@@ -8,8 +8,8 @@ from composer.algorithms import ProgressiveResizing as ComposerProgressiveResizi
 from composer.core import State, Time
 
 from tests.conftest import REPOSITORY
-from train.algorithms import ProgressiveResizing, ResolutionRamp
-from train.config import ConfigError, load_config
+from train.config.algorithms import ProgressiveResizing, ResolutionRamp
+from train.config.run_config import ConfigError, load_config
 from train.resolution import Resolution
 
 

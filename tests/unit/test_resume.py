@@ -10,9 +10,9 @@ from composer.optim import DecoupledSGDW
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from tests.conftest import REPOSITORY
-from train.config import Config, load_config
-from train.contract import Contract, ResumeError, contract_of
-from train.resume import make_momentum, seed_batch
+from train.config.run_config import Config, load_config
+from train.resume.contract import Contract, ResumeError, contract_of
+from train.resume.guard import make_momentum, seed_batch
 
 
 def load(*overrides: str) -> Config:
@@ -111,7 +111,7 @@ def test_a_mismatch_shows_every_key_with_both_values_and_how_to_accept_it() -> N
 
 def test_a_checkpoint_of_other_code_for_the_views_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     now = contract()
-    monkeypatch.setattr("train.augment.ALGORITHM", 1)
+    monkeypatch.setattr("imagestream.decode.crops.ALGORITHM", 1)
     with pytest.raises(ResumeError, match=r"data\.augmentation: 1 there, 2 here"):
         changes(contract(), now)
     older = now.as_dict()

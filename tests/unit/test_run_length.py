@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from composer.core import State, Time, Timestamp
 
-from train.config import load_config
+from train.config.run_config import load_config
 from train.run_length import RunLength, what_comes_too_late
 
 TINY = Path(__file__).parents[2] / "yamls" / "tiny.yaml"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from train.config import load_config
-from train.index import DataError
-from train.sections import DataConfig
+from imagestream.mds.index import DataError
+from train.config.run_config import load_config
+from train.config.sections import DataConfig
 from train.splits import read_index, read_manifest
 
 SHARD: dict[str, Any] = {

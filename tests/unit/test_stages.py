@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.stages import Speed, StageClock
+from train.record.stages import Speed, StageClock
 
 
 def clock(wait: float, copy: float, **workers: float) -> StageClock:

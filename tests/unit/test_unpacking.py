@@ -7,7 +7,7 @@ import sys
 import pytest
 from streaming.base.compression import compress
 
-from convert.unpacking import METHODS, UnpackError, can_unpack, unpacked
+from imagestream.mds.unpacking import METHODS, UnpackError, can_unpack, unpacked
 
 RAW = b"".join(bytes([n % 251]) * (n % 17) for n in range(20_000))
 
@@ -39,7 +39,9 @@ def test_a_method_that_nobody_knows_is_told() -> None:
 @pytest.mark.parametrize("compression", ["bz2", "gz", "snappy", "zstd"])
 def test_a_bomb_takes_no_more_memory_than_the_index_says(compression: str) -> None:
     program = (
-        "import resource, sys; from convert.unpacking import UnpackError, unpacked; data = sys.stdin.buffer.read()\n"
+        "import resource, sys\n"
+        "from imagestream.mds.unpacking import UnpackError, unpacked\n"
+        "data = sys.stdin.buffer.read()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"try: unpacked(data, {compression!r}, size_bytes=1000)\n"
         "except UnpackError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

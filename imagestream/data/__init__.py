@@ -1,0 +1,1 @@
+"""The samples of a dataset, in order and exactly resumable, on their way into memory."""

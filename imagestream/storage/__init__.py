@@ -1,0 +1,1 @@
+"""Where files are: a folder or a bucket in S3."""

@@ -1,0 +1,223 @@
+"""One run at a time in a save folder: `owner.json` says which, and a run that finds another's name there ends.
+
+A run claims the folder before it changes anything in it, and looks before each change whether it still has it. Nobody
+can tell whether a run on another machine is alive. Such a one is not waited for: the folder is taken over, and the
+other run, if it lives, finds that out at its next save and ends. So do the orphans of a lost launcher, and a machine
+that was cut off or suspended and comes back.
+
+What remains is the moment between that look and the change itself: one rename on a disk, one request to S3.
+"""
+
+import datetime
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from imagestream.data.job_dir import boot_id
+from imagestream.storage.folders import Check, Folder, FolderError
+
+log = logging.getLogger(__name__)
+
+OWNER_NAME = "owner.json"
+PATIENCE_S = 10.0  # for a run on this machine that is about to end: it may be saving its last checkpoint
+PAUSE_S = 0.2
+
+Owner = dict[str, Any]
+
+
+class HeldError(FolderError):
+    """Another run on this machine has the save folder; the message names it."""
+
+
+class TakenOverError(FolderError):
+    """Another run has taken over the save folder from this one; the message names it."""
+
+
+class FencedFolder:
+    """A folder that changes only as long as this run holds it.
+
+    Raises:
+        TakenOverError: from each method that changes something, when another run has the folder.
+    """
+
+    def __init__(self, inner: Folder, nonce: str) -> None:
+        self.inner, self.nonce = inner, nonce
+
+    def __str__(self) -> str:
+        return str(self.inner)
+
+    @property
+    def path(self) -> Path | None:
+        return self.inner.path
+
+    def check(self) -> None:
+        """Raise TakenOverError unless this run still holds the folder."""
+        owner = read_owner(self.inner)
+        if owner is None:
+            raise TakenOverError(
+                f"{self.inner}/{OWNER_NAME}, which said that this run has the folder, is gone: another run has taken "
+                "over and is done, or the file was deleted. Nothing there was touched since"
+            )
+        if owner.get("nonce") != self.nonce:
+            raise TakenOverError(
+                f"{self.inner} has been taken over by {describe(owner)}. Nothing of that run was touched; where this "
+                "one is to have the folder, end that one first"
+            )
+
+    def release(self) -> None:
+        """Give the folder back, if it is still this run's."""
+        try:
+            self.remove(OWNER_NAME)
+        except FolderError as error:
+            log.warning("%s", error)
+
+    def names(self) -> list[str]:
+        return self.inner.names()
+
+    def read(self, name: str) -> bytes | None:
+        return self.inner.read(name)
+
+    def put(self, name: str, source: Path, *, check: Check | None = None) -> None:
+        self.check()
+        self.inner.put(name, source, check=check or self.check)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self.check()
+        return self.inner.create(name, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        self.check()
+        self.inner.replace(name, data)
+
+    def get(self, name: str, into: Path) -> Path:
+        return self.inner.get(name, into)
+
+    def rename(self, name: str, new: str) -> None:
+        self.check()
+        self.inner.rename(name, new)
+
+    def remove(self, name: str) -> None:
+        self.check()
+        self.inner.remove(name)
+
+    def check_writable(self) -> None:
+        self.check()
+        self.inner.check_writable()
+
+
+def claim(folder: Folder, *, run_name: str, patience_s: float = PATIENCE_S) -> FencedFolder:
+    """Take a save folder for this process, from a run that is dead or on another machine if need be.
+
+    Raises:
+        HeldError: a run that lives on this machine has it, and still had it after `patience_s`.
+        FolderError: the folder cannot be read or written.
+    """
+    mine = _identity(run_name)
+    data = (json.dumps(mine, indent=2) + "\n").encode()
+    until, told = time.monotonic() + patience_s, False
+    while not folder.create(OWNER_NAME, data):
+        owner = read_owner(folder)
+        if owner is not None and not lives_here(owner):
+            folder.replace(OWNER_NAME, data)
+            log.warning("%s is taken over from %s, which %s", folder, describe(owner), _why(owner))
+            break
+        if time.monotonic() > until:
+            raise HeldError(
+                f"{folder} is in use by {describe(owner or {})}. One run at a time can save there: wait for it, end "
+                "it, or give this one another checkpoint.save_folder"
+            )
+        if owner is not None and not told:
+            log.warning("%s is in use by %s; waiting %.0f s for its end", folder, describe(owner), patience_s)
+            told = True
+        time.sleep(PAUSE_S)
+    return FencedFolder(folder, str(mine["nonce"]))
+
+
+def release(folder: Folder) -> None:
+    """Give a folder back that was claimed; on the ranks that have claimed nothing there is nothing to do."""
+    if isinstance(folder, FencedFolder):
+        folder.release()
+
+
+def read_owner(folder: Folder) -> Owner | None:
+    """Return who has a folder: None when nobody has, {} when the file is not to be understood."""
+    data = folder.read(OWNER_NAME)
+    if data is None:
+        return None
+    try:
+        owner = json.loads(data)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def lives_here(owner: Owner) -> bool:
+    """Return whether an owner is for certain a live process of this machine (and of this container)."""
+    if (owner.get("boot_id"), owner.get("pid_namespace")) != (boot_id().strip(), _pid_namespace()):
+        return False
+    try:
+        pid = int(owner["pid"])
+        os.kill(pid, 0)
+    except PermissionError:  # another user's
+        pass
+    except (KeyError, TypeError, ValueError, OverflowError, ProcessLookupError):
+        return False
+    state, started = _state_and_start(pid)
+    return state not in ("Z", "X") and started == owner.get("start_ticks")
+
+
+def describe(owner: Owner) -> str:
+    """Return an owner's name for a message."""
+    began = owner.get("unix_time_s")
+    since = datetime.datetime.fromtimestamp(began, datetime.UTC) if isinstance(began, (int, float)) else None
+    job = f", Slurm job {owner['slurm_job_id']}" if owner.get("slurm_job_id") else ""
+    return (
+        f"run {owner.get('run_name', '(unknown)')} (process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
+        f"started {f'{since:%Y-%m-%d %H:%M:%S} UTC' if since else 'at an unknown time'}{job})"
+    )
+
+
+def _why(owner: Owner) -> str:
+    if owner.get("boot_id") == boot_id().strip() and owner.get("pid_namespace") == _pid_namespace():
+        return "is dead"
+    return "ends at its next save if it still runs: it is on another machine, or in another container"
+
+
+def _identity(run_name: str) -> Owner:
+    pid = os.getpid()
+    return {
+        "nonce": uuid.uuid4().hex,
+        "run_name": run_name,
+        "host": socket.gethostname(),
+        "pid": pid,
+        "start_ticks": _state_and_start(pid)[1],
+        "pid_namespace": _pid_namespace(),
+        "boot_id": boot_id().strip(),
+        "unix_time_s": round(time.time(), 1),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def _state_and_start(pid: int) -> tuple[str, str]:
+    """Return fields 3 and 22 of /proc/PID/stat: the state's letter, and clock ticks from boot to start; "" off Linux.
+
+    A process that is dead and not yet waited for, in state Z, can still be signalled.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]
+
+
+def _pid_namespace() -> str:
+    """Return the kernel's name for what the numbers of processes belong to: each container has its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
