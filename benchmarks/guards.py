@@ -29,8 +29,8 @@ import torchvision
 from composer.utils import dist
 
 from train.loader import RawBatch
+from train.process import start_process, torch_device
 from train.resume.guard import ResumeGuard
-from train.run import start_process, torch_device
 from train.signals import listen
 from train.stopping import BatchWatch
 

@@ -45,8 +45,8 @@ from train.config.run_config import Config, load_config
 from train.loader import RawBatch, ToDevice, build_train_spec, worker_count
 from train.model import build_model
 from train.optim import build_optimizer
+from train.process import microbatch_size_on, precision_on, torch_device
 from train.resolution import Resolution
-from train.run import microbatch_size_on, precision_on, torch_device
 from train.splits import open_train
 
 WARM_UP = 20  # batches, so that what workers have made ready before is used up

@@ -8,7 +8,7 @@ from composer.utils import dist
 from torch import nn
 
 import train.main
-import train.run
+import train.trainer
 from train.model import weights_sha256
 
 
@@ -19,7 +19,7 @@ def stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command, and check at the end that all ranks hold the same weights."""
-    build_model, models = train.run.build_model, []
+    build_model, models = train.trainer.build_model, []
 
     def build_frozen(*args: Any) -> nn.Module:
         model = build_model(*args)
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         models.append(model)
         return model
 
-    train.run.build_model = build_frozen
+    train.trainer.build_model = build_frozen
     code = train.main.main(argv)
     hashes = dist.all_gather_object(weights_sha256(models[0]))
     assert hashes == [hashes[0]] * dist.get_world_size(), hashes

@@ -143,9 +143,9 @@ def check(cfg: Config, shards: Path) -> None:
 
     from imagestream.data.dataset import ShortEpochError
     from imagestream.decode.pillow import DecodeError
+    from train.facts import gather_facts
     from train.loader import worker_count
     from train.resume.start import RefusedError
-    from train.run import gather_facts
 
     dist.initialize_dist(get_device("cpu"), timeout=cfg.dist_timeout)
     try:

@@ -34,11 +34,11 @@ from train.config.run_config import Config, config_from_dict
 from train.loader import build_eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
+from train.process import precision_on, start_process, torch_device
 from train.resume.checkpoint_file import CheckpointError
 from train.resume.checkpoint_file import load as load_checkpoint
 from train.resume.checkpoints import Found, on_every_node
 from train.resume.start import RefusedError
-from train.run import precision_on, start_process, torch_device
 from train.signals import listening
 from train.splits import class_names, describe, open_eval
 

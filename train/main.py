@@ -40,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
         cfg = load_config(args.config, args.overrides)
         wait_passively()
         # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
+        from train.facts import plan
         from train.resume.start import RefusedError
-        from train.run import SavingFailedError, plan, train
+        from train.run import SavingFailedError, train
         from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested
 
         listen()  # again: Composer has taken SIGTERM and SIGINT

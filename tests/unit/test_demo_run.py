@@ -106,7 +106,7 @@ def test_a_command_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
 def test_progress_is_read_from_the_log_also_when_a_line_comes_in_two_parts(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text(
-        "2026 INFO train.run: train: resnet18, 11,181,642 parameters; 1,250 samples, global batch 64, 1,133 steps\n"
+        "2026 INFO train.trainer: train: resnet18, 11,181,642 parameters; 1,250 samples, global batch 64, 1,133 steps\n"
         "[epoch=3][batch=4/19]:\n\t Train loss: 1\n[Eval batch=1/4] Eval on eval data\n[epoch=3][ba"
     )
     log = Log(path)

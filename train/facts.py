@@ -1,0 +1,198 @@
+"""What the dataset and the world make of a configuration, and the plan that `--dry-run` prints."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from composer.devices import Device
+from composer.utils import dist, get_device
+
+from imagestream.decode.backends import open_decoder
+from imagestream.mds.index import DataError
+from imagestream.mds.manifest import index_fingerprint
+from imagestream.storage.folders import open_folder
+from train.capacity import (
+    check_canonical_nodes,
+    check_samples,
+    check_shared_memory,
+    check_smallest_pass,
+    free_shared_memory,
+    needed_shared_memory,
+    node_count,
+)
+from train.config.run_config import Config, device_batch_size, resolved_yaml
+from train.loader import worker_count
+from train.process import precision_on
+from train.record.log_files import refuse_wandb_without_key
+from train.resume.checkpoints import (
+    list_checkpoints,
+)
+from train.resume.contract import Contract, contract_of
+from train.resume.environment import environment_of
+from train.run_length import what_comes_too_late
+from train.splits import (
+    class_names,
+    count_samples,
+    read_index,
+    read_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the dataset and the world make of a configuration."""
+
+    fingerprint: str
+    val_fingerprint: str
+    num_classes: int
+    classes: tuple[str, ...] | None
+    train_samples: int
+    val_samples: int
+    world_size: int
+    device_batch_size: int
+    eval_device_batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    decoder: str
+    decoder_version: str
+
+
+def gather_facts(cfg: Config) -> Facts:
+    """Read what the dataset says of itself, and do the arithmetic.
+
+    Raises:
+        ConfigError: a batch does not divide over the ranks, or something in the recipe does not fit the run.
+        DataError: the shards or their labels are not usable.
+    """
+    precision_on(get_device(None), cfg)
+    refuse_wandb_without_key(cfg.loggers)
+    world_size = dist.get_world_size()
+    per_device = device_batch_size(cfg, world_size)
+    indices = [read_index(cfg.data, split) for split in (cfg.data.train_split, cfg.data.val_split)]
+    train_samples, val_samples = map(count_samples, indices)
+    fingerprint, val_fingerprint = map(index_fingerprint, indices)
+    steps = train_samples // cfg.global_batch_size
+    if steps == 0:
+        raise DataError(
+            f"the training split holds {train_samples:,} samples, fewer than one global batch of "
+            f"{cfg.global_batch_size:,}; lower global_batch_size"
+        )
+    if dist.get_global_rank() == 0:
+        for warning in what_comes_too_late(cfg, steps):
+            log.warning("%s", warning)
+    check_smallest_pass(cfg, per_device)
+    check_samples(cfg.data.num_canonical_nodes, train_samples)
+    length = int(cfg.max_duration[:-2])
+    decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
+    return Facts(
+        fingerprint=fingerprint,
+        val_fingerprint=val_fingerprint,
+        num_classes=count_classes(cfg),
+        classes=class_names(cfg.data),
+        train_samples=train_samples,
+        val_samples=val_samples,
+        world_size=world_size,
+        device_batch_size=per_device,
+        eval_device_batch_size=max(1, cfg.data.eval_batch_size // world_size),
+        steps_per_epoch=steps,
+        total_steps=length * steps if cfg.max_duration.endswith("ep") else length,
+        decoder=decoder.name,
+        decoder_version=decoder.version,
+    )
+
+
+def count_classes(cfg: Config) -> int:
+    """Return the number of classes: as configured, or as the dataset's manifest says."""
+    manifest = read_manifest(cfg.data)
+    known = None if manifest is None else len(manifest.classes)
+    if cfg.model.num_classes == "auto":
+        if known is None:
+            raise DataError(
+                "model.num_classes: 'auto' takes the number from manifest.json, which this dataset has not; "
+                "give it, as in model.num_classes=1000"
+            )
+        return known
+    if known is not None and known > cfg.model.num_classes:
+        raise DataError(f"model.num_classes: {cfg.model.num_classes} is fewer than the dataset's {known} classes")
+    if known is not None and known < cfg.model.num_classes:
+        log.warning(
+            "model.num_classes: %d, and the dataset has %d classes; the model's others have no images",
+            cfg.model.num_classes,
+            known,
+        )
+    return cfg.model.num_classes
+
+
+def contract_for(cfg: Config, facts: Facts, device: Device) -> Contract:
+    """Return what a checkpoint has to agree with; collective."""
+    return contract_of(
+        cfg,
+        fingerprint=facts.fingerprint,
+        val_fingerprint=facts.val_fingerprint,
+        decoder=facts.decoder,
+        num_classes=facts.num_classes,
+        precision=precision_on(device, cfg).value,
+        world_size=facts.world_size,
+        environment=environment_of(device, decoder_version=facts.decoder_version),
+        is_bit_exact=device.name == "cpu" or cfg.deterministic,
+    )
+
+
+def shared_memory_of(cfg: Config, facts: Facts) -> int:
+    """Return the bytes of shared memory that a node will need."""
+    return needed_shared_memory(
+        cfg, device_batch_size=facts.device_batch_size, eval_device_batch_size=facts.eval_device_batch_size
+    )
+
+
+def plan(cfg: Config) -> str:
+    """Return the resolved configuration and the arithmetic of the run, after checking data and save folder."""
+    facts = gather_facts(cfg)
+    folder = open_folder(cfg.checkpoint.save_folder)
+    folder.check_writable()
+    if not list_checkpoints(folder):
+        check_canonical_nodes(cfg.data.num_canonical_nodes, node_count())
+    needed = shared_memory_of(cfg, facts)
+    check_shared_memory(needed)
+    epochs = facts.total_steps / facts.steps_per_epoch
+    left_out = facts.train_samples - facts.steps_per_epoch * cfg.global_batch_size
+    return "\n".join(
+        [
+            resolved_yaml(cfg),
+            f"# data         {facts.train_samples:,} train and {facts.val_samples:,} val samples, "
+            f"{facts.num_classes} classes, fingerprint {facts.fingerprint[:16]}",
+            f"# batch        {cfg.global_batch_size:,} = {facts.world_size} ranks x {facts.device_batch_size:,}",
+            f"# steps        {facts.total_steps:,} = {epochs:g} epochs x {facts.steps_per_epoch:,}; "
+            f"{left_out:,} samples of each epoch are left out, others each time",
+            f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
+            f"# decoder      {facts.decoder_version}; {worker_count(cfg.data)} loader workers a rank",
+            f"# /dev/shm     up to {needed / 1e9:.3g} GB a node for batches; "
+            f"{free_shared_memory() / 1e9:.3g} GB are free here",
+            f"# save_folder  {cfg.checkpoint.save_folder} is writable",
+        ]
+    )
+
+
+def describe(cfg: Config, facts: Facts) -> dict[str, Any]:
+    """Return the part of the run's record that is known before the first step."""
+    return {
+        "config": cfg.model_dump(mode="json"),
+        "dataset": {
+            "remote": cfg.data.remote,
+            "local": cfg.data.local,
+            "fingerprint": facts.fingerprint,
+            "num_classes": facts.num_classes,
+            "classes": None if facts.classes is None else list(facts.classes),
+            "train_samples": facts.train_samples,
+            "val_samples": facts.val_samples,
+            "decoder": facts.decoder_version,
+        },
+        "batch": {
+            "world_size": facts.world_size,
+            "device_batch_size": facts.device_batch_size,
+            "steps_per_epoch": facts.steps_per_epoch,
+            "total_steps": facts.total_steps,
+        },
+    }

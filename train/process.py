@@ -1,0 +1,78 @@
+"""What a process of a run is: one of a group, on a device, with its arithmetic and kernels."""
+
+import logging
+import warnings
+
+import torch
+from composer.core import Precision
+from composer.devices import Device
+from composer.utils import dist, get_device
+
+from imagestream.cores import threads_per_rank
+from train.config.run_config import Config, ConfigError
+from train.resume.checkpoint_file import only_load_safely
+
+HARMLESS_WARNINGS = (
+    "Some targets have less than 1 total probability",  # Composer's label smoothing, by float32's rounding
+    "Cannot split tensor of length",  # the last batch of an evaluation is a short one
+)
+
+
+def start_process(dist_timeout: float) -> Device:
+    """Join the process group, and set what holds for the whole process.
+
+    Args:
+        dist_timeout: seconds that a rank waits for the others before it gives up.
+    """
+    device = get_device(None)
+    if not dist.is_initialized():
+        dist.initialize_dist(device, timeout=dist_timeout)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    for ours in ("train", "imagestream"):
+        logging.getLogger(ours).setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
+    for harmless in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=harmless)
+    only_load_safely()
+    if device.name == "cpu":
+        torch.set_num_threads(threads_per_rank(dist.get_local_world_size()))
+    return device
+
+
+def choose_kernels(cfg: Config, device: Device) -> None:
+    """Let cuDNN search for its fastest kernels, unless the result must be the same bit for bit.
+
+    Raises:
+        ConfigError: a setting that cannot give the same result twice goes with `deterministic: true`.
+    """
+    if device.name != "gpu":
+        return
+    if cfg.deterministic and cfg.device_train_microbatch_size == "auto":
+        raise ConfigError(
+            "device_train_microbatch_size: 'auto' depends on the memory that happens to be free, which "
+            "deterministic: true rules out; give a number"
+        )
+    torch.backends.cudnn.benchmark = not cfg.deterministic
+
+
+def torch_device(device: Device) -> torch.device:
+    """Return this rank's device as torch names it."""
+    return torch.device("cuda", dist.get_local_rank()) if device.name == "gpu" else torch.device("cpu")
+
+
+def precision_on(device: Device, cfg: Config) -> Precision:
+    """Return the arithmetic to train in.
+
+    Raises:
+        ConfigError: this device has no such arithmetic.
+    """
+    if cfg.precision == "auto":
+        return Precision.AMP_BF16 if device.name == "gpu" else Precision.FP32
+    if cfg.precision != "fp32" and device.name != "gpu":
+        raise ConfigError(f"precision: '{cfg.precision}' needs a GPU, and here is none; give precision=fp32, or auto")
+    return Precision(cfg.precision)
+
+
+def microbatch_size_on(device: Device, cfg: Config) -> int | str | None:
+    """Return images per forward pass; None is the whole device batch, which `auto` means on a CPU."""
+    wanted = cfg.device_train_microbatch_size
+    return None if wanted == "auto" and device.name != "gpu" else wanted

@@ -1,0 +1,160 @@
+"""Composer's Trainer for a run."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+
+import torch
+from composer import Trainer
+from composer.core import Callback, Evaluator, Event
+from composer.devices import Device
+from composer.loggers import LoggerDestination, WandBLogger
+from composer.utils import reproducibility
+
+from imagestream.data.dataset import StreamingEvalImages, StreamingImages
+from imagestream.data.labels import Labels
+from imagestream.storage.folders import LocalFolder, open_folder
+from train.config.run_config import Config
+from train.facts import Facts
+from train.loader import build_eval_spec, build_train_spec
+from train.model import build_model, parameter_count
+from train.optim import build_optimizer, build_scheduler
+from train.process import microbatch_size_on, precision_on, torch_device
+from train.record.log_files import LogFile, TensorboardFiles
+from train.resolution import Resolution
+from train.resume.checkpoint_file import CheckpointError, one_line
+from train.resume.guard import ResumeGuard
+from train.resume.start import RefusedError
+from train.splits import describe as where_is
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(
+    cfg: Config,
+    device: Device,
+    facts: Facts,
+    train_set: StreamingImages,
+    val_set: StreamingEvalImages,
+    callbacks: list[Callback],
+    load_path: str | None,
+) -> Trainer:
+    """Return Composer's Trainer for a run, with the checkpoint loaded where there is one."""
+    guard = next(callback for callback in callbacks if isinstance(callback, ResumeGuard))
+    train_spec = build_train_spec(
+        train_set,
+        cfg.data,
+        seed=cfg.seed,
+        resolution=Resolution(cfg.data.crop_size, facts.steps_per_epoch, cfg.max_duration, cfg.size_schedule),
+        device=torch_device(device),
+        on_batch=guard.on_batch,
+        algorithms=cfg.per_sample_algorithms,
+        labels=Labels(facts.num_classes, where=where_is(cfg.data, cfg.data.train_split)),
+    )
+    val_labels = Labels(facts.num_classes, where=where_is(cfg.data, cfg.data.val_split))
+    eval_spec = build_eval_spec(val_set, cfg.data, device=torch_device(device), labels=val_labels)
+    reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
+    model = build_model(cfg.model, facts.num_classes)
+    log.info(
+        "train: %s, %s parameters, %d classes; %s samples, global batch %d = %d ranks x %d, %s steps",
+        cfg.model.name,
+        f"{parameter_count(model):,}",
+        facts.num_classes,
+        f"{facts.train_samples:,}",
+        cfg.global_batch_size,
+        facts.world_size,
+        facts.device_batch_size,
+        f"{facts.total_steps:,}",
+    )
+    with refusing(load_path):
+        return Trainer(
+            model=model,
+            train_dataloader=train_spec,
+            eval_dataloader=Evaluator(label="eval", dataloader=eval_spec),
+            max_duration=cfg.max_duration,
+            eval_interval=cfg.eval_interval,
+            optimizers=build_optimizer(model, cfg.optimizer),
+            schedulers=build_scheduler(cfg.scheduler),
+            algorithms=cfg.build_algorithms(),
+            callbacks=callbacks,
+            loggers=build_loggers(cfg),
+            progress_bar=shows_progress_bar(cfg),
+            log_to_console=cfg.loggers.console_interval is not None,
+            console_log_interval=cfg.loggers.console_interval or "1ep",
+            run_name=cfg.run_name,
+            device=device,
+            precision=precision_on(device, cfg),
+            device_train_microbatch_size=microbatch_size_on(device, cfg),
+            seed=cfg.seed,
+            deterministic_mode=cfg.deterministic,
+            load_path=load_path,
+            spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
+            dist_timeout=cfg.dist_timeout,
+        )
+
+
+@contextlib.contextmanager
+def refusing(load_path: str | None) -> Iterator[None]:
+    """Have Composer's errors over a checkpoint that is whole, but not what it expects, name the file.
+
+    Raises:
+        CheckpointError: it cannot be continued from.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if load_path is None or isinstance(error, (*RefusedError, torch.OutOfMemoryError, torch.distributed.DistError)):
+            raise
+        raise CheckpointError(
+            f"{os.path.basename(load_path)} cannot be continued from: {one_line(error)}; something has changed it "
+            "after it was written, or it is of another model. Move it away, and the run goes on from the one before"
+        ) from error
+
+
+def build_loggers(cfg: Config) -> list[LoggerDestination]:
+    """Return the loggers that the config asks for; files go to the save folder, or to runs/ when that is in S3."""
+    folder = open_folder(cfg.checkpoint.save_folder)
+    root = str(folder.path) if isinstance(folder, LocalFolder) else os.path.join("runs", cfg.run_name)
+    loggers: list[LoggerDestination] = []
+    if cfg.loggers.file:
+        started = time.strftime("%Y%m%d-%H%M%S")
+        loggers.append(LogFile(os.path.join(root, "logs", started + "-rank{rank}.txt")))
+    if cfg.loggers.tensorboard:
+        loggers.append(TensorboardFiles(os.path.join(root, "tensorboard")))
+    if wandb := cfg.loggers.wandb:
+        loggers.append(
+            WandBLogger(
+                project=wandb.project,
+                name=cfg.run_name,
+                entity=wandb.entity,
+                tags=list(wandb.tags),
+                init_kwargs={"mode": wandb.mode, "dir": root, "config": cfg.model_dump(mode="json")},
+            )
+        )
+    return loggers
+
+
+def shows_progress_bar(cfg: Config) -> bool:
+    """Return whether a progress bar is drawn: as configured, or where somebody is looking."""
+    wanted = cfg.loggers.progress_bar
+    return os.isatty(2) if wanted == "auto" else wanted
+
+
+def is_finished(trainer: Trainer) -> bool:
+    """Return whether the loaded checkpoint is the run's last."""
+    state = trainer.state
+    assert state.max_duration is not None
+    return state.timestamp.get(state.max_duration.unit) >= state.max_duration
+
+
+def end_last_epoch(trainer: Trainer, steps_per_epoch: int) -> None:
+    """For a finished run whose last checkpoint was saved at its last batch, make up for the end of the last epoch.
+
+    `Trainer.fit` does not go on from there, and what is noted at an epoch's end would be missing from the record.
+    """
+    state = trainer.state
+    if int(state.timestamp.batch_in_epoch) == steps_per_epoch:
+        state.previous_timestamp, state.timestamp = state.timestamp, state.timestamp.to_next_epoch()
+        trainer.engine.run_event(Event.EPOCH_END)
