@@ -20,7 +20,6 @@ from typing import Any
 from PIL import __version__ as pillow_version
 from PIL import features
 
-from convert import __version__
 from convert.arguments import Args
 from convert.imagenet_classes import readable_name
 from convert.journal import Journal
@@ -30,6 +29,7 @@ from convert.sources import Listing, Source, SourceError
 from convert.sources.base import counted, first_few
 from convert.tally import SplitTally
 from convert.workers import Job, build_shards
+from imagestream import __version__
 from imagestream.mds.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
 from imagestream.mds.shards import INDEX_NAME, encode_index, is_our_name
 from imagestream.storage.errors import OutputError

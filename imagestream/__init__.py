@@ -2,3 +2,5 @@
 
 It knows nothing of a trainer or a network; `convert/` and `train/` are two applications on it.
 """
+
+__version__ = "0.1.0"

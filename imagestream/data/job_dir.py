@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from composer.utils import dist
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
+
+from imagestream import world
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +45,12 @@ def link_for_this_job(target: str) -> str:
     """
     directory = _jobs_root() / _job_name_of_node()
     link = directory / _link_name(target)
-    if dist.get_local_rank() == 0:
+    if world.local_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         os.makedirs(target, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             link.symlink_to(os.path.abspath(target), target_is_directory=True)
-    dist.barrier()
+    world.barrier()
     return str(link)
 
 
@@ -66,15 +67,15 @@ def one_at_a_time() -> Iterator[None]:
     """
     _check_machines()
     _check_tmpdir()
-    if dist.get_local_rank() != 0:
-        dist.barrier()
+    if world.local_rank() != 0:
+        world.barrier()
         yield
         return
     _jobs_root().mkdir(parents=True, exist_ok=True)
     # Shared memory's names may be shared by jobs that have another TMPDIR, as in containers with the host's /dev/shm.
     with _locked(_jobs_root() / "lock"), _locked(SHARED_MEMORY / "mds-live.lock"):
         remove_what_dead_jobs_left()
-        dist.barrier()
+        world.barrier()
         yield
 
 
@@ -102,9 +103,9 @@ def _check_machines() -> None:
     """Raise ValueError, on all ranks, where nodes share a machine's shared memory and temporary folder."""
     _jobs_root().mkdir(parents=True, exist_ok=True)
     places = [(SHARED_MEMORY, os.stat(SHARED_MEMORY)), (_jobs_root(), os.stat(_jobs_root()))]
-    mine = (dist.get_node_rank(), boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
+    mine = (world.node_rank(), boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
     nodes: dict[tuple[Any, ...], int] = {}
-    for node, boot, seen in dist.all_gather_object(mine):
+    for node, boot, seen in world.gathered(mine):
         for place in seen:
             other = nodes.setdefault((boot, *place), node)
             if other != node:
@@ -139,10 +140,10 @@ def _jobs_root() -> Path:
 
 def _job_name_of_node() -> str:
     """The name of the folder of the node's first rank."""
-    is_first = dist.get_local_rank() == 0
-    mine = (dist.get_node_rank(), dist.get_local_rank(), _own_folder().name if is_first else "")
-    names = {(node, local): name for node, local, name in dist.all_gather_object(mine)}
-    return names[(dist.get_node_rank(), 0)]
+    is_first = world.local_rank() == 0
+    mine = (world.node_rank(), world.local_rank(), _own_folder().name if is_first else "")
+    names = {(node, local): name for node, local, name in world.gathered(mine)}
+    return names[(world.node_rank(), 0)]
 
 
 def _own_folder() -> Path:

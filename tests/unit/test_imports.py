@@ -1,6 +1,8 @@
 """Who imports whom: the library knows nothing of the two applications on it, and neither knows the other."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ MAY_IMPORT = {
     "imagestream.storage": {"imagestream.storage"},
     "imagestream.mds": {"imagestream.mds"},
     "imagestream.decode": {"imagestream.decode"},
-    "imagestream.data": {"imagestream.data", "imagestream.mds", "imagestream.storage"},
+    "imagestream.data": {"imagestream.data", "imagestream.mds", "imagestream.storage", "imagestream.world"},
     "imagestream": {"imagestream"},
     "convert": {"convert", "imagestream"},
     "train": {"train", "imagestream"},
@@ -60,3 +62,17 @@ def test_no_imports_go_round_in_a_circle() -> None:
     while leaves := {name for name, others in left.items() if not others & set(left)}:
         left = {name: others for name, others in left.items() if name not in leaves}
     assert left == {}, f"these import each other: {sorted(left)}"
+
+
+def test_the_library_knows_no_trainer() -> None:
+    foreign = {"composer", "torchmetrics", "wandb", "matplotlib", "yaml"}
+    files = [path for name, path in MODULES.items() if fits(name, "imagestream")]
+    words = {path.name: set(re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M)) for path in files}
+    assert {name: found & foreign for name, found in words.items() if found & foreign} == {}
+
+
+def test_what_is_installed_is_the_library_and_all_of_it() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    folders = {path.parent for path in (REPOSITORY / "imagestream").rglob("*.py")}
+    there = sorted(".".join(folder.relative_to(REPOSITORY).parts) for folder in folders)
+    assert sorted(project["tool"]["setuptools"]["packages"]) == there
