@@ -150,6 +150,7 @@ def test_patience_ends(
     assert 1 < time.monotonic() - began < 15
 
 
+@pytest.mark.exhaustive
 def test_a_file_of_keys_that_is_rewritten_is_read_again(
     own_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_checkpoint_that_cannot_be_stored_ends_the_run_which_goes_on_once_it_c
 
 
 @pytest.mark.s3
+@pytest.mark.exhaustive
 def test_a_file_is_offered_to_a_store_that_fails_for_a_quarter_of_a_minute(
     trial: Trial, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_killed_it_leaves_no_index_no_half_shard_and_no_worker_and_goes_on(large
     assert tree(out) == tree(tmp_path / "fresh")
 
 
+@pytest.mark.exhaustive
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(large_source: Path, tmp_path: Path) -> None:
     convert(large_source, tmp_path / "fresh")
     expected = tree(tmp_path / "fresh")

@@ -71,6 +71,7 @@ def own_server(tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.mark.exhaustive
 @pytest.mark.s3
 def test_ten_seconds_of_500_are_ridden_out(source: Path, tmp_path: Path, s3_server: S3Server) -> None:
     prefix = f"storm-{tmp_path.name}"
@@ -103,6 +104,7 @@ def test_faults_now_and_then_change_nothing(source: Path, tmp_path: Path, s3_ser
     assert bucket_tree(s3_server, prefix) == tree(tmp_path / "out")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.s3
 def test_a_server_killed_and_started_in_mid_upload_costs_at_most_a_repeat(
     large_source: Path, tmp_path: Path, own_server: S3Server

@@ -57,7 +57,8 @@ def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
     assert what_must_match(one) == what_must_match(other)
 
 
-@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("shared", [False, True])
 def test_when_another_node_becomes_the_first_one_the_run_does_not_begin_anew(
     shards: Path, tmp_path: Path, shared: bool
 ) -> None:

@@ -29,7 +29,7 @@ SAVED = {
 }
 """Each moment at which Composer saves: settings, and the checkpoint that is resumed from."""
 
-IN_EVERY_RUN = {("epoch", 1), ("epoch", 3), ("end", 1)}
+IN_EVERY_RUN = {("epoch", 1), ("end", 1)}
 
 
 def parts(wanted: set[tuple[str, int]], names: Iterable[str]) -> list[Any]:

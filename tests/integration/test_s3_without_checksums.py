@@ -197,8 +197,8 @@ def test_a_conversion_to_a_server_that_refuses_checksums_gives_identical_shards(
     assert bucket_tree(s3_server, prefix) == tree(tmp_path / "out")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.s3
-@pytest.mark.slow
 def test_a_run_from_and_to_a_server_that_refuses_checksums_resumes_after_kill_9_with_the_weights_of_a_local_run(
     shards: Path, undisturbed: dict[str, Any], s3_folder: str, s3_server: S3Server, proxy: FaultProxy, tmp_path: Path
 ) -> None:

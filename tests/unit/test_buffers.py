@@ -56,7 +56,7 @@ def test_memory_is_used_again_once_a_batch_is_gone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.exhaustive)])
 def test_images_may_grow_and_shrink_from_batch_to_batch(context: str) -> None:
     """As in progressive resizing; a block that has become too small is sent anew."""
     edges = [8, 8, 8, 8, 16, 8, 16, 8, 16, 32, 8, 8, 32, 16, 32, 32]
