@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_BETWEEN_LINES = 15
 SECONDS_TO_DIE = 30
 
-TOTAL_STEPS = re.compile(r"train\.run: train: .* ([\d,]+) steps$", re.MULTILINE)
+TOTAL_STEPS = re.compile(r"train\.trainer: train: .* ([\d,]+) steps$", re.MULTILINE)
 STEP_DONE = re.compile(r"^(?:\[epoch=(\d+)\])?\[batch=(\d+)/(\d+)\]", re.MULTILINE)
 
 

@@ -77,6 +77,7 @@ def test_of_two_runs_started_at_once_in_one_folder_one_ends_as_if_alone_and_the_
     assert list_checkpoints(folder) == list_checkpoints(LocalFolder(alone))
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_was_suspended_while_another_took_over_ends_and_changes_nothing(
     shards: Path, calm: Callable[[int], dict[str, Any]], tmp_path: Path
 ) -> None:

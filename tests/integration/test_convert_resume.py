@@ -90,6 +90,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_made_anew(large_source: Path, tmp
     assert tree(out) == tree(tmp_path / "fresh")
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_conversion_is_not_gone_on_with_by_another_command(large_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start_large(large_source, out)

@@ -12,7 +12,7 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
-from convert import s3_checksums
+from imagestream.storage import folders, s3_checksums
 from imagestream.storage.errors import OutputError
 from imagestream.storage.folders import S3Folder
 from imagestream.storage.s3 import S3Output, s3_client
@@ -23,7 +23,6 @@ from tests.integration.problem import command, what_must_match
 from tests.integration.test_s3 import upload
 from tests.processes import run, start
 from tests.s3_server import S3Server
-from train import folders
 from train.resume.checkpoints import list_checkpoints
 
 PART_BYTES = 5 << 20

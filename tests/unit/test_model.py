@@ -156,7 +156,7 @@ def test_steps_fall_by_one_factor_each_and_reach_alpha() -> None:
     [
         (("60ep", "30ep"), 0.01, "must rise from one to the next"),
         (("30ep", "60ba"), 0.01, "must all be in epochs or all in batches"),
-        (("30ep",), 0.0, "must be above 0 for steps"),
+        (("30ep",), 0.0, "must be above 0 and below 1 for steps"),
     ],
 )
 def test_steps_that_make_no_sense_are_refused(milestones: tuple[str, ...], alpha_f: float, words: str) -> None:
