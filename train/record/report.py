@@ -15,7 +15,7 @@ def draw(record: dict[str, Any], path: Path) -> Path:
     """Draw loss, accuracy, learning rate, image size and throughput of a run record over its batches."""
     curve, evaluated = record["curve"], record["evaluations"]
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))
-    figure.subplots_adjust(left=0.04, right=0.98, bottom=0.07, top=0.9, wspace=0.16, hspace=0.3)
+    figure.subplots_adjust(left=0.055, right=0.98, bottom=0.07, top=0.9, wspace=0.16, hspace=0.3)
     loss, accuracy, text, lr, size, speed = axes.flat
     _line(loss, curve, "loss", "train")
     _line(loss, evaluated, "loss", "val (cross-entropy)", marker="o")
@@ -29,7 +29,7 @@ def draw(record: dict[str, Any], path: Path) -> Path:
         (accuracy, "accuracy, %"),
         (lr, "learning rate"),
         (size, "training image edge, px"),
-        (speed, "images/s, all GPUs"),
+        (speed, "images/s, all ranks"),
     ):
         axis.set_title(title)
         axis.set_xlabel("batch")
