@@ -81,7 +81,7 @@ def gather_facts(cfg: Config) -> Facts:
         )
     if dist.get_global_rank() == 0:
         for warning in what_comes_too_late(cfg, steps):
-            log.warning("%s", warning)
+            log.warning("warning: this takes no effect: %s", warning)
     check_smallest_pass(cfg, per_device)
     check_samples(cfg.data.num_canonical_nodes, train_samples)
     length = int(cfg.max_duration[:-2])
