@@ -1,4 +1,4 @@
-"""Train on a GPU from each loader, beside the same training on data that is there already; interleaved.
+"""Train on a GPU from each loader, beside the same training on synthetic data already on the GPU; interleaved.
 
     python benchmarks/training.py --images DIR [--loaders ours,mosaicml] [--storage original,short=256] [--sizes 224]
                                   [--batch 256] [--rounds 5] [--cores 12] [--copies 100] [--json FILE]
@@ -271,7 +271,7 @@ def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) 
         "cores": len(os.sched_getaffinity(0)),
         "workers": worker_count(cfg.data),
         "model": cfg.model.name,
-        "algorithms": [algorithm.name for algorithm in cfg.algorithms if not algorithm.is_the_loaders],
+        "algorithms": [algorithm.name for algorithm in cfg.algorithms if not algorithm.runs_in_loader],
         "precision": precision_on(device, cfg).value,
         "batch": args.batch,
         "rounds": args.rounds,

@@ -222,7 +222,7 @@ def _is_complete(conversion: Conversion, split: Split) -> bool:
             return False  # nothing is lost with it
         if differences:
             raise UsageError(
-                f"--out {out} has {'a part of ' * bool(begun)}{split.name} that was made otherwise:\n  "
+                f"--out {out} has {'a part of ' * bool(begun)}{split.name} that was created with other settings:\n  "
                 + "\n  ".join(differences)
                 + "\nRepeat the command that made it, choose another --out, or replace it with --overwrite"
             )
@@ -234,7 +234,7 @@ def _is_complete(conversion: Conversion, split: Split) -> bool:
 
 
 def _differences(conversion: Conversion, split: Split, there: Identity) -> list[str]:
-    """How the split that the output holds, or a part of it, was made otherwise than it would be now."""
+    """How the settings of the split that the output holds, or of a part of it, differ from those given now."""
     same_tools = there.tools == split.identity.tools
     return there.differences(split.identity, encoders=not same_tools and _has_encoded(conversion, split))
 

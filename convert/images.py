@@ -216,9 +216,9 @@ def _is_plain_jpeg(image: Image.Image, frame: Frame | None) -> bool:
 def _keep(data: bytes, image: Image.Image) -> Checked:
     """Read every coefficient, and leave out as much of the arithmetic as can be.
 
-    The native library, where it is built, finds a sound JPEG sound in less time than Pillow. Of what it
-    has doubts about Pillow is the judge, at an eighth of the size; so the verdict does not depend on it. Both set up
-    the colours that the trainer asks for: of some samplings libjpeg can make a greyscale image, and no colours.
+    The native library, where it is built, checks a sound JPEG in less time than Pillow. Pillow decides
+    doubtful files, at an eighth of the size, so the verdict does not depend on the library. Both set up the colours
+    that the trainer asks for: of some samplings libjpeg can make a greyscale image, and no colours.
     """
     width, height = image.size
     if not (_HAS_NATIVE_CHECK and library.is_sound(data)):

@@ -263,7 +263,7 @@ def _build_loader(
     workers = worker_count(cfg)
     collate.name_of = dataset.name_of
     collate.blocks = SharedBlocks(workers, cfg.prefetch_factor + BLOCKS_BEYOND_PREFETCH)
-    watch = StallWatch(cfg.stall_limit_s, workers=workers, rank=dist.get_global_rank(), doing=dataset.says_what_it_does)
+    watch = StallWatch(cfg.stall_limit_s, workers=workers, rank=dist.get_global_rank(), doing=dataset.status)
     loader = TimedLoader(
         dataset,
         batch_size=dataset.batch_size,

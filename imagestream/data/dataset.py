@@ -337,7 +337,7 @@ class StreamingImages(StreamingDataset):
                 setattr(it, index, at + 1)
         it.on_exit()
 
-    def says_what_it_does(self) -> str:
+    def status(self) -> str:
         """Return which shards this node's workers are fetching or checking just now, in words."""
         states = self._shard_states.numpy()
         names = [self.shards[at].raw_data.basename for at in np.flatnonzero(states == _ShardState.PREPARING)]

@@ -361,7 +361,7 @@ def never_heals(error: Exception) -> bool:
 def least_cache_bytes(
     shard_bytes: Sequence[int], *, samples: int, block_samples: int, canonical_nodes: int, readers: int
 ) -> int:
-    """Return the bytes of the shards that a node reads from by turns, below which each would be fetched many times.
+    """Return the bytes of the shards that a node reads from at a time; with a smaller cache each is fetched many times.
 
     Samples are shuffled within a block (streaming's py1e spreads them over up to 1.25 blocks), in each of the canonical
     nodes that this machine reads; and each reader fetches a shard ahead.

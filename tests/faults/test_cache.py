@@ -112,4 +112,4 @@ def test_a_limit_that_would_delete_the_only_copy_or_is_too_small_is_refused(
     done = trial.run(trial.server.endpoint_url, "data.num_workers=4", "data.cache_limit_gb=0.0001")
     assert done.code == 2
     assert "data.cache_limit_gb: 0.0001 is less than the 0.000" in done.output
-    assert "that are read from by turns; raise it (the split has 0.000" in done.output
+    assert "GB that this run reads from at a time; raise it (the split has 0.000" in done.output

@@ -99,7 +99,7 @@ def test_an_interrupted_conversion_is_not_gone_on_with_by_another_command(large_
     before = {name: data for name, data in tree(out).items() if name != ".convert/lock"}
     done = run("--source", large_source, "--out", out, *SMALL_SHARDS, "--seed", 5)
     assert done.returncode == 2
-    assert "has a part of train that was made otherwise:\n  --seed: 0 there, 5 now" in done.stderr
+    assert "has a part of train that was created with other settings:\n  --seed: 0 there, 5 now" in done.stderr
     assert tree(out) == before
     convert(large_source, out, "--seed", 5, "--overwrite")
     convert(large_source, tmp_path / "fresh", "--seed", 5)

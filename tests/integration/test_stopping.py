@@ -1,4 +1,4 @@
-"""A run that is told to end saves first, and goes on; one whose numbers are no longer finite ends before the step."""
+"""SIGTERM saves a checkpoint before a run exits; a run whose numbers are no longer finite ends before the step."""
 
 import os
 import signal

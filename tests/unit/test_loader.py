@@ -87,7 +87,7 @@ def test_a_broken_image_is_named_as_the_dataset_names_it() -> None:
 class SamplesInAWorker(IterableDataset[Sample]):
     """What a loader asks of a dataset, without streaming."""
 
-    batch_size, says_what_it_does, name_of = 4, None, None
+    batch_size, status, name_of = 4, None, None
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(samples(4))

@@ -28,7 +28,7 @@ class AlgorithmConfig(Section):
     composer_class: ClassVar[str]
 
     @property
-    def is_the_loaders(self) -> bool:
+    def runs_in_loader(self) -> bool:
         """Whether the loader does the work, and Composer needs no algorithm for it."""
         return False
 
@@ -55,7 +55,7 @@ class PerSampleAlgorithm(AlgorithmConfig):
     )
 
     @property
-    def is_the_loaders(self) -> bool:
+    def runs_in_loader(self) -> bool:
         return True
 
     def on_image(self) -> Callable[[Image], Image]:
@@ -140,7 +140,7 @@ class ProgressiveResizing(SizeSchedule):
         return value
 
     @property
-    def is_the_loaders(self) -> bool:
+    def runs_in_loader(self) -> bool:
         return self.mode == "decode"
 
     def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:
@@ -173,7 +173,7 @@ class ResolutionRamp(SizeSchedule):
         return value
 
     @property
-    def is_the_loaders(self) -> bool:
+    def runs_in_loader(self) -> bool:
         return True
 
     def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:

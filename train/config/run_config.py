@@ -108,13 +108,13 @@ class Config(Section):
 
     def build_algorithms(self) -> list[ComposerAlgorithm]:
         """Return Composer's algorithms: those that are not the loader's."""
-        return [algorithm.build() for algorithm in self.algorithms if not algorithm.is_the_loaders]
+        return [algorithm.build() for algorithm in self.algorithms if not algorithm.runs_in_loader]
 
     @property
     def size_schedule(self) -> SizeSchedule | None:
         """The algorithm that says at which size the loader decodes, if there is one."""
         sized = (algorithm for algorithm in self.algorithms if isinstance(algorithm, SizeSchedule))
-        return next((algorithm for algorithm in sized if algorithm.is_the_loaders), None)
+        return next((algorithm for algorithm in sized if algorithm.runs_in_loader), None)
 
     @field_validator("dist_timeout")
     @classmethod
