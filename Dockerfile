@@ -54,7 +54,7 @@ COPY train/ train/
 COPY --from=build /app/imagestream/ imagestream/
 COPY LICENSE README.md ./
 # Python writes its bytecode beside the code only as root; without it each start imports torch and Composer for 20 s.
-RUN /opt/venv/bin/python -m compileall -q convert train infra docker /opt/venv/lib >/dev/null || true \
+RUN /opt/venv/bin/python -m compileall -q imagestream convert train infra docker /opt/venv/lib >/dev/null || true \
     && mkdir runs && chown trainer runs
 USER 1000
 ENV PATH=/opt/venv/bin:$PATH \
