@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from streaming import MDSWriter
 from streaming.base.format import reader_from_json
 
+from imagestream.mds.records import Records
 from tests.conftest import S3Server, make_images
 from tests.integration.problem import command
 from tests.processes import run
@@ -108,6 +110,24 @@ def test_predictions_go_to_s3_and_a_place_that_cannot_be_written_is_refused_firs
     code, output = run([*argv, "/proc/no/out.parquet"], tmp_path / "refused", program="train.evaluate")
     assert code == 2
     assert "/proc/no is not writable" in output and "top1" not in output
+
+
+def test_columns_with_other_names_give_the_same_figures(dataset: Path, checkpoint: Path, tmp_path: Path) -> None:
+    index = json.loads((dataset / "val/index.json").read_text())
+    readers = [reader_from_json(str(dataset / "val"), None, shard) for shard in index["shards"]]
+    records, renamed = Records(readers), tmp_path / "renamed"
+    with MDSWriter(out=str(renamed / "val"), columns={"image": "bytes", "label": "int"}) as writer:
+        for shard, reader in enumerate(readers):
+            for at in range(reader.samples):
+                image, label = records.read(shard, at)
+                writer.write({"image": image, "label": label})
+    theirs = evaluate(checkpoint, renamed, tmp_path / "renamed_figures", "--columns", "image,label", "--workers", "0")
+    assert theirs == evaluate(checkpoint, dataset, tmp_path / "figures", "--workers", "0")
+    argv = [str(checkpoint), "--data", str(renamed), "--workers", "0", "--columns"]
+    code, output = run([*argv, "picture,label"], tmp_path / "wrong", program="train.evaluate")
+    assert (code, "Traceback" in output) == (2, False) and "its columns are image (bytes), label (int)" in output, (
+        output
+    )
 
 
 def test_a_checkpoint_is_scored_on_its_own_classes_or_not_at_all(shards: Path, tmp_path: Path) -> None:
