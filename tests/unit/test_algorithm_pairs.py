@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy
 from train.config.run_config import Config, ConfigError, load_config
 from train.model import ImageClassifier
 
+pytestmark = pytest.mark.slow
+
 CLASSES, PX, SMOOTHING = 3, 16, 0.3
 ON_TARGETS = {
     "label_smoothing": f"{{name: label_smoothing, smoothing: {SMOOTHING}}}",

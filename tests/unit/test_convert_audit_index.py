@@ -17,6 +17,8 @@ from tests.audits import (
     sha256,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("change", "line"),
@@ -73,7 +75,6 @@ def test_a_hash_that_is_not_known_is_a_warning(audit: Any, dataset: Path) -> Non
     assert audit() == (0, ["warning: val/index.json: crc64, a hash of 1 shards, is not known here"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "zstd:3", "gz:1"])
 @pytest.mark.parametrize("hashes", [[], ["xxh64"], ["sha1", "xxh3_64"]])
 def test_shards_of_mosaicmls_own_writer_pass(
@@ -105,7 +106,6 @@ def jpeg_file(data: bytes, folder: Path) -> Image.Image:
     return Image.open(path)
 
 
-@pytest.mark.slow
 def test_a_compressed_shard_is_checked_wherever_it_lies_unpacked(audit: Any, dataset: Path, tmp_path: Path) -> None:
     streaming, zstd = pytest.importorskip("streaming"), pytest.importorskip("zstd")
     theirs = tmp_path / "theirs"

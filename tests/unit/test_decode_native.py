@@ -124,6 +124,7 @@ def test_grey_and_rgb_jpegs_have_pillows_pixels() -> None:
         assert_pixels_are_pillows([data] * len(views), views, 40, bounded=True)
 
 
+@pytest.mark.slow
 @needs_native
 def test_an_image_far_larger_than_the_result_has_pillows_pixels() -> None:
     data = jpeg(2500, 1700, "4:2:0", quality=70)
@@ -231,6 +232,7 @@ def test_damage_below_the_crop_is_not_seen_and_damage_in_it_is() -> None:
         NativeDecoder().decode_batch([half], [bottom], 32, bounded=True)
 
 
+@pytest.mark.slow
 @needs_native
 def test_of_damaged_images_none_is_refused_that_pillow_accepts_and_their_pixels_are_the_same() -> None:
     accepted = more = 0

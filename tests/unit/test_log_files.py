@@ -73,6 +73,7 @@ def test_a_log_file_that_cannot_even_be_opened_is_done_without(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's own thread
+@pytest.mark.slow
 def test_a_full_tensorboard_disk_costs_points_and_is_said_once(
     disk: SmallDisk, state: Any, logger: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
