@@ -11,7 +11,7 @@ from typing import Any
 
 from imagestream.mds.unpacking import METHODS, UnpackError, can_unpack, unpacked
 
-IMAGE_ENCODINGS = ("jpeg", "png", "bytes", "jpegarray", "jpeg_array")  # the last two are JPEG on disk too
+IMAGE_ENCODINGS = ("jpeg", "png", "bytes")  # an image file as it is; `jpegarray` and `list[jpeg]` hold several
 _INTEGERS = {
     "int": "<q",
     "int8": "<b",

@@ -20,7 +20,8 @@ from train.splits import read_index
 
 MAKERS = {
     "jpeg": lambda data: data,
-    "jpegarray": lambda data: np.asarray(Image.open(io.BytesIO(data))),
+    "jpegarray": lambda data: [data],
+    "list[jpeg]": lambda data: [Image.open(io.BytesIO(data))],
     "bytes": lambda data: data,
     "png": lambda data: Image.open(io.BytesIO(data)),
     "pil": lambda data: Image.open(io.BytesIO(data)),
@@ -59,7 +60,7 @@ def write(folder: Path, image: tuple[str, str], label: tuple[str, str], **more: 
 
 TRAINED = [
     ("jpeg", "int", "image", "label", "gz"),
-    ("jpegarray", "uint16", "image", "y", "br:3"),
+    ("jpeg", "uint16", "image", "y", "br:3"),
     ("png", "int", "x", "y", "bz2"),
     ("bytes", "int", "x", "label", "snappy"),
     ("jpeg", "int", "x", "y", "zstd:7"),
@@ -107,6 +108,8 @@ def test_it_trains_and_a_killed_run_ends_with_identical_weights(
             "",
             r"y \(str_int\); needed are .* and y \(int, uint16, \.\.\.\), so convert the images anew",
         ),
+        ("jpegarray", "int", "", r"x \(jpegarray\), y \(int\); needed are x \(jpeg, png, bytes\)"),
+        ("list[jpeg]", "int", "", r"x \(list\[jpeg\]\), y \(int\); needed are x \(jpeg, png, bytes\)"),
         ("jpeg", "ndarray:int64", "", r"y \(ndarray:int64\); needed are"),
         ("jpeg", "ndarray", "", r"y \(ndarray\); needed are"),
         ("jpeg", "float32", "", r"y \(float32\); needed are"),
