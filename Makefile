@@ -51,7 +51,7 @@ test: $(READY_DEV)  ## the tests, on two processes
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not machine and not gpu"
 
-test-fast: $(READY_DEV)  ## the unit tests, which take seconds
+test-fast: $(READY_DEV)  ## the quick unit tests, without a server; about a minute
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not s3 and not exhaustive and not machine" tests/unit
 
 test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server

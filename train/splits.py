@@ -140,8 +140,7 @@ def _check_cache_limit(cfg: DataConfig, index: dict[str, Any], *, shuffled: bool
         raise ValueError(
             f"data.cache_limit_gb: {cfg.cache_limit_gb:g} is less than the {needed / 1e9:.3g} GB that this run reads "
             f"from at a time; raise it (the split has {sum(sizes) / 1e9:.3g} GB in all), or lower "
-            "data.shuffle_block_size, "
-            "data.num_canonical_nodes or data.num_workers"
+            "data.shuffle_block_size, data.num_canonical_nodes or data.num_workers"
         )
 
 

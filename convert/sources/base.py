@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
-from imagestream.mds.names import printable as printable  # for the modules of the layouts
+from imagestream.mds.names import printable
 from imagestream.storage.files import Files
 
 Item = TypeVar("Item")

@@ -17,9 +17,9 @@ from convert.sources.base import (
     in_order,
     indexes_of,
     is_hidden,
-    printable,
     reading,
 )
+from imagestream.mds.names import printable
 from imagestream.storage.files import LocalFiles
 
 HIDDEN = "hidden file or folder"

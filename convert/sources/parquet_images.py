@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from convert.sources.base import SourceError, printable
+from convert.sources.base import SourceError
 from convert.sources.spool import scratch_file, whole_file
+from imagestream.mds.names import printable
 from imagestream.storage.files import Files, LocalFiles
 
 if TYPE_CHECKING:

@@ -28,12 +28,12 @@ from convert.sources.base import (
     indexes_of,
     labelled_splits,
     names_of,
-    printable,
     reading,
 )
 from convert.sources.devkit import has_devkit, load_devkit
 from convert.sources.tar_members import Member, keep_last, members
 from convert.sources.webdataset_tars import is_webdataset_tar
+from imagestream.mds.names import printable
 from imagestream.storage.files import Files
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -29,11 +29,11 @@ from convert.sources.base import (
     is_hidden,
     labelled_splits,
     names_of,
-    printable,
     reading,
 )
 from convert.sources.class_names import WNID, classes_of_numbers, warn_of_numbered_names
 from convert.sources.webdataset_tars import Row, is_webdataset_tar, rows_of
+from imagestream.mds.names import printable
 from imagestream.storage.files import Files
 
 CLASS_NAMES = "classnames.txt"

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
 
-from convert.sources.base import SourceError, counted, first_few, printable
+from convert.sources.base import SourceError, counted, first_few
 from convert.sources.tar_members import Member, members
+from imagestream.mds.names import printable
 from imagestream.storage.files import Files
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")

@@ -21,7 +21,7 @@ class DecodeError(ValueError):
 
 
 class PillowDecoder:
-    """The functions below as a `imagestream.decode.Decoder`."""
+    """The functions below as an `imagestream.decode.backends.Decoder`."""
 
     name = "pillow"
     version = f"pillow ({pillow_version}, libjpeg-turbo {features.version('libjpeg_turbo')})"

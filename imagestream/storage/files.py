@@ -79,8 +79,7 @@ def open_files(place: str) -> Files:
     if not is_url(place):
         return LocalFiles(Path(place))
     bucket, prefix = bucket_and_key(place)
-    from imagestream.storage.s3_files import (
-        S3Files,  # here, since boto3 takes long to import for those who need no bucket
-    )
+    # Here, since boto3 takes long to import for those who need no bucket.
+    from imagestream.storage.s3_files import S3Files
 
     return S3Files(bucket, prefix)
