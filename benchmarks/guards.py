@@ -28,7 +28,7 @@ import torch
 import torchvision
 from composer.utils import dist
 
-from train.loader import RawBatch
+from imagestream.data.ledger import Ledger
 from train.process import start_process, torch_device
 from train.resume.guard import ResumeGuard
 from train.signals import listen
@@ -44,9 +44,10 @@ class Step:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         self.images = torch.randn(batch, 3, px, px, device=place)
         self.labels = torch.randint(0, 1000, (batch,), device=place)
-        self.raw = RawBatch(torch.zeros(0), self.labels, torch.arange(batch), step=0, stage_s=torch.zeros(3))
-        train_set: Any = SimpleNamespace(steps_per_epoch=1000)  # no epoch ends
-        self.guard = ResumeGuard({}, seed=17, train_set=train_set)  # type: ignore[arg-type]  # no checkpoint is saved
+        self.view_hashes = torch.arange(batch)
+        # No epoch ends, and no checkpoint is saved.
+        self.loader: Any = SimpleNamespace(steps_per_epoch=1000, step=0, book=Ledger(place))
+        self.guard = ResumeGuard({}, seed=17, loader=self.loader)  # type: ignore[arg-type]
         self.watch = BatchWatch(listen(saves=True), SimpleNamespace(), skips=0)  # type: ignore[arg-type]  # nothing is saved
         self.state: Any = SimpleNamespace(
             model=self.model, device=device, scaler=None, timestamp=SimpleNamespace(batch=0), total_loss_dict={}
@@ -60,7 +61,9 @@ class Step:
         state = self.state
         if guarded:
             with self.in_guards():
-                self.guard.on_batch(self.raw._replace(step=state.timestamp.batch))
+                self.loader.step = state.timestamp.batch
+                self.loader.book.add(self.view_hashes)
+                self.guard.on_batch()
                 self.watch.before_train_batch(state, none)
         self.optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(self.model(self.images), self.labels)

@@ -29,20 +29,21 @@ def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
     from composer.utils import dist, get_device
 
     from train.config.run_config import load_config
-    from train.loader import build_train_spec
-    from train.resolution import Resolution
-    from train.splits import open_train
+    from train.data import dataset_files, train_loader
 
     dist.initialize_dist(get_device("cpu"), timeout=60)
     root = Path(__file__).resolve().parents[1]
     place = [f"data.remote={data}", f"data.local={tempfile.mkdtemp()}"] if "://" in data else [f"data.local={data}"]
     cfg = load_config(root / "yamls/base.yaml", [*place, f"data.num_workers={workers}", *options])
-    dataset = open_train(cfg.data, global_batch_size=BATCH, device_batch_size=BATCH, seed=1)
-    resolution = Resolution(size, dataset.steps_per_epoch, "1000ep")
-    spec = build_train_spec(
-        dataset, cfg.data, seed=1, resolution=resolution, device=torch.device("cpu"), on_batch=lambda batch: None
+    loader = train_loader(
+        cfg.data,
+        dataset_files(cfg.data),
+        seed=1,
+        batch_size=BATCH,
+        resolution=lambda step: size,
+        device=torch.device("cpu"),
     )
-    return lambda: spec.dataloader
+    return loader.raw_batches
 
 
 def ours_pillow(data: str, size: int, workers: int) -> Epoch:
@@ -212,7 +213,7 @@ LOADERS = {
 }
 
 IMPORTED_FIRST = {
-    "ours": ("boto3", "composer", "train.config.run_config", "train.loader", "train.resolution", "train.splits"),
+    "ours": ("boto3", "composer", "train.config.run_config", "train.data"),
     "mosaicml": ("boto3", "streaming.vision", "torchvision"),
 }
 """Where the first batch is timed: what takes seconds to import."""

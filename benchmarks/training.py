@@ -41,13 +41,13 @@ from tqdm import tqdm
 from benchmarks import loader_peers
 from benchmarks.loader import last_cores, ratio_of, spread
 from benchmarks.loader_stores import Stores
+from imagestream.data.batches import RawBatch
+from imagestream.loader import Normalize, ToDevice
 from train.config.run_config import Config, load_config
-from train.loader import RawBatch, ToDevice, build_train_spec, worker_count
+from train.data import dataset_files, train_loader, train_spec, workers_of
 from train.model import build_model
 from train.optim import build_optimizer
 from train.process import microbatch_size_on, precision_on, torch_device
-from train.resolution import Resolution
-from train.splits import open_train
 
 WARM_UP = 20  # batches, so that what workers have made ready before is used up
 OURS, PEER, SYNTHETIC = "ours", "mosaicml", "synthetic"
@@ -182,7 +182,7 @@ def contests_of(args: argparse.Namespace, stores: Stores, device: Any) -> Iterat
                 spec = our_spec(cfg, size, device) if loader == OURS else peer_spec(loader, data, cfg, size, device)
                 yield Contest(loader, storage, size, spec, *trainer_for(spec, cfg, device))
         synthetic = OneBatch(args.batch, size, len(spec.dataloader), torch_device(device))
-        spec = spec_of(synthetic, ToDevice(cfg.data, torch_device(device)))
+        spec = spec_of(synthetic, to_device_of(cfg, device))
         yield Contest(SYNTHETIC, "none", size, spec, *trainer_for(spec, cfg, device))
 
 
@@ -195,26 +195,27 @@ def config(args: argparse.Namespace, data: Path) -> Config:
 
 def our_spec(cfg: Config, size: int, device: Any) -> DataSpec:
     """What train/main.py trains from."""
-    dataset = open_train(
-        cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=cfg.global_batch_size, seed=cfg.seed
-    )
-    resolution = Resolution(size, dataset.steps_per_epoch, cfg.max_duration)
-    return build_train_spec(
-        dataset,
+    loader = train_loader(
         cfg.data,
+        dataset_files(cfg.data),
         seed=cfg.seed,
-        resolution=resolution,
+        batch_size=cfg.global_batch_size,
+        resolution=lambda step: size,
         device=torch_device(device),
-        on_batch=lambda batch: None,
     )
+    return train_spec(loader, on_batch=lambda: None)
 
 
 def peer_spec(loader: str, data: Path, cfg: Config, size: int, device: Any) -> DataSpec:
     """Another loader's batches, pinned as its authors do, copied and normalised as ours are."""
-    batches: Any = loader_peers.LOADERS[loader](str(data), size, worker_count(cfg.data))()
+    batches: Any = loader_peers.LOADERS[loader](str(data), size, workers_of(cfg.data))()
     batches.pin_memory = torch.cuda.is_available()
-    to_device = ToDevice(cfg.data, torch_device(device))
+    to_device = to_device_of(cfg, device)
     return spec_of(batches, lambda batch: to_device(RawBatch(batch[0], batch[1], NOTHING, 0, NOTHING)))
+
+
+def to_device_of(cfg: Config, device: Any) -> ToDevice:
+    return ToDevice(torch_device(device), Normalize(cfg.data.mean, cfg.data.std))
 
 
 def spec_of(batches: Iterable[Any], transform: Callable[[Any], Any]) -> DataSpec:
@@ -269,7 +270,7 @@ def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) 
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cores": len(os.sched_getaffinity(0)),
-        "workers": worker_count(cfg.data),
+        "workers": workers_of(cfg.data),
         "model": cfg.model.name,
         "algorithms": [algorithm.name for algorithm in cfg.algorithms if not algorithm.runs_in_loader],
         "precision": precision_on(device, cfg).value,

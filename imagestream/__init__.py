@@ -1,6 +1,47 @@
-"""Images streamed out of MosaicML MDS shards: places of files, shards, decoding, samples and batches.
+"""Images streamed out of MosaicML MDS shards, decoded, cut and augmented, in loops that can be killed and resumed.
 
-It knows nothing of a trainer or a network; `convert/` and `train/` are two applications on it.
+It knows nothing of a trainer or a network; `convert/` and `train/` are two applications on it. docs/library.md is its
+page. What is named here is its public face; it is imported at first use, for it takes torch's seconds.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imagestream.data.dataset_files import DatasetFiles
+    from imagestream.data.opening import StreamOptions
+    from imagestream.decode.crops import CenterCrop, RandomResizedCrop
+    from imagestream.loader import Loader, Normalize, StateError
+    from imagestream.mds.index import DataError
+    from imagestream.world import World
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CenterCrop": "imagestream.decode.crops",
+    "DataError": "imagestream.mds.index",
+    "DatasetFiles": "imagestream.data.dataset_files",
+    "Loader": "imagestream.loader",
+    "Normalize": "imagestream.loader",
+    "RandomResizedCrop": "imagestream.decode.crops",
+    "StateError": "imagestream.loader",
+    "StreamOptions": "imagestream.data.opening",
+    "World": "imagestream.world",
+}
+__all__ = [
+    "CenterCrop",
+    "DataError",
+    "DatasetFiles",
+    "Loader",
+    "Normalize",
+    "RandomResizedCrop",
+    "StateError",
+    "StreamOptions",
+    "World",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'imagestream' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -42,7 +42,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from train.signals import end_with_parent
+from imagestream.data.worker import end_with_parent
 
 ROOT = _HERE.parent
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130

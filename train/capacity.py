@@ -7,9 +7,10 @@ import time
 
 from composer.utils import dist
 
+from imagestream.loader import BLOCKS_BEYOND_PREFETCH
 from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config, ConfigError
-from train.loader import BLOCKS_BEYOND_PREFETCH, worker_count
+from train.data import workers_of
 
 SHARED_MEMORY = "/dev/shm"
 NETWORK_STRIDE_PX = 32  # of each ResNet: its last layer has one pixel for so many of the image
@@ -30,7 +31,7 @@ def loader_bytes(cfg: Config, *, workers: int, device_batch_size: int, eval_devi
 
 def needed_shared_memory(cfg: Config, *, device_batch_size: int, eval_device_batch_size: int) -> int:
     """Return the bytes that the ranks of this node will need of it."""
-    workers = worker_count(cfg.data)
+    workers = workers_of(cfg.data)
     one = loader_bytes(
         cfg, workers=workers, device_batch_size=device_batch_size, eval_device_batch_size=eval_device_batch_size
     )
@@ -81,35 +82,6 @@ def check_smallest_pass(cfg: Config, device_batch_size: int) -> None:
         "px, which the network reduces to one pixel, and BatchNorm needs more than one; raise global_batch_size or "
         "data.crop_size, or give another device_train_microbatch_size"
     )
-
-
-def check_canonical_nodes(canonical_nodes: int, nodes: int) -> None:
-    """Raise ConfigError where Streaming cannot spread a new run's samples over the nodes.
-
-    One number must divide the other (streaming/base/partition/orig.py).
-    """
-    if _go_together(canonical_nodes, nodes):
-        return
-    fewer = next(n for n in range(nodes, 0, -1) if _go_together(canonical_nodes, n))
-    more = next(n for n in range(nodes, nodes + canonical_nodes) if _go_together(canonical_nodes, n))
-    raise ConfigError(
-        f"data.num_canonical_nodes: {canonical_nodes} and the {nodes} nodes of this run do not go together: one must "
-        f"be a multiple of the other; run on {fewer} or {more} nodes or, for a new run, give a multiple or a divisor "
-        f"of {nodes}, as in data.num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}"
-    )
-
-
-def check_samples(canonical_nodes: int, samples: int) -> None:
-    """Raise ConfigError where Streaming would have canonical nodes without a sample."""
-    if canonical_nodes > samples:
-        raise ConfigError(
-            f"data.num_canonical_nodes: {canonical_nodes:,} is more than the {samples:,} samples of the training "
-            "split; lower it"
-        )
-
-
-def _go_together(canonical_nodes: int, nodes: int) -> bool:
-    return canonical_nodes % nodes == 0 or nodes % canonical_nodes == 0
 
 
 def node_count() -> int:

@@ -31,13 +31,13 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 from tqdm import tqdm
 
 from imagestream.cores import available_cores
+from imagestream.data.worker import stop_workers
 from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, Spread, load_manifest
 from imagestream.mds.names import shown
 from train.config.run_config import Config, ConfigError, load_config
-from train.signals import stop_workers
 
 if TYPE_CHECKING:
-    from imagestream.data.dataset import StreamingImages
+    from imagestream.data.dataset_files import DatasetFiles
 
 EXIT_REFUSED = 2
 SPLITS = ("train", "val")  # of a folder of images
@@ -143,8 +143,8 @@ def check(cfg: Config, shards: Path) -> None:
 
     from imagestream.data.dataset import ShortEpochError
     from imagestream.decode.pillow import DecodeError
+    from train.data import workers_of
     from train.facts import gather_facts
-    from train.loader import worker_count
     from train.resume.start import RefusedError
 
     dist.initialize_dist(get_device("cpu"), timeout=cfg.dist_timeout)
@@ -153,9 +153,9 @@ def check(cfg: Config, shards: Path) -> None:
         manifest = load_manifest(shards) if (shards / MANIFEST_NAME).exists() else None
         print(f"data      {shards}, {facts.num_classes:,} classes, fingerprint {facts.fingerprint[:16]}")
         for split in (cfg.data.val_split, cfg.data.train_split):
-            images_per_sec = check_split(cfg, split, manifest, num_classes=facts.num_classes)
-        one_worker = images_per_sec / max(1, worker_count(cfg.data))
-        speeds = measure_speeds(cfg, samples=facts.train_samples, images_per_sec=one_worker)
+            images_per_sec = check_split(cfg, facts.files, split, manifest, num_classes=facts.num_classes)
+        one_worker = images_per_sec / max(1, workers_of(cfg.data))
+        speeds = measure_speeds(cfg, facts.files, samples=facts.train_samples, images_per_sec=one_worker)
     except RefusedError as error:
         raise CheckError(str(error)) from error
     except (DecodeError, ShortEpochError) as error:  # a worker's comes with its traceback, the reason last
@@ -163,13 +163,13 @@ def check(cfg: Config, shards: Path) -> None:
     print(speed_table(speeds, cfg.data.crop_size))
 
 
-def check_split(cfg: Config, split: str, manifest: Manifest | None, *, num_classes: int) -> float:
+def check_split(
+    cfg: Config, files: "DatasetFiles", split: str, manifest: Manifest | None, *, num_classes: int
+) -> float:
     """Check a split's hashes, count and labels, print what it holds, and return the images/s of reading it."""
-    from train.splits import count_samples, read_index
-
-    index = read_index(cfg.data, split)
+    index = files.index(split)
     check_hashes(Path(str(cfg.data.local)) / split, index["shards"])
-    per_class, images_per_sec = read_once(cfg, split, count_samples(index))
+    per_class, images_per_sec = read_once(cfg, files, split)
     if strange := sorted(label for label in per_class if not 0 <= label < num_classes):
         raise CheckError(f"{split}: labels {strange[:5]} are outside of 0 to {num_classes - 1}, the model's classes")
     counts = [per_class[label] for label in range(num_classes)]
@@ -205,65 +205,62 @@ def check_hashes(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
             raise CheckError(f"{path} is damaged: its {name} is not that of index.json; copy or convert it again")
 
 
-def read_once(cfg: Config, split: str, expected: int) -> tuple[Counter[int], float]:
+def read_once(cfg: Config, files: "DatasetFiles", split: str) -> tuple[Counter[int], float]:
     """Read and decode every sample of a split by the evaluation's loader; return the labels' counts and images/s."""
     import torch
 
-    from train.loader import build_eval_spec
-    from train.splits import open_eval
+    from train.data import eval_loader
 
     gc.collect()  # of earlier loaders: left to a worker forked below, it would try to end their processes there
-    dataset = open_eval(cfg.data, split, device_batch_size=READ_BATCH)
+    loader = eval_loader(cfg.data, files, split, batch_size=READ_BATCH, device=torch.device("cpu"))
+    expected = files.count(split)
     per_class: Counter[int] = Counter()
     start = time.perf_counter()
     with tqdm(total=expected, desc=f"read {split}", unit=" images", leave=False, disable=None) as bar:
-        for batch in build_eval_spec(dataset, cfg.data, device=torch.device("cpu")).dataloader:
-            per_class.update(batch.labels.tolist())
-            bar.update(len(batch.labels))
+        for _, labels in loader:
+            per_class.update(labels.tolist())
+            bar.update(len(labels))
     if per_class.total() != expected:
         raise CheckError(f"{split}: {per_class.total():,} samples were read, index.json promises {expected:,}")
     return per_class, expected / (time.perf_counter() - start)
 
 
-def measure_speeds(cfg: Config, *, samples: int, images_per_sec: float) -> dict[int, float]:
+def measure_speeds(cfg: Config, files: "DatasetFiles", *, samples: int, images_per_sec: float) -> dict[int, float]:
     """Return images/s of the training's loader by its number of processes; `images_per_sec` is a guess for one."""
-    from train.splits import open_train
-
     most = available_cores()
     batch_size = max(1, min(SPEED_BATCH, samples // (4 * (most + 1))))
-    dataset = open_train(cfg.data, global_batch_size=batch_size, device_batch_size=batch_size, seed=cfg.seed)
-    all_steps, speeds = dataset.steps_per_epoch, {}
+    speeds: dict[int, float] = {}
     # 0 comes last: it starts threads in this process, and workers forked after it would wait for them for ever.
     counts = [*sorted({count for count in (1, 2, 3, 4, 6, 8, 12, 16, 24) if count < most} | {most}), 0]
     for count in tqdm(counts, desc="speed", unit=" settings", leave=False, disable=None):
         steps = max(count, 1) * (1 + int(images_per_sec * SECONDS_PER_SPEED / batch_size))
-        dataset.steps_per_epoch = min(all_steps, steps)  # a short epoch ends well, an abandoned one leaves threads
-        speeds[count] = measure_speed(cfg, dataset, count)
+        speeds[count] = measure_speed(cfg, files, count, batch_size=batch_size, steps=steps)
         images_per_sec = speeds[count] / max(count, 1)
     return dict(sorted(speeds.items()))
 
 
-def measure_speed(cfg: Config, dataset: "StreamingImages", workers: int) -> float:
-    """Return images/s over an epoch, without the time until the workers have given their first batches."""
+def measure_speed(cfg: Config, files: "DatasetFiles", workers: int, *, batch_size: int, steps: int) -> float:
+    """Return images/s over `steps` batches of an epoch, without the time until the workers have given their first."""
     import torch
 
-    from train.loader import build_train_spec
-    from train.resolution import Resolution
+    from train.data import train_loader
 
     gc.collect()  # of earlier loaders: left to a worker forked below, it would try to end their processes there
     data = cfg.data.model_copy(update={"num_workers": workers})
-    spec = build_train_spec(
-        dataset,
+    loader = train_loader(
         data,
+        files,
         seed=cfg.seed,
-        resolution=Resolution(data.crop_size, dataset.steps_per_epoch, "1ep"),
+        batch_size=batch_size,
+        resolution=lambda step: data.crop_size,
         device=torch.device("cpu"),
-        on_batch=lambda batch: None,
     )
+    # A short epoch ends well, an abandoned one leaves threads.
+    loader.dataset.steps_per_epoch = steps = min(loader.dataset.steps_per_epoch, steps)
     images, start = 0, time.perf_counter()
-    for number, batch in enumerate(spec.dataloader, start=1):
-        images += len(batch.labels)
-        if number == workers and number < dataset.steps_per_epoch:
+    for number, (_, labels) in enumerate(loader, start=1):
+        images += len(labels)
+        if number == workers and number < steps:
             images, start = 0, time.perf_counter()
     return images / (time.perf_counter() - start)
 

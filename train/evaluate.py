@@ -31,7 +31,7 @@ from imagestream.mds.names import shown
 from imagestream.storage.folders import open_folder
 from imagestream.storage.places import folder_and_name
 from train.config.run_config import Config, config_from_dict
-from train.loader import build_eval_spec
+from train.data import dataset_files, eval_loader, eval_spec
 from train.model import build_model, weights_sha256
 from train.predictions import Predictions
 from train.process import precision_on, start_process, torch_device
@@ -40,7 +40,6 @@ from train.resume.checkpoint_file import load as load_checkpoint
 from train.resume.checkpoints import Found, on_every_node
 from train.resume.start import RefusedError
 from train.signals import listening
-from train.splits import class_names, describe, open_eval
 
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
 
@@ -96,16 +95,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         saved = read_run(Path(path))
         cfg = with_data(config_from_dict(saved["config"]), args)
         split = args.split if args.split is not None else cfg.data.val_split
-        dataset = open_eval(
-            cfg.data, split, device_batch_size=max(1, cfg.data.eval_batch_size // dist.get_world_size())
+        files = dataset_files(cfg.data)
+        batch_size = max(1, cfg.data.eval_batch_size // dist.get_world_size())
+        loader = eval_loader(cfg.data, files, split, batch_size=batch_size, device=torch_device(device))
+        loader.labels = labels_for(
+            saved.get("classes"), saved["num_classes"], files.class_names(), where=files.where(split)
         )
-        labels = labels_for(
-            saved.get("classes"), saved["num_classes"], class_names(cfg.data), where=describe(cfg.data, split)
-        )
-        spec = build_eval_spec(dataset, cfg.data, device=torch_device(device), labels=labels)
         trainer = Trainer(
             model=build_model(cfg.model, saved["num_classes"]),
-            eval_dataloader=Evaluator(label="eval", dataloader=spec),
+            eval_dataloader=Evaluator(label="eval", dataloader=eval_spec(loader)),
             # Only what changes the network's shape counts here: the checkpoint's weights are EMA's where there is one.
             algorithms=cfg.build_algorithms(),
             callbacks=predictions,
@@ -119,7 +117,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
     if predictions is not None:
-        predictions.write(dataset, count=int(values["samples"]))
+        predictions.write(loader.dataset, count=int(values["samples"]))
     return {
         "top1": values["top1"],
         "top5": values["top5"],

@@ -7,13 +7,12 @@ from typing import Any
 from composer.devices import Device
 from composer.utils import dist, get_device
 
+from imagestream.data.dataset_files import DatasetFiles
+from imagestream.data.opening import check_nodes, check_samples
 from imagestream.decode.backends import open_decoder
 from imagestream.mds.index import DataError
-from imagestream.mds.manifest import index_fingerprint
 from imagestream.storage.folders import open_folder
 from train.capacity import (
-    check_canonical_nodes,
-    check_samples,
     check_shared_memory,
     check_smallest_pass,
     free_shared_memory,
@@ -21,7 +20,7 @@ from train.capacity import (
     node_count,
 )
 from train.config.run_config import Config, device_batch_size, resolved_yaml
-from train.loader import worker_count
+from train.data import dataset_files, workers_of
 from train.process import precision_on
 from train.record.log_files import refuse_wandb_without_key
 from train.resume.checkpoints import (
@@ -30,12 +29,6 @@ from train.resume.checkpoints import (
 from train.resume.contract import Contract, contract_of
 from train.resume.environment import environment_of
 from train.run_length import what_comes_too_late
-from train.splits import (
-    class_names,
-    count_samples,
-    read_index,
-    read_manifest,
-)
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +37,7 @@ log = logging.getLogger(__name__)
 class Facts:
     """What the dataset and the world make of a configuration."""
 
+    files: DatasetFiles
     fingerprint: str
     val_fingerprint: str
     num_classes: int
@@ -70,9 +64,9 @@ def gather_facts(cfg: Config) -> Facts:
     refuse_wandb_without_key(cfg.loggers)
     world_size = dist.get_world_size()
     per_device = device_batch_size(cfg, world_size)
-    indices = [read_index(cfg.data, split) for split in (cfg.data.train_split, cfg.data.val_split)]
-    train_samples, val_samples = map(count_samples, indices)
-    fingerprint, val_fingerprint = map(index_fingerprint, indices)
+    files, splits = dataset_files(cfg.data), (cfg.data.train_split, cfg.data.val_split)
+    train_samples, val_samples = map(files.count, splits)
+    fingerprint, val_fingerprint = map(files.fingerprint, splits)
     steps = train_samples // cfg.global_batch_size
     if steps == 0:
         raise DataError(
@@ -87,10 +81,11 @@ def gather_facts(cfg: Config) -> Facts:
     length = int(cfg.max_duration[:-2])
     decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
     return Facts(
+        files=files,
         fingerprint=fingerprint,
         val_fingerprint=val_fingerprint,
-        num_classes=count_classes(cfg),
-        classes=class_names(cfg.data),
+        num_classes=count_classes(cfg, files),
+        classes=files.class_names(),
         train_samples=train_samples,
         val_samples=val_samples,
         world_size=world_size,
@@ -103,9 +98,9 @@ def gather_facts(cfg: Config) -> Facts:
     )
 
 
-def count_classes(cfg: Config) -> int:
+def count_classes(cfg: Config, files: DatasetFiles) -> int:
     """Return the number of classes: as configured, or as the dataset's manifest says."""
-    manifest = read_manifest(cfg.data)
+    manifest = files.manifest()
     known = None if manifest is None else len(manifest.classes)
     if cfg.model.num_classes == "auto":
         if known is None:
@@ -153,7 +148,7 @@ def plan(cfg: Config) -> str:
     folder = open_folder(cfg.checkpoint.save_folder)
     folder.check_writable()
     if not list_checkpoints(folder):
-        check_canonical_nodes(cfg.data.num_canonical_nodes, node_count())
+        check_nodes(cfg.data.num_canonical_nodes, node_count())
     needed = shared_memory_of(cfg, facts)
     check_shared_memory(needed)
     epochs = facts.total_steps / facts.steps_per_epoch
@@ -167,7 +162,7 @@ def plan(cfg: Config) -> str:
             f"# steps        {facts.total_steps:,} = {epochs:g} epochs x {facts.steps_per_epoch:,}; "
             f"{left_out:,} samples of each epoch are left out, others each time",
             f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
-            f"# decoder      {facts.decoder_version}; {worker_count(cfg.data)} loader workers a rank",
+            f"# decoder      {facts.decoder_version}; {workers_of(cfg.data)} loader workers a rank",
             f"# /dev/shm     up to {needed / 1e9:.3g} GB a node for batches; "
             f"{free_shared_memory() / 1e9:.3g} GB are free here",
             f"# save_folder  {cfg.checkpoint.save_folder} is writable",

@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from composer import Trainer
 
+from imagestream.data.opening import check_nodes
 from imagestream.storage.folders import Folder, FolderError, open_folder
-from train.capacity import (
-    check_canonical_nodes,
-    check_shared_memory,
-    node_count,
-)
+from train.capacity import check_shared_memory, node_count
 from train.config.run_config import Config
 from train.facts import contract_for, describe, gather_facts, shared_memory_of
-from train.process import choose_kernels, start_process
+from train.process import choose_kernels, start_process, torch_device
 from train.record.heartbeat import Heartbeat
 from train.record.run_record import RunRecord
 from train.resume.checkpoints import (
@@ -28,12 +25,8 @@ from train.resume.fence import TakenOverError, release
 from train.resume.guard import ResumeGuard
 from train.resume.start import find_start
 from train.signals import listen
-from train.splits import (
-    open_eval,
-    open_train,
-)
 from train.stopping import BatchWatch, StopRequested
-from train.trainer import build_trainer, end_last_epoch, is_finished
+from train.trainer import build_trainer, end_last_epoch, is_finished, open_loaders
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +54,23 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     start = find_start(cfg, folder, contract_for(cfg, facts, device), allowed)
     folder = start.folder
     if start.checkpoint is None:  # a run that goes on may do so on any number of nodes
-        check_canonical_nodes(cfg.data.num_canonical_nodes, node_count())
+        check_nodes(cfg.data.num_canonical_nodes, node_count())
     if device.name == "cpu":
         torch.set_num_threads(int(start.contract.environment["threads_per_rank"].partition(" ")[0]))
 
-    train_set = open_train(
-        cfg.data, global_batch_size=cfg.global_batch_size, device_batch_size=facts.device_batch_size, seed=cfg.seed
-    )
-    val_set = open_eval(cfg.data, cfg.data.val_split, device_batch_size=facts.eval_device_batch_size)
-    guard = ResumeGuard(start.contract, seed=cfg.seed, train_set=train_set, changes=start.changes)
+    train_batches, val_batches = open_loaders(cfg, facts, torch_device(device))
+    guard = ResumeGuard(start.contract, seed=cfg.seed, loader=train_batches, changes=start.changes)
     record = RunRecord(describe(cfg, facts), folder, guard)
     saver = DurableCheckpointSaver(folder, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep)
     watch = BatchWatch(signals, saver, skips=cfg.nonfinite_skips)
 
     with on_every_node(folder, start.checkpoint) as load_path:
         trainer = build_trainer(
-            cfg, device, facts, train_set, val_set, [watch, guard, record, saver, Heartbeat()], load_path
+            cfg, device, facts, train_batches, val_batches, [watch, guard, record, saver, Heartbeat()], load_path
         )
     with saving(trainer, folder):
         if is_finished(trainer):
-            end_last_epoch(trainer, train_set.steps_per_epoch)
+            end_last_epoch(trainer, train_batches.steps_per_epoch)
         else:
             trainer.fit()
         use_averaged_weights(trainer.state)

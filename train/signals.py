@@ -7,9 +7,6 @@ rank also ends when its launcher is gone, so that it cannot train on beside the 
 
 import atexit
 import contextlib
-import ctypes
-import multiprocessing
-import multiprocessing.util  # its own exit function waits for workers: ours is registered later, and so runs first
 import os
 import select
 import signal
@@ -19,17 +16,14 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import NoReturn
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from imagestream.data.worker import EXIT_ORPHANED, STOP_SIGNALS, stop_workers
+
 SECOND_TERM_COUNTS_AFTER_S = 5.0
 """After a SIGTERM to the whole group, the launcher sends its ranks another one within a second."""
 
 SECONDS_WITHOUT_LAUNCHER = 30.0  # to save in; the launcher itself gives its ranks as long (composer/cli/launcher.py)
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_DIE = 5.0
-EXIT_ORPHANED = 1
 STDERR = 2
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_libc = ctypes.CDLL(None)
 
 
 class StopSignals:
@@ -141,40 +135,6 @@ def listening(*, will_save: bool) -> Iterator[None]:
         yield
     finally:
         stop_workers()
-
-
-def become_worker() -> None:
-    """In a loader worker: leave signals to the rank, and end when it does, even by SIGKILL."""
-    for number in STOP_SIGNALS:  # torch has given SIGTERM to a handler of its own
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    parent = multiprocessing.parent_process()
-    if (
-        parent is not None and parent.pid and multiprocessing.get_start_method() == "fork"
-    ):  # else it is a server's child
-        end_with_parent(parent.pid)
-
-
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` ends; it survives an exec.
-
-    The kernel counts the end of the parent's thread that forked, so fork in its main thread.
-    """
-    if hasattr(_libc, "prctl"):
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before
-            os._exit(EXIT_ORPHANED)
-
-
-def stop_workers() -> None:
-    """Kill the loader workers that are left: torch and multiprocessing would send SIGTERM, and wait."""
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
-    if workers:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise its own error at a worker's end
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join(SECONDS_TO_DIE)
 
 
 @atexit.register

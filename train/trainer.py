@@ -13,48 +13,55 @@ from composer.devices import Device
 from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import reproducibility
 
-from imagestream.data.dataset import StreamingEvalImages, StreamingImages
 from imagestream.data.labels import Labels
+from imagestream.loader import Loader
 from imagestream.storage.folders import LocalFolder, open_folder
 from train.config.run_config import Config
+from train.data import eval_loader, eval_spec, train_loader, train_spec
 from train.facts import Facts
-from train.loader import build_eval_spec, build_train_spec
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
-from train.process import microbatch_size_on, precision_on, torch_device
+from train.process import microbatch_size_on, precision_on
 from train.record.log_files import LogFile, TensorboardFiles
 from train.resolution import Resolution
 from train.resume.checkpoint_file import CheckpointError, one_line
 from train.resume.guard import ResumeGuard
 from train.resume.start import RefusedError
-from train.splits import describe as where_is
 
 log = logging.getLogger(__name__)
+
+
+def open_loaders(cfg: Config, facts: Facts, device: torch.device) -> tuple[Loader, Loader]:
+    """Open the training and the validation split; collective over all ranks."""
+    resolution = Resolution(cfg.data.crop_size, facts.steps_per_epoch, cfg.max_duration, cfg.size_schedule)
+    train_batches = train_loader(
+        cfg.data,
+        facts.files,
+        seed=cfg.seed,
+        batch_size=facts.device_batch_size,
+        resolution=resolution,
+        device=device,
+        algorithms=cfg.per_sample_algorithms,
+    )
+    val_batches = eval_loader(
+        cfg.data, facts.files, cfg.data.val_split, batch_size=facts.eval_device_batch_size, device=device
+    )
+    for loader in (train_batches, val_batches):
+        loader.labels = Labels(facts.num_classes, where=facts.files.where(loader.split))
+    return train_batches, val_batches
 
 
 def build_trainer(
     cfg: Config,
     device: Device,
     facts: Facts,
-    train_set: StreamingImages,
-    val_set: StreamingEvalImages,
+    train_batches: Loader,
+    val_batches: Loader,
     callbacks: list[Callback],
     load_path: str | None,
 ) -> Trainer:
     """Return Composer's Trainer for a run, with the checkpoint loaded where there is one."""
     guard = next(callback for callback in callbacks if isinstance(callback, ResumeGuard))
-    train_spec = build_train_spec(
-        train_set,
-        cfg.data,
-        seed=cfg.seed,
-        resolution=Resolution(cfg.data.crop_size, facts.steps_per_epoch, cfg.max_duration, cfg.size_schedule),
-        device=torch_device(device),
-        on_batch=guard.on_batch,
-        algorithms=cfg.per_sample_algorithms,
-        labels=Labels(facts.num_classes, where=where_is(cfg.data, cfg.data.train_split)),
-    )
-    val_labels = Labels(facts.num_classes, where=where_is(cfg.data, cfg.data.val_split))
-    eval_spec = build_eval_spec(val_set, cfg.data, device=torch_device(device), labels=val_labels)
     reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
     model = build_model(cfg.model, facts.num_classes)
     log.info(
@@ -71,8 +78,8 @@ def build_trainer(
     with refusing(load_path):
         return Trainer(
             model=model,
-            train_dataloader=train_spec,
-            eval_dataloader=Evaluator(label="eval", dataloader=eval_spec),
+            train_dataloader=train_spec(train_batches, guard.on_batch),
+            eval_dataloader=Evaluator(label="eval", dataloader=eval_spec(val_batches)),
             max_duration=cfg.max_duration,
             eval_interval=cfg.eval_interval,
             optimizers=build_optimizer(model, cfg.optimizer),

@@ -149,16 +149,25 @@ class StreamingImages(StreamingDataset):
         self._loaded = obj
 
     def begin_at(self, epoch: int, batch_in_epoch: int) -> None:
-        """After `load_state_dict`, have the next iteration begin at this batch, counted from 0. Called by every rank.
+        """Have the next iteration begin at this batch, counted from 0, be it behind or ahead. Called by every rank.
 
-        A checkpoint that Composer 0.32.1 saves at an epoch's end does not say so by itself: Composer asks for the state
-        after 0 samples (`State._dataset_state_dict`), and Streaming 0.13.0 answers with the epoch that it began last
-        (`StreamingDataset.state_dict`: next_epoch - 1), which is the one that has just ended.
+        After `load_state_dict`, too: a state that Composer 0.32.1 saves at an epoch's end does not name this place by
+        itself, as it asks for the state after 0 samples (`State._dataset_state_dict`), and Streaming 0.13.0 answers
+        with the epoch that it began last (`StreamingDataset.state_dict`: next_epoch - 1), the one that has just ended.
         """
-        if self._loaded is not None:
-            place = {"epoch": epoch, "sample_in_epoch": batch_in_epoch * self.global_batch_size}
-            # Not read back first: the memory is the node's, and another rank may be writing to it.
-            super().load_state_dict(self._loaded | place)
+        place = {"epoch": epoch, "sample_in_epoch": batch_in_epoch * self.global_batch_size}
+        # Not read back first: the memory is the node's, and another rank may be writing to it.
+        super().load_state_dict((self._loaded or self.order()) | place)
+        self.next_epoch = epoch  # Streaming passes over a state of an epoch before its next one
+
+    def order(self) -> dict[str, Any]:
+        """Return what fixes the order of the samples, as Streaming's own state names it."""
+        nodes = (self._loaded or {}).get("initial_physical_nodes")
+        return {
+            "num_canonical_nodes": self.num_canonical_nodes,
+            "shuffle_seed": self.shuffle_seed,
+            "initial_physical_nodes": nodes or self._parallel_rank_world.num_nodes,
+        }
 
     def __getitem__(self, at: int) -> Sample:
         started = time.perf_counter()
@@ -198,7 +207,7 @@ class StreamingImages(StreamingDataset):
                 self.prepare_shard(shard_id)
         raise RecordError(
             f"{self.shards[shard_id].raw_data.basename} was deleted {1 + retry} times before record {index} could "
-            "be read; raise data.cache_limit_gb"
+            "be read; raise cache_limit_gb"
         )
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> npt.NDArray[np.int64]:

@@ -243,7 +243,7 @@ class CheckedStream(Stream):
                 if left <= 0:
                     raise DownloadError(
                         f"{source} could not be fetched in {waited:.0f} s and {tries} attempts "
-                        f"(data.download_patience_s: {self.patience_s:g}); the last failure: {_one_line(error)}"
+                        f"(download_patience_s: {self.patience_s:g}); the last failure: {_one_line(error)}"
                     ) from error
                 pause = min(left, _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries)))
                 if not told and waited + pause >= TELL_AFTER_S:
@@ -277,7 +277,7 @@ class CheckedStream(Stream):
                 arrived.bytes += len(chunk)
                 if time.monotonic() > until and arrived.bytes < size:
                     came = arrived.bytes - before
-                    raise TimeoutError(f"{came:,} bytes came in {limit_s:.0f} s (data.download_timeout_s)")
+                    raise TimeoutError(f"{came:,} bytes came in {limit_s:.0f} s (download_timeout_s)")
 
     def _chunks(self, source: str, arrived: Arrived) -> Iterator[bytes]:
         """Return the bytes of a file: the rest of it, where it is still the one that has arrived in part, or all."""
@@ -335,7 +335,7 @@ def fault_of(path: Path, info: FileInfo, algorithm: str | None) -> str | None:
         return None
     expected = info.hashes.get(algorithm)
     if expected is None:
-        return f"index.json has no {algorithm} for it, only {sorted(info.hashes)} (data.validate_hash)"
+        return f"index.json has no {algorithm} for it, only {sorted(info.hashes)} (validate_hash)"
     seen = hash_of(path, algorithm)
     return None if seen == expected else f"its {algorithm} is {seen}, index.json says {expected}"
 
@@ -367,7 +367,7 @@ def least_cache_bytes(
     nodes that this machine reads; and each reader fetches a shard ahead.
 
     Args:
-        block_samples: data.shuffle_block_size, or 1 where nothing is shuffled.
+        block_samples: shuffle_block_size, or 1 where nothing is shuffled.
         canonical_nodes: those of this machine.
         readers: loader processes of this machine.
     """
@@ -377,11 +377,11 @@ def least_cache_bytes(
 
 def _words_for(error: OSError, final: Path, size: int) -> str:
     if error.errno not in DISK_FULL:
-        return f"{error.strerror or error}; correct data.local or its permissions"
+        return f"{error.strerror or error}; choose another cache (data.local) or correct its permissions"
     free = shutil.disk_usage(final.parent).free
     return (
         f"its disk is full ({error.strerror}): {free:,} bytes are free in {final.parent.resolve()}, {size:,} are "
-        "needed; free some, set data.local to a larger disk, or set data.cache_limit_gb"
+        "needed; free some, put the cache (data.local) on a larger disk, or set cache_limit_gb"
     )
 
 

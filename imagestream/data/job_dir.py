@@ -11,22 +11,24 @@ a dead job's, and is removed. That holds in containers too, which see no process
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
 
 from imagestream import world
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SHARED_MEMORY = Path("/dev/shm")
 ALIVE = "alive"  # the file that an owner has locked
@@ -35,16 +37,18 @@ LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes. A loader worker hands a batch over through a Unix socket of such a name in TMPDIR, and Linux allows 107. With
 a longer one the batch never arrives: the error is raised in a thread, and only printed."""
 
+_numbers = itertools.count()  # of the links, for a job may open one folder twice
 _owned: tuple[int, Path, int] | None = None  # by this process: its id, its folder and the locked file's descriptor
 
 
 def link_for_this_job(target: str) -> str:
-    """Return a path to `target` that only this job uses; all ranks of one node get the same one.
+    """Return a new path to `target` that only this job uses; all ranks of one node get the same one.
 
     Collective: every rank calls it, after the process group exists.
     """
-    directory = _jobs_root() / _job_name_of_node()
-    link = directory / _link_name(target)
+    job, number = _chosen_by_first_of_node((_own_folder().name, next(_numbers)))
+    directory = _jobs_root() / job
+    link = directory / f"{_link_name(target)}-{number}"
     if world.local_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         os.makedirs(target, exist_ok=True)
@@ -103,7 +107,7 @@ def _check_machines() -> None:
     """Raise ValueError, on all ranks, where nodes share a machine's shared memory and temporary folder."""
     _jobs_root().mkdir(parents=True, exist_ok=True)
     places = [(SHARED_MEMORY, os.stat(SHARED_MEMORY)), (_jobs_root(), os.stat(_jobs_root()))]
-    mine = (world.node_rank(), boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
+    mine = (world.node_rank(), world.boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
     nodes: dict[tuple[Any, ...], int] = {}
     for node, boot, seen in world.gathered(mine):
         for place in seen:
@@ -125,25 +129,19 @@ def _check_tmpdir() -> None:
         )
 
 
-def boot_id() -> str:
-    """What tells two running machines apart, however alike they are; the same in all containers of one."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        return socket.gethostname()
-
-
 def _jobs_root() -> Path:
     # Not mds-jobs-<uid>, the name of earlier versions, which would delete a folder that is not named as theirs are.
     return Path(tempfile.gettempdir()) / f"mds-live-{os.getuid()}"
 
 
-def _job_name_of_node() -> str:
-    """The name of the folder of the node's first rank."""
-    is_first = world.local_rank() == 0
-    mine = (world.node_rank(), world.local_rank(), _own_folder().name if is_first else "")
-    names = {(node, local): name for node, local, name in world.gathered(mine)}
-    return names[(world.node_rank(), 0)]
+def _chosen_by_first_of_node(mine: T) -> T:
+    """Return what the node's first rank has given; collective."""
+    chosen = {(node, local): given for node, local, given in world.gathered((*_place(), mine))}
+    return chosen[(world.node_rank(), 0)]
+
+
+def _place() -> tuple[int, int]:
+    return world.node_rank(), world.local_rank()
 
 
 def _own_folder() -> Path:

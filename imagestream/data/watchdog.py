@@ -21,7 +21,7 @@ SECONDS_TO_END = 30.0
 
 
 class StalledLoaderError(RuntimeError):
-    """No batch came within data.stall_limit_s."""
+    """No batch came within stall_limit_s."""
 
 
 class StallWatch:
@@ -61,7 +61,7 @@ class StallWatch:
         pids = [pid for pid in self._pids if pid]
         workers = ", ".join(map(str, pids)) or "none"
         message = (
-            f"rank {self.rank} had no batch for {self.limit_s:g} s (data.stall_limit_s); {self.doing()}; the stacks of "
+            f"rank {self.rank} had no batch for {self.limit_s:g} s (stall_limit_s); {self.doing()}; the stacks of "
             f"its main process ({os.getpid()}) and of its loader workers ({workers}) are in its output"
         )
         log.error(message)

@@ -48,7 +48,7 @@ class Decoder(Protocol):
 
 
 def open_decoder(wanted: Literal["auto", "native", "pillow"], *, resize_in: ResizeIn = "rgb") -> Decoder:
-    """Return the decoder that `data.decoder` and `data.resize_in` stand for on this machine.
+    """Return the decoder that these settings stand for on this machine.
 
     Raises:
         DecoderError: what is asked for is not built, or Pillow cannot do it.
@@ -58,13 +58,13 @@ def open_decoder(wanted: Literal["auto", "native", "pillow"], *, resize_in: Resi
             return NativeDecoder(resize_in=resize_in)
         except NotBuiltError as error:
             if wanted == "native":
-                raise DecoderError(f"data.decoder: {error}") from error
+                raise DecoderError(f"decoder: {error}") from error
             if resize_in == "rgb":
                 _warn_of_pillow(str(error))
     if resize_in != "rgb":
         raise DecoderError(
-            f"data.resize_in: {resize_in} needs the native decoder, and data.decoder: {wanted} means Pillow here; "
-            + ("set data.decoder=native" if wanted == "pillow" else HOW_TO)
+            f"resize_in: {resize_in} needs the native decoder, and decoder: {wanted} means Pillow here; "
+            + ("set decoder=native" if wanted == "pillow" else HOW_TO)
         )
     return pillow.PillowDecoder()
 

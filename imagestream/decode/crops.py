@@ -7,6 +7,7 @@ decodes it.
 import math
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
 from typing import NamedTuple
@@ -22,6 +23,8 @@ MOST_RESIZED_PX = 2**26
 
 Draw = Callable[[], float]
 """The next number of a stream: uniform in [0, 1)."""
+
+MAX_EDGE_PX = 4096
 
 _EIGHT_WORDS = struct.Struct("<8Q")
 _VIEW = struct.Struct("<2q4d2q")
@@ -41,6 +44,78 @@ class View(NamedTuple):
     box: tuple[float, float, float, float]
     flip: bool
     whole: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """The crop of training: of random area and aspect, resized to a square, and mirrored by chance.
+
+    Args:
+        size: the square's edge, px; or a function of the training batch's number, from 0 over the whole run, that
+            returns it. It has to depend on that number alone.
+        scale: smallest and largest area of the crop, as fractions of the image's.
+        ratio: smallest and largest width / height of the crop.
+        flip_prob: chance of a mirror, 0 to 1.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    size: int | Callable[[int], int]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, int):
+            _check_edge("size", self.size)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale: {self.scale} must be (low, high) with 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ValueError(f"ratio: {self.ratio} must be (low, high) with 0 < low <= high")
+        if not 0 <= self.flip_prob <= 1:
+            raise ValueError(f"flip_prob: {self.flip_prob} must be from 0 to 1")
+
+    def size_at(self, step: int) -> int:
+        """Return the edge, px, of the images of training batch `step`."""
+        return self.size if isinstance(self.size, int) else self.size(step)
+
+    def view(self, width: int, height: int, draw: Draw) -> View:
+        """Return the part of an image of this size, px, that the draws stand for."""
+        return random_resized_crop(width, height, draw, scale=self.scale, ratio=self.ratio, flip_prob=self.flip_prob)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The crop of evaluation: the short side resized to `resize`, and the middle `size` px kept.
+
+    Args:
+        size: the square's edge, px.
+        resize: px, at least `size`; None: 256/224 of it, as is usual for ImageNet.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    size: int
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_edge("size", self.size)
+        if self.resize is not None:
+            _check_edge("resize", self.resize)
+            if self.resize < self.size:
+                raise ValueError(f"resize: {self.resize} must be at least size, which is {self.size}")
+
+    def view(self, width: int, height: int) -> View:
+        """Return the part of an image of this size, px."""
+        resize = self.resize if self.resize is not None else round(self.size * 256 / 224)
+        return center_view(width, height, resize_size=resize, crop_size=self.size)
+
+
+def _check_edge(name: str, px: int) -> None:
+    if not 1 <= px <= MAX_EDGE_PX:
+        raise ValueError(f"{name}: {px} must be from 1 to {MAX_EDGE_PX:,} px")
 
 
 def sample_draws(seed: int, epoch: int, sample_id: int) -> Draw:

@@ -192,7 +192,7 @@ def fault_of_columns(encodings: Mapping[str, str], image: str, label: str) -> st
     fault = f"its columns are {seen}; needed are {image} ({', '.join(IMAGE_ENCODINGS)}) and {label} (int, uint16, ...)"
     if image in encodings and label in encodings:
         return f"{fault}, so convert the images anew"
-    return f"{fault}; give the names of the columns, as in 'data.columns={{image: {image}, label: {label}}}'"
+    return f"{fault}; give the names of the columns, as in columns: {{image: {image}, label: {label}}}"
 
 
 def _layout_of(shard: Any, image: str, label: str) -> _Layout:

@@ -66,7 +66,7 @@ def test_the_cache_of_another_dataset_is_refused(trial: Trial, shards: Path) -> 
     shutil.copytree(shards / "val", trial.cache / "train")
     done = trial.run(trial.server.endpoint_url)
     assert done.code == 2
-    assert f"{trial.cache}/train/index.json, in the cache, is another dataset's; give data.local" in done.output
+    assert f"{trial.cache}/train/index.json, in the cache, is another dataset's; give another folder" in done.output
 
 
 def test_two_jobs_share_a_cache_and_both_end_right(trial: Trial, calm: Calm, tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_limit_that_would_delete_the_only_copy_or_is_too_small_is_refused(
     assert "must be null when data.remote is null: data.local holds the only copy of the shards" in output
     code, output = run(command(shards, tmp_path / "run", f"data.remote={shards}"), tmp_path / "same")
     assert code == 2
-    assert "data.local is the same folder; to read the shards in place set data.remote=null" in output
+    assert "the cache (data.local) is the same folder; to read the shards in place set data.remote=null" in output
     done = trial.run(trial.server.endpoint_url, "data.num_workers=4", "data.cache_limit_gb=0.0001")
     assert done.code == 2
-    assert "data.cache_limit_gb: 0.0001 is less than the 0.000" in done.output
+    assert "cache_limit_gb: 0.0001 is less than the 0.000" in done.output
     assert "GB that this run reads from at a time; raise it (the split has 0.000" in done.output

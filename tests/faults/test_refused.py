@@ -27,7 +27,7 @@ def test_a_server_that_stays_away_ends_the_run_when_patience_does(
     assert done.code == 1
     assert 6 <= done.seconds < STARTING_S + 6
     assert "ShortEpochError: rank " in done.output
-    assert ".mds could not be fetched in " in done.output and "(data.download_patience_s: 6)" in done.output
+    assert ".mds could not be fetched in " in done.output and "(download_patience_s: 6)" in done.output
     assert "An error occurred (InternalError)" in done.output
 
 

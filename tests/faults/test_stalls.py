@@ -44,7 +44,7 @@ def test_a_worker_that_is_stopped_ends_the_run_with_every_stack(trial: Trial, pr
     done = trial.outcome(started, code, time.monotonic() - began)
     assert done.code == 1
     assert done.seconds < 5 + 1 + SECONDS_TO_END
-    assert "StalledLoaderError: rank 0 had no batch for 5 s (data.stall_limit_s); " in done.output
+    assert "StalledLoaderError: rank 0 had no batch for 5 s (stall_limit_s); " in done.output
     assert f"of its loader workers ({workers[0]}, {workers[1]})" in done.output
     assert done.output.count("most recent call first") >= 2
     assert [worker for worker in workers if Path(f"/proc/{worker}").exists()] == []

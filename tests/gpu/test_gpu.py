@@ -16,12 +16,12 @@ import pytest
 import torch
 from composer.utils import dist, get_device
 
+from imagestream.data.batches import RawBatch
 from tests.conftest import REPOSITORY
 from tests.integration.problem import command, record_of, what_must_match
 from train.config.run_config import load_config
-from train.loader import RawBatch, build_train_spec
+from train.data import dataset_files, train_loader
 from train.resolution import Resolution
-from train.splits import open_train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
@@ -74,13 +74,11 @@ def batches(shards: Path, device: torch.device, workers: int) -> Iterator[RawBat
         REPOSITORY / "yamls/tiny.yaml",
         [f"data.local={shards}", f"data.num_workers={workers}", "global_batch_size=8", "data.crop_size=160"],
     )
-    dataset = open_train(cfg.data, global_batch_size=8, device_batch_size=8, seed=cfg.seed)
-    resolution = Resolution(160, dataset.steps_per_epoch, f"{EPOCHS}ep", Growing())
-    spec = build_train_spec(
-        dataset, cfg.data, seed=cfg.seed, resolution=resolution, device=device, on_batch=lambda batch: None
-    )
+    files = dataset_files(cfg.data)
+    resolution = Resolution(160, files.count("train") // 8, f"{EPOCHS}ep", Growing())
+    loader = train_loader(cfg.data, files, seed=cfg.seed, batch_size=8, resolution=resolution, device=device)
     for _ in range(EPOCHS):
-        yield from spec.dataloader
+        yield from loader.raw_batches()
 
 
 class Growing:

@@ -16,7 +16,7 @@ from imagestream.mds.index import DataError
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import run, start
 from train.config.run_config import load_config
-from train.splits import read_index
+from train.data import dataset_files
 
 MAKERS = {
     "jpeg": lambda data: data,
@@ -117,7 +117,7 @@ def test_it_trains_and_a_killed_run_ends_with_identical_weights(
             "jpeg",
             "int",
             "data.columns.image=image",
-            r"give the names of the columns, as in 'data.columns=\{image: image",
+            r"give the names of the columns, as in columns: \{image: image",
         ),
     ],
 )
@@ -127,5 +127,5 @@ def test_what_cannot_be_trained_on_is_refused_in_a_line(
     write(tmp_path, ("x", image), ("y", label))
     cfg = load_config("yamls/tiny.yaml", [f"data.local={tmp_path}", *filter(None, [override])]).data
     with pytest.raises(DataError, match=words) as raised:
-        read_index(cfg, "train")
+        dataset_files(cfg).index("train")
     assert str(raised.value).isprintable()

@@ -20,7 +20,7 @@ REFUSED = [
     ("device_train_microbatch_size=15", "or give another device_train_microbatch_size"),
     (
         "data.num_canonical_nodes=101",
-        "data.num_canonical_nodes: 101 is more than the 100 samples of the training split",
+        "num_canonical_nodes: 101 is more than the 100 samples of the split",
     ),
     ("checkpoint.save_folder=/dev/null/x", "/dev/null/x is not writable"),
     ("loggers.wandb={project: x}", "loggers.wandb: there is no key for api.wandb.ai; set WANDB_API_KEY, run"),

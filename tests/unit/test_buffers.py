@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from imagestream.data.batches import RawBatch
 from imagestream.data.buffers import Block, SharedBlocks
-from train.loader import RawBatch, TimedLoader
+from imagestream.data.timed_loader import TimedLoader
 
 WORKERS, BLOCKS, BATCHES, EDGE = 2, 3, 24, 16
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.data.opening import check_nodes, check_samples
+from imagestream.mds.index import DataError
 from tests.conftest import REPOSITORY
 from tests.integration.problem import command
 from train import capacity
 from train.capacity import (
-    check_canonical_nodes,
-    check_samples,
     check_shared_memory,
     check_smallest_pass,
     loader_bytes,
@@ -32,16 +32,16 @@ def test_the_blocks_of_all_workers_are_counted_at_the_largest_size() -> None:
 
 @pytest.mark.parametrize(("canonical", "nodes"), [(64, 1), (64, 2), (64, 64), (64, 128), (1, 3), (6, 3), (2, 4)])
 def test_numbers_of_nodes_that_divide_are_accepted(canonical: int, nodes: int) -> None:
-    check_canonical_nodes(canonical, nodes)
+    check_nodes(canonical, nodes)
 
 
 @pytest.mark.parametrize(
     ("canonical", "nodes", "able", "other"), [(64, 3, "2 or 4", 63), (2, 3, "2 or 4", 3), (64, 96, "64 or 128", 96)]
 )
 def test_others_are_refused_with_those_that_work(canonical: int, nodes: int, able: str, other: int) -> None:
-    with pytest.raises(ConfigError, match=rf"run on {able} nodes or, .*data.num_canonical_nodes={other}$"):
-        check_canonical_nodes(canonical, nodes)
-    check_canonical_nodes(other, nodes)
+    with pytest.raises(DataError, match=rf"run on {able} nodes or, .*num_canonical_nodes={other}$"):
+        check_nodes(canonical, nodes)
+    check_nodes(other, nodes)
 
 
 def test_memory_that_is_freed_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +100,5 @@ def test_a_pass_of_one_image_that_becomes_one_pixel_is_refused(
 
 def test_canonical_nodes_without_a_sample_are_refused() -> None:
     check_samples(100, 100)
-    with pytest.raises(ConfigError, match=r"data\.num_canonical_nodes: 101 is more than the 100 samples"):
+    with pytest.raises(DataError, match=r"num_canonical_nodes: 101 is more than the 100 samples"):
         check_samples(101, 100)

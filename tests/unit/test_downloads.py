@@ -137,7 +137,8 @@ def test_a_full_disk_is_named_with_what_is_free_and_not_tried_again(
     (tmp_path / "local" / f".{INFO.basename}.{name.hex[:12]}.part").symlink_to("/dev/full")
     wanted = (
         rf"{INFO.basename} cannot be written: its disk is full \(No space left on device\): [\d,]+ bytes are free in "
-        rf"{tmp_path}/local, 5,000 are needed; free some, set data.local to a larger disk, or set data.cache_limit_gb"
+        rf"{tmp_path}/local, 5,000 are needed; free some, put the cache \(data.local\) on a "
+        "larger disk, or set cache_limit_gb"
     )
     with pytest.raises(DownloadError, match=wanted):
         ours._prepare_shard_part(INFO)
@@ -205,7 +206,7 @@ def test_a_slow_transfer_counts_as_failed(tmp_path: Path, monkeypatch: pytest.Mo
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(downloads.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(downloads, "CHUNK_BYTES", 1000)
-    with pytest.raises(DownloadError, match=r"bytes came in 1 s \(data.download_timeout_s\)"):
+    with pytest.raises(DownloadError, match=r"bytes came in 1 s \(download_timeout_s\)"):
         ours._prepare_shard_part(INFO)
 
 
@@ -259,7 +260,7 @@ def test_a_drip_that_is_too_slow_ends_when_patience_does(
     proxy, folder = through_proxy
     proxy.choose = lambda request: "drip:40000"
     began = time.monotonic()
-    with pytest.raises(DownloadError, match=r"bytes came in 1 s \(data.download_timeout_s\)"):
+    with pytest.raises(DownloadError, match=r"bytes came in 1 s \(download_timeout_s\)"):
         stream(tmp_path, remote=folder, patience_s=3.0, download_timeout=1.0)._prepare_shard_part(LARGE_INFO)
     assert time.monotonic() - began < 3 + 2 * downloads.READ_BYTES / 40_000 + 2
 

@@ -13,7 +13,9 @@ MAY_IMPORT = {
     "imagestream.storage": {"imagestream.storage"},
     "imagestream.mds": {"imagestream.mds"},
     "imagestream.decode": {"imagestream.decode"},
-    "imagestream.data": {"imagestream.data", "imagestream.mds", "imagestream.storage", "imagestream.world"},
+    "imagestream.data": {
+        *("imagestream.data", "imagestream.decode", "imagestream.mds", "imagestream.storage", "imagestream.world"),
+    },
     "imagestream": {"imagestream"},
     "convert": {"convert", "imagestream"},
     "train": {"train", "imagestream"},

@@ -4,7 +4,7 @@ import gc
 import io
 import pickle
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,20 +12,27 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from imagestream.data.batches import EvalCollate, RawBatch, TrainCollate
 from imagestream.data.dataset import Sample
+from imagestream.data.timed_loader import TimedLoader, start_worker
+from imagestream.data.watchdog import StallWatch
 from imagestream.decode import pillow
-from imagestream.decode.crops import random_resized_crop, sample_draws, view_hash
+from imagestream.decode.backends import open_decoder
+from imagestream.decode.crops import CenterCrop, RandomResizedCrop, random_resized_crop, sample_draws, view_hash
 from imagestream.decode.pillow import DecodeError
-from tests.conftest import REPOSITORY
+from imagestream.loader import Normalize, ToDevice
 from train.config.algorithms import ProgressiveResizing
-from train.config.run_config import load_config
-from train.config.sections import DataConfig
-from train.loader import EvalCollate, RawBatch, TimedLoader, ToDevice, TrainCollate, build_eval_spec
 from train.resolution import Resolution
 
+CROP = RandomResizedCrop(32)
 
-def config() -> DataConfig:
-    return load_config(REPOSITORY / "yamls/tiny.yaml", ["data.crop_size=32"], check_paths=False).data
+
+def collate_of(crop: RandomResizedCrop = CROP) -> TrainCollate:
+    return TrainCollate(open_decoder("auto"), crop, seed=17)
+
+
+def eval_collate() -> EvalCollate:
+    return EvalCollate(open_decoder("auto"), CenterCrop(64, resize=72))
 
 
 def samples(count: int, epoch: int = 0) -> list[Sample]:
@@ -39,18 +46,18 @@ def samples(count: int, epoch: int = 0) -> list[Sample]:
 
 
 def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
-    cfg, batch = config(), TrainCollate(config(), 17, Resolution(32, 10, "1ep"))(samples(5, epoch=2))
+    batch = collate_of()(samples(5, epoch=2))
     assert batch.images.shape == (5, 32, 32, 3)
     assert batch.labels.tolist() == [0, 1, 2, 3, 4]
     for at, sample in enumerate(samples(5)):
         draw = sample_draws(17, 2, sample.position)
-        view = random_resized_crop(120, 90, draw, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
+        view = random_resized_crop(120, 90, draw, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_prob=0.5)
         assert torch.equal(batch.images[at], pillow.decode_batch([sample.image], [view], 32, bounded=True)[0])
         assert batch.view_hashes[at].item() == view_hash(2, sample.position, view, 32)
 
 
 def test_a_batch_is_the_same_in_another_process() -> None:
-    sent = TrainCollate(config(), 17, Resolution(32, 10, "1ep"))([one._replace(step=4) for one in samples(3)])
+    sent = collate_of()([one._replace(step=4) for one in samples(3)])
     got = pickle.loads(pickle.dumps(sent))
     assert type(got) is type(sent) and (got.step, got.block) == (4, sent.block)
     for name in ("images", "labels", "view_hashes", "stage_s"):
@@ -61,7 +68,7 @@ def test_a_batch_is_the_same_in_another_process() -> None:
 
 def test_a_batch_is_decoded_at_the_size_of_its_step() -> None:
     grows = ProgressiveResizing(name="progressive_resizing", mode="decode", initial_scale=0.5, size_increment=16)
-    collate = TrainCollate(config(), 17, Resolution(32, 5, "10ba", grows))
+    collate = collate_of(RandomResizedCrop(Resolution(32, 5, "10ba", grows)))
     sizes = []
     for step in range(10):
         batch = collate([sample._replace(step=step) for sample in samples(2)])
@@ -75,7 +82,7 @@ def test_a_batch_is_decoded_at_the_size_of_its_step() -> None:
 
 
 def test_a_broken_image_is_named_as_the_dataset_names_it() -> None:
-    for collate in (TrainCollate(config(), 17, Resolution(32, 10, "1ep")), EvalCollate(config())):
+    for collate in (collate_of(), eval_collate()):
         collate.name_of = lambda position: f"sample {position + 900}"
         for broken in (b"", b"not an image", samples(1)[0].image[:2000]):
             batch = samples(3)
@@ -87,8 +94,6 @@ def test_a_broken_image_is_named_as_the_dataset_names_it() -> None:
 class SamplesInAWorker(IterableDataset[Sample]):
     """What a loader asks of a dataset, without streaming."""
 
-    batch_size, status, name_of = 4, None, None
-
     def __iter__(self) -> Iterator[Sample]:
         return iter(samples(4))
 
@@ -98,22 +103,21 @@ def test_workers_collect_no_garbage_among_the_objects_of_their_rank() -> None:
         return collate(batch)._replace(view_hashes=torch.tensor([gc.get_freeze_count()]))
 
     before = gc.get_freeze_count()  # Python 3.12 has some frozen from its start
-    cfg = config().model_copy(update={"num_workers": 1})
-    dataset: Any = SamplesInAWorker()
-    loader = build_eval_spec(dataset, cfg, device=torch.device("cpu")).dataloader
-    assert isinstance(loader, TimedLoader)
-    collate, loader.collate_fn = loader.collate_fn, counting
-    (batch,) = loader
+    collate, watch = eval_collate(), StallWatch(60, workers=1, rank=0, doing=str)
+    setup = partial(start_worker, watch)  # as Loader has it
+    (batch,) = TimedLoader(SamplesInAWorker(), batch_size=4, collate_fn=counting, num_workers=1, worker_init_fn=setup)
     assert batch.view_hashes.item() > before + 10_000  # torch's and Composer's
     assert gc.get_freeze_count() == before
 
 
 @pytest.mark.slow
 def test_images_reach_the_network_normalised_and_channels_last() -> None:
-    cfg, raw = config(), EvalCollate(config())(samples(3))
-    images, labels = ToDevice(cfg, torch.device("cpu"))(raw)
-    assert images.shape == (3, 3, cfg.eval_crop_size, cfg.eval_crop_size)
+    raw, statistics = eval_collate()(samples(3)), Normalize()
+    images, labels = ToDevice(torch.device("cpu"), statistics)(raw)
+    assert images.shape == (3, 3, 64, 64)
     assert images.is_contiguous(memory_format=torch.channels_last)
-    green = (raw.images[1, 7, 5, 1].item() - cfg.mean[1]) / cfg.std[1]
+    green = (raw.images[1, 7, 5, 1].item() - statistics.mean[1]) / statistics.std[1]
     assert images[1, 1, 7, 5].item() == pytest.approx(green, rel=1e-6)
     assert torch.equal(labels, raw.labels)
+    plain, _ = ToDevice(torch.device("cpu"), None)(raw)
+    assert plain.dtype == torch.uint8 and torch.equal(plain.permute(0, 2, 3, 1), raw.images)

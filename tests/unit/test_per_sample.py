@@ -10,8 +10,8 @@ import torch
 from composer.algorithms.utils import augmentation_sets
 from PIL import Image
 
+from imagestream.data.per_sample import PerSample, _seeded
 from train.config.algorithms import AugMix, PerSampleAlgorithm, RandAugment
-from train.per_sample import PerSample, _numpy_seeded
 
 RAND, MIX = RandAugment(name="randaugment"), AugMix(name="augmix")
 KEYS = [(0, 4), (0, 9), (1, 4), (1, 700_000)]
@@ -26,7 +26,7 @@ def applied(
     algorithms: Sequence[PerSampleAlgorithm], keys: Sequence[tuple[int, int]], seed: int = 17
 ) -> tuple[torch.Tensor, torch.Tensor]:
     images = batch(len(keys))
-    draws = PerSample(algorithms, seed=seed)(images, keys)
+    draws = PerSample([algorithm.on_image() for algorithm in algorithms], seed=seed)(images, keys)
     return images, draws
 
 
@@ -48,7 +48,7 @@ def test_a_sample_depends_on_its_key_and_not_on_its_batch_or_on_what_was_drawn_b
 def test_the_pixels_are_those_of_composers_functions() -> None:
     images, _ = applied([RAND, MIX], KEYS)
     for index, (epoch, sample_id) in enumerate(KEYS):
-        with _numpy_seeded(f"17/{epoch}/{sample_id}/per sample"):
+        with _seeded(f"17/{epoch}/{sample_id}/per sample"):
             image = Image.fromarray(batch(1)[0].numpy())
             image = composer.functional.randaugment_image(image, 9, 2, augmentation_sets["all"])
             image = composer.functional.augmix_image(image, 3, -1, 3, 1.0, augmentation_sets["all"])
@@ -69,7 +69,7 @@ def test_numpys_generator_goes_on_as_if_nothing_had_been_drawn() -> None:
 
 def test_it_can_be_sent_to_a_worker() -> None:
     images, again = batch(), batch()
-    changed = PerSample([RAND], seed=1)
+    changed = PerSample([RAND.on_image()], seed=1)
     changed(images, KEYS)
     pickle.loads(pickle.dumps(changed))(again, KEYS)
     assert torch.equal(images, again)

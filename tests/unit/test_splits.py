@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
+from imagestream.data.dataset_files import DatasetFiles
 from imagestream.mds.index import DataError
-from train.config.run_config import load_config
-from train.config.sections import DataConfig
-from train.splits import read_index, read_manifest
 
 SHARD: dict[str, Any] = {
     "version": 2,
@@ -32,8 +30,8 @@ def named(name: str) -> dict[str, Any]:
     return SHARD | {"raw_data": SHARD["raw_data"] | {"basename": name}}
 
 
-def data(folder: Path) -> DataConfig:
-    return load_config("yamls/tiny.yaml", [f"data.local={folder}"]).data
+def data(folder: Path) -> DatasetFiles:
+    return DatasetFiles(None, str(folder))
 
 
 def text(content: Any) -> Callable[[Path], Any]:
@@ -114,14 +112,14 @@ def test_an_index_that_cannot_be_used_is_refused_in_one_line(
     path = tmp_path / "train/index.json"
     make(path)
     with pytest.raises(DataError, match=words) as raised:
-        read_index(data(tmp_path), "train")
+        data(tmp_path).index("train")
     assert str(path) in str(raised.value) and str(raised.value).isprintable()
 
 
 def test_one_that_can_be_used_is(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/index.json").write_text(json.dumps({"shards": [SHARD]}))
-    assert read_index(data(tmp_path), "train") == {"shards": [SHARD]}
+    assert data(tmp_path).index("train") == {"shards": [SHARD]}
 
 
 def test_folders_below_the_splits_are_allowed(tmp_path: Path) -> None:
@@ -129,10 +127,10 @@ def test_folders_below_the_splits_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     index = {"shards": [named("part0/shard.00000.mds"), named("part1/shard.00000.mds")]}
     (tmp_path / "train/index.json").write_text(json.dumps(index))
-    assert read_index(data(tmp_path), "train") == index
+    assert data(tmp_path).index("train") == index
 
 
 def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"manifest.json is damaged: 'utf-8' codec"):
-        read_manifest(data(tmp_path))
+        data(tmp_path).manifest()

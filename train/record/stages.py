@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from train.loader import TimedLoader
+from imagestream.data.timed_loader import TimedLoader
 
 WAIT_THAT_COUNTS_FRACTION = 0.05  # of step time; below it the loader keeps up
 WORKER_STAGES = ("shard_wait", "read", "decode")

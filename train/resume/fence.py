@@ -18,8 +18,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from imagestream.data.job_dir import boot_id
 from imagestream.storage.folders import Check, Folder, FolderError
+from imagestream.world import boot_id
 
 log = logging.getLogger(__name__)
 

@@ -16,63 +16,58 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from imagestream.data.dataset import ShortEpochError, StreamingImages
-from train.loader import RawBatch
+from imagestream.data.dataset import ShortEpochError
+from imagestream.loader import BatchOrderError, Loader
 from train.resume.contract import Contract
 from train.resume.gradient_buckets import fix_gradient_buckets
 
 
-class BatchOrderError(RuntimeError):
-    """The loader and the trainer are not at the same batch."""
-
-
 class ResumeGuard(Callback):
-    """Reseeds before and evens out after each batch, keeps the ledger, checks an epoch's length, carries the contract.
-
-    The ledger is a hash over the global batches in order. A batch's entry is the sum, modulo 2**64, of one hash for
-    each sample's (epoch, id, crop, mirror): the sum is the same however the batch is spread over ranks.
+    """Reseeds before and evens out after each batch, carries the loader's ledger and the contract, checks the order.
 
     Args:
         changes: what of the contract has changed at this resumption; those of earlier ones are in the checkpoint.
     """
 
     def __init__(
-        self, contract: Contract, *, seed: int, train_set: StreamingImages, changes: Sequence[dict[str, Any]] = ()
+        self, contract: Contract, *, seed: int, loader: Loader, changes: Sequence[dict[str, Any]] = ()
     ) -> None:
         self.contract, self.changes = contract, list(changes)
-        self.ledger = hashlib.sha256(b"").hexdigest()
         self.epoch_ledgers: list[str] = []
-        self._seed, self._train_set = seed, train_set
-        self.samples: list[int] = []  # of each batch a part of its ledger, and rank 0's loss: by them two runs are
-        self.losses: list[float] = []  # compared batch by batch (train/compare.py)
-        self._pending: list[torch.Tensor] = []
+        self.losses: list[float] = []  # rank 0's of each batch: by them and the ledger's entries two runs are compared
+        self._seed, self._loader = seed, loader  # (train/compare.py)
         self._state: State
+
+    @property
+    def ledger(self) -> str:
+        """Up to the last epoch's end or checkpoint."""
+        return self._loader.book.value
 
     def init(self, state: State, logger: Logger) -> None:
         self._state = state
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Begin at the checkpoint's batch, with a momentum for every parameter."""
-        self._train_set.begin_at(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
+        self._loader.begin_at(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
         for optimizer in state.optimizers:
             make_momentum(optimizer)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         fix_gradient_buckets(state.model)
 
-    def on_batch(self, batch: RawBatch) -> None:
-        """Reseed for this batch and note it; runs after the loader and before the first algorithm.
+    def on_batch(self) -> None:
+        """Reseed for the batch that has come; runs after the loader and before the first algorithm.
 
         A mid-epoch resume of Composer 0.32.1 does not restore the generators that MixUp, CutMix and their like draw
         from (`Trainer._train_loop` does so at batch 0 of an epoch alone).
         """
         now = int(self._state.timestamp.batch)
-        if batch.step != now:
+        if self._loader.step != now:
             raise BatchOrderError(
-                f"rank {dist.get_global_rank()}: the loader gave batch {batch.step} where the run is at batch {now}"
+                f"rank {dist.get_global_rank()}: the loader gave batch {self._loader.step} where the run is at batch "
+                f"{now}"
             )
         seed_batch(self._seed, now, dist.get_global_rank())
-        self._pending.append(batch.view_hashes.sum())
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         share_buffers(state.model)
@@ -83,42 +78,34 @@ class ResumeGuard(Callback):
     def epoch_end(self, state: State, logger: Logger) -> None:
         assert state.previous_timestamp is not None
         seen = int(state.previous_timestamp.batch_in_epoch)
-        if seen != self._train_set.steps_per_epoch:
+        if seen != self._loader.steps_per_epoch:
             raise ShortEpochError(
                 f"rank {dist.get_global_rank()}: epoch {int(state.previous_timestamp.epoch)} ended after {seen} of "
-                f"{self._train_set.steps_per_epoch} batches"
+                f"{self._loader.steps_per_epoch} batches"
             )
-        self._settle_ledger()
-        self.epoch_ledgers.append(self.ledger)
+        self.epoch_ledgers.append(self._loader.book.settle())
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        self._settle_ledger()
+        self._loader.book.settle()
 
     def state_dict(self) -> dict[str, Any]:
         """Collective: the ledger needs every rank's part."""
-        self._settle_ledger()
+        self._loader.book.settle()
         return {
             "contract": self.contract.as_dict(),
             "changes": list(self.changes),
             "ledger": self.ledger,
             "epoch_ledgers": list(self.epoch_ledgers),
-            "trail": {"samples": torch.tensor(self.samples, dtype=torch.int64), "loss": torch.tensor(self.losses)},
+            "trail": {
+                "samples": torch.tensor(self._loader.book.entries, dtype=torch.int64),
+                "loss": torch.tensor(self.losses),
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.changes = [*state["changes"], *self.changes]
-        self.ledger, self.epoch_ledgers = state["ledger"], list(state["epoch_ledgers"])
-        self.samples, self.losses = (state["trail"][what].tolist() for what in ("samples", "loss"))
-
-    def _settle_ledger(self) -> None:
-        if not self._pending:
-            return
-        sums = self._state.device.tensor_to_device(torch.stack(self._pending))
-        self._pending = []
-        dist.all_reduce(sums, reduce_operation="SUM")  # int64 wraps around, as it should
-        for entry in sums.tolist():
-            self.ledger = hashlib.sha256(f"{self.ledger}{entry}".encode()).hexdigest()
-            self.samples.append(entry)
+        self.epoch_ledgers, self.losses = list(state["epoch_ledgers"]), state["trail"]["loss"].tolist()
+        self._loader.book.load(state["ledger"], state["trail"]["samples"].tolist())
 
 
 def seed_batch(seed: int, batch: int, rank: int) -> None:

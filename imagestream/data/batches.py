@@ -1,0 +1,124 @@
+"""Batches as a worker makes them: samples cut, decoded and augmented by their own keys."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from imagestream.data.buffers import Block, SharedBlocks
+from imagestream.data.dataset import Sample
+from imagestream.data.per_sample import ImageFunction, PerSample
+from imagestream.decode.backends import Decoder
+from imagestream.decode.crops import CenterCrop, RandomResizedCrop, View, sample_draws, view_hash
+from imagestream.decode.pillow import DecodeError
+
+
+class RawBatch(NamedTuple):
+    """What a loader worker sends to its rank.
+
+    Attributes:
+        images: uint8 (B, H, W, 3), RGB, 0-255.
+        labels: int64 (B,).
+        view_hashes: int64 (B,), the ledger's entries.
+        step: the training batch that it is, from 0 over the whole run; 0 at evaluation.
+        stage_s: float64 (3,), seconds that the worker spent on it: waiting for shards, reading records, decoding.
+        block: in which the images are, if they are in any.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    view_hashes: torch.Tensor
+    step: int
+    stage_s: torch.Tensor
+    block: Block | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send bytes, and a known block's number: a tensor between processes is a file descriptor, and half a ms."""
+        known = self.block is not None and self.block.is_known
+        small = [part.numpy() for part in (self.labels, self.view_hashes, self.stage_s)]
+        return _received, (self.block, tuple(self.images.shape) if known else self.images, *small, self.step)
+
+
+def _received(block: Block | None, images: Any, *rest: Any) -> RawBatch:
+    labels, view_hashes, stage_s = map(torch.from_numpy, rest[:3])
+    return RawBatch(
+        images if block is None else SharedBlocks.arrived(block, images), labels, view_hashes, rest[3], stage_s, block
+    )
+
+
+class TrainCollate:
+    """Cut, decode, mirror and augment a batch as (seed, epoch, position) say, at the size that its step has."""
+
+    blocks = SharedBlocks(0, 0)
+    name_of: Callable[[int], str] = staticmethod("position {}".format)
+
+    def __init__(
+        self, decoder: Decoder, crop: RandomResizedCrop, *, seed: int, transforms: Sequence[ImageFunction] = ()
+    ) -> None:
+        self.decoder, self.crop, self.seed = decoder, crop, seed
+        self.per_sample = PerSample(transforms, seed=seed)
+
+    def __call__(self, samples: Sequence[Sample]) -> RawBatch:
+        started = time.perf_counter()
+        views, hashes, size = [], [], self.crop.size_at(samples[0].step)
+        for sample, (width, height) in zip(samples, _image_sizes(self.decoder, samples, self.name_of), strict=True):
+            view = self.crop.view(width, height, sample_draws(self.seed, sample.epoch, sample.position))
+            views.append(view)
+            hashes.append(view_hash(sample.epoch, sample.position, view, size))
+        batch = _decode(self.decoder, samples, views, hashes, size, self.blocks, bounded=True, name_of=self.name_of)
+        if self.per_sample:
+            draws = self.per_sample(batch.images, [(sample.epoch, sample.position) for sample in samples])
+            batch.view_hashes.add_(draws)  # wraps around, as it should
+        batch.stage_s[2] = time.perf_counter() - started
+        return batch
+
+
+class EvalCollate:
+    """Cut the centre out of each image and decode it."""
+
+    blocks = SharedBlocks(0, 0)
+    name_of: Callable[[int], str] = staticmethod("position {}".format)
+
+    def __init__(self, decoder: Decoder, crop: CenterCrop) -> None:
+        self.decoder, self.crop = decoder, crop
+
+    def __call__(self, samples: Sequence[Sample]) -> RawBatch:
+        sizes, size = _image_sizes(self.decoder, samples, self.name_of), self.crop.size
+        views = [self.crop.view(*edges) for edges in sizes]
+        return _decode(
+            self.decoder, samples, views, [0] * len(samples), size, self.blocks, bounded=False, name_of=self.name_of
+        )
+
+
+def _image_sizes(decoder: Decoder, samples: Sequence[Sample], name_of: Callable[[int], str]) -> list[tuple[int, int]]:
+    try:
+        return decoder.image_sizes([s.image for s in samples])
+    except DecodeError as error:
+        raise _naming_the_sample(error, samples, name_of) from error
+
+
+def _decode(
+    decoder: Decoder,
+    samples: Sequence[Sample],
+    views: list[View],
+    hashes: list[int],
+    size: int,
+    blocks: SharedBlocks,
+    *,
+    bounded: bool,
+    name_of: Callable[[int], str],
+) -> RawBatch:
+    images, block = blocks.images_to_fill(len(samples), size)
+    try:
+        decoder.decode_batch([s.image for s in samples], views, size, bounded=bounded, out=images)
+    except DecodeError as error:
+        raise _naming_the_sample(error, samples, name_of) from error
+    labels = torch.tensor([s.label for s in samples], dtype=torch.int64)
+    stage_s = torch.tensor([sum(s.wait_s for s in samples), sum(s.read_s for s in samples), 0.0], dtype=torch.float64)
+    return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64), samples[0].step, stage_s, block)
+
+
+def _naming_the_sample(error: DecodeError, samples: Sequence[Sample], name_of: Callable[[int], str]) -> DecodeError:
+    bad = samples[error.index]
+    return DecodeError(f"{name_of(bad.position)} cannot be decoded: {error}", error.index)

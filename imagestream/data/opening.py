@@ -1,0 +1,231 @@
+"""A split of a dataset, opened to train or to evaluate on: its cache prepared, its order fixed."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streaming.base.hashing import is_hash
+
+from imagestream import world
+from imagestream.data.dataset import StreamingEvalImages, StreamingImages
+from imagestream.data.dataset_files import DatasetFiles
+from imagestream.data.downloads import CheckedStream, least_cache_bytes
+from imagestream.data.job_dir import link_for_this_job, one_at_a_time
+from imagestream.mds.index import DataError
+from imagestream.world import World
+
+log = logging.getLogger(__name__)
+
+FAST_HASHES = ("xxh64", "xxh3_64", "xxh128", "sha1", "md5", "sha256")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How shards are fetched and samples ordered; the defaults suit one machine and a set of ImageNet's size.
+
+    Args:
+        shuffle_algo: Streaming's: py1e, py1s, py2s, py1br or naive.
+        shuffle_block_size: samples that are shuffled together.
+        num_canonical_nodes: the order of the samples is fixed for so many machines. It and the machines of a job have
+            to divide each other.
+        predownload: samples that each worker fetches ahead; None: 8 batches.
+        validate_hash: by which each shard is checked; `auto`: the fastest that the index has; None: none.
+        hash_found_shards: whether shards that are found in the cache are hashed at their first use in a job; else only
+            their size is compared.
+        download_timeout_s: seconds before one attempt to fetch a shard counts as failed.
+        download_patience_s: seconds for which a failing download is tried again.
+        stall_limit_s: seconds without a batch before `StalledLoaderError`.
+        cache_limit_gb: most that the cache keeps of a split, GB of 10^9 bytes; None: all of it.
+        prefetch_factor: batches that each worker keeps ready.
+    """
+
+    shuffle_algo: str = "py1e"
+    shuffle_block_size: int = 262_144
+    num_canonical_nodes: int = 1
+    predownload: int | None = None
+    validate_hash: str | None = "auto"
+    hash_found_shards: bool = True
+    download_timeout_s: float = 120.0
+    download_patience_s: float = 300.0
+    stall_limit_s: float = 450.0
+    cache_limit_gb: float | None = None
+    prefetch_factor: int = 2
+
+
+def open_train(
+    files: DatasetFiles, split: str, options: StreamOptions, *, batch_size: int, seed: int, workers: int, place: World
+) -> StreamingImages:
+    """Open a split to train on; collective over all processes.
+
+    Args:
+        batch_size: images of a batch of each process.
+        workers: loader processes of each, from 0.
+    """
+    global_batch_size = batch_size * place.size
+    check_nodes(options.num_canonical_nodes, place.nodes)
+    check_samples(options.num_canonical_nodes, files.count(split))
+    dataset: StreamingImages = _open(
+        StreamingImages,
+        *(files, split, options, workers, place),
+        global_batch_size=global_batch_size,
+        batch_size=batch_size,
+        shuffle=True,
+        shuffle_algo=options.shuffle_algo,
+        shuffle_seed=seed,
+        shuffle_block_size=options.shuffle_block_size,
+    )
+    if dataset.steps_per_epoch == 0:
+        raise DataError(
+            f"{files.where(split)} holds {dataset.num_samples} samples, fewer than one global batch of "
+            f"{global_batch_size}; lower the batch size"
+        )
+    return dataset
+
+
+def open_eval(
+    files: DatasetFiles, split: str, options: StreamOptions, *, batch_size: int, workers: int, place: World
+) -> StreamingEvalImages:
+    """Open a split to evaluate on; collective over all processes."""
+    opened: StreamingEvalImages = _open(
+        StreamingEvalImages,
+        *(files, split, options, workers, place),
+        global_batch_size=1,
+        batch_size=batch_size,
+        shuffle=False,
+    )
+    return opened
+
+
+def check_nodes(canonical_nodes: int, nodes: int) -> None:
+    """Raise DataError where Streaming cannot spread the samples over the nodes.
+
+    One number must divide the other (streaming/base/partition/orig.py).
+    """
+    if _go_together(canonical_nodes, nodes):
+        return
+    fewer = next(n for n in range(nodes, 0, -1) if _go_together(canonical_nodes, n))
+    more = next(n for n in range(nodes, nodes + canonical_nodes) if _go_together(canonical_nodes, n))
+    raise DataError(
+        f"num_canonical_nodes: {canonical_nodes} and the {nodes} nodes of this run do not go together: one must be a "
+        f"multiple of the other; run on {fewer} or {more} nodes or, for a new run, give a multiple or a divisor of "
+        f"{nodes}, as in num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}"
+    )
+
+
+def check_samples(canonical_nodes: int, samples: int) -> None:
+    """Raise DataError where Streaming would have canonical nodes without a sample."""
+    if canonical_nodes > samples:
+        raise DataError(
+            f"num_canonical_nodes: {canonical_nodes:,} is more than the {samples:,} samples of the split; lower it"
+        )
+
+
+def _go_together(canonical_nodes: int, nodes: int) -> bool:
+    return canonical_nodes % nodes == 0 or nodes % canonical_nodes == 0
+
+
+def _open(
+    kind: type[Any], files: DatasetFiles, split: str, options: StreamOptions, workers: int, place: World, **kwargs: Any
+) -> Any:
+    index = files.index(split)
+    files.check_against_manifest(split)
+    try:
+        with world.in_environment(place):
+            local = link_for_this_job(files.local)
+            if files.remote is not None:
+                _prepare_cache(files, split, index)
+                _check_cache_limit(options, index, readers=max(1, workers), place=place, shuffled=kwargs["shuffle"])
+            stream = CheckedStream(
+                remote=files.remote,
+                local=local,
+                split=split or None,
+                validate_hash=_hash_to_check(options.validate_hash, index, place),
+                hash_found=options.hash_found_shards,
+                empty_cache=options.cache_limit_gb is not None,
+                patience_s=options.download_patience_s,
+                download_timeout=options.download_timeout_s,
+            )
+            with one_at_a_time():
+                return kind(
+                    streams=[stream],
+                    columns=files.columns,
+                    predownload=options.predownload,
+                    cache_limit=None if options.cache_limit_gb is None else int(options.cache_limit_gb * 1e9),
+                    num_canonical_nodes=options.num_canonical_nodes,
+                    **kwargs,
+                )
+    except (RuntimeError, OSError, ValueError) as error:  # RecordError is one
+        raise DataError(f"{files.where(split)} cannot be opened: {error}") from error
+
+
+def _prepare_cache(files: DatasetFiles, split: str, index: dict[str, Any]) -> None:
+    """Put the index into the cache; called by every rank, of which one is enough.
+
+    Raises:
+        ValueError: the cache is another dataset's, or is the dataset itself.
+    """
+    if "://" not in str(files.remote) and os.path.realpath(str(files.remote)) == os.path.realpath(files.local):
+        raise ValueError(
+            "the cache (data.local) is the same folder; to read the shards in place set data.remote=null, or leave out "
+            "cache="
+        )
+    folder = Path(files.local, split)
+    path = folder / "index.json"
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        if json.loads(path.read_text()) == index:
+            return
+        raise ValueError(
+            f"{path}, in the cache, is another dataset's; give another folder (data.local, cache=), or delete this one"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the cache {folder} (data.local) cannot be made: {error.strerror}") from error
+    part = folder / f".index.json.{uuid.uuid4().hex[:12]}.part"
+    part.write_text(json.dumps(index))
+    os.replace(part, path)
+
+
+def _check_cache_limit(
+    options: StreamOptions, index: dict[str, Any], *, readers: int, place: World, shuffled: bool
+) -> None:
+    """Raise ValueError where a cache of this size would fetch each shard again and again."""
+    if options.cache_limit_gb is None:
+        return
+    sizes = [
+        sum(shard[part]["bytes"] for part in ("raw_data", "zip_data") if shard.get(part)) for shard in index["shards"]
+    ]
+    needed = least_cache_bytes(
+        sizes,
+        samples=sum(int(shard["samples"]) for shard in index["shards"]),
+        block_samples=options.shuffle_block_size if shuffled else 1,
+        canonical_nodes=math.ceil(options.num_canonical_nodes / place.nodes) if shuffled else 1,
+        readers=readers * place.local_size,
+    )
+    if options.cache_limit_gb * 1e9 < needed:
+        raise ValueError(
+            f"cache_limit_gb: {options.cache_limit_gb:g} is less than the {needed / 1e9:.3g} GB that this run reads "
+            f"from at a time; raise it (the split has {sum(sizes) / 1e9:.3g} GB in all), or lower shuffle_block_size, "
+            "num_canonical_nodes or num_workers"
+        )
+
+
+def _hash_to_check(wanted: str | None, index: dict[str, Any], place: World) -> str | None:
+    """Return the hash by which downloads are checked; `auto` takes the fastest that the index has."""
+    known = index["shards"][0].get("hashes", [])
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        if wanted not in known:
+            raise DataError(f"validate_hash: {wanted} is not among the index's hashes {known}")
+        return wanted
+    found = next((name for name in FAST_HASHES if name in known and is_hash(name)), None)
+    if found is None and place.rank == 0:
+        log.warning("the shards carry no hash that can be checked, so a corrupt download would be read as it is")
+    return found

@@ -1,0 +1,53 @@
+"""A loader process ends with its rank, whatever ends the rank, and leaves signals to it."""
+
+import atexit
+import ctypes
+import multiprocessing
+import multiprocessing.util  # its own exit function waits for workers: ours is registered later, and so runs first
+import os
+import signal
+from multiprocessing.context import ForkProcess
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SECONDS_TO_DIE = 5.0
+EXIT_ORPHANED = 1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None)
+
+
+def become_worker() -> None:
+    """In a loader worker: leave signals to the rank, and end when it does, even by SIGKILL."""
+    for number in STOP_SIGNALS:  # torch has given SIGTERM to a handler of its own
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    parent = multiprocessing.parent_process()
+    is_forked = isinstance(multiprocessing.current_process(), ForkProcess)  # else it is a server's child
+    if parent is not None and parent.pid and is_forked:
+        end_with_parent(parent.pid)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` ends; it survives an exec.
+
+    The kernel counts the end of the parent's thread that forked, so fork in its main thread.
+    """
+    if hasattr(_libc, "prctl"):
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before
+            os._exit(EXIT_ORPHANED)
+
+
+@atexit.register
+def stop_workers() -> None:
+    """Kill the loader workers that are left: torch and multiprocessing would send SIGTERM, and wait."""
+    workers = [child for child in multiprocessing.active_children() if _is_torch_worker(child)]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise its own error at a worker's end
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(SECONDS_TO_DIE)
+
+
+def _is_torch_worker(child: multiprocessing.process.BaseProcess) -> bool:
+    return getattr(getattr(child, "_target", None), "__module__", "") == "torch.utils.data._utils.worker"
