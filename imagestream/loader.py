@@ -182,6 +182,7 @@ class Loader(TimedLoader):
             pin_memory=target.type == "cuda",
             drop_last=self.is_training,
             multiprocessing_context="fork" if workers else None,
+            generator=torch.Generator(),  # or each iteration would draw from the global one, which loops restore
         )
         self.watch, self.blocks = watch, collate.blocks
         self.device = target if target.type == "cuda" else None
@@ -197,13 +198,22 @@ class Loader(TimedLoader):
             "crop": _describe(crop),
         }
         self._epoch = self._batch = 0
+        self._iterations = 0
         self._is_fresh = True  # no iteration has begun at this place
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # type: ignore[override]  # as above
         if self.is_training and not self._is_fresh and self._batch:
             self._epoch, self._batch = self._epoch + 1, 0  # the loop before this one was left early
         self._is_fresh = False
-        for batch in self.raw_batches():
+        self._iterations += 1
+        mine = self._iterations
+        batches = self.raw_batches()
+        while True:
+            if mine != self._iterations:
+                raise BatchOrderError("this loader has a newer iterator, so this one cannot go on; use one at a time")
+            batch = next(batches, None)
+            if batch is None:
+                break
             if self.is_training:
                 self._note(batch)
             started = time.perf_counter()
@@ -218,8 +228,7 @@ class Loader(TimedLoader):
     def _note(self, batch: RawBatch) -> None:
         if batch.step != self.step + 1:
             raise BatchOrderError(
-                f"rank {self.world.rank}: batch {batch.step} has come where {self.step + 1} is the next; an earlier "
-                "iterator of this loader is still in use"
+                f"rank {self.world.rank}: the loader gave batch {batch.step} where {self.step + 1} is the next"
             )
         self._batch += 1
         self.book.add(batch.view_hashes)

@@ -11,8 +11,6 @@ from torch import distributed
 
 T = TypeVar("T")
 
-_own_machine = False  # whether this process shares nothing with the others, by `in_environment`
-
 
 class World(NamedTuple):
     """Which process of a job this is.
@@ -76,20 +74,14 @@ def _of_environment() -> World | None:
 
 @contextlib.contextmanager
 def in_environment(world: World) -> Iterator[None]:
-    """Have the launcher's variables say `world`, for Streaming 0.13.0 reads them alone (streaming/base/distributed.py).
-
-    Where torch.distributed is not initialised, each process counts as a machine of its own.
-    """
-    global _own_machine
+    """Have the launcher's variables say `world`, for Streaming 0.13.0 reads them alone (streaming/base/distributed.py)."""
     told = dict(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), map(str, world), strict=True))
     told["NODE_RANK"] = str(world.node)
-    before, own_before = {name: os.environ.get(name) for name in told}, _own_machine
+    before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
-    _own_machine = not distributed.is_initialized()
     try:
         yield
     finally:
-        _own_machine = own_before
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -136,7 +128,7 @@ def gathered(mine: T) -> list[T]:
 def _check_alone() -> None:
     """Processes that take each other for absent would all do what one is to do."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1 and not _own_machine:
+    if size > 1:
         raise RuntimeError(
             f"WORLD_SIZE is {size}, but torch.distributed is not initialised; "
             "call torch.distributed.init_process_group first"

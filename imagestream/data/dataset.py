@@ -22,9 +22,11 @@ from filelock import FileLock
 from streaming import StreamingDataset
 from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
+from streaming.base.world import World as StreamingWorld
 
 from imagestream.data.downloads import StoppedError
 from imagestream.mds.records import FILES_KEPT_OPEN, IMAGE_AND_LABEL, RecordError, Records
+from imagestream.world import World
 
 IGNORED_LABEL = -100
 """Marks a sample that only fills up a batch (torch's own `ignore_index`)."""
@@ -117,14 +119,24 @@ class StreamingImages(StreamingDataset):
     Args:
         global_batch_size: samples of one optimizer step over all ranks; the epoch's last, incomplete one is left out.
         columns: the names of the shards' columns of images and of labels.
+        place: which process of a job this is; None: as the launcher's variables say.
         kwargs: StreamingDataset's own; `batch_size` is per rank.
 
     Raises:
         RecordError: when the shards have no such columns of images and whole numbers.
     """
 
-    def __init__(self, *, global_batch_size: int, columns: tuple[str, str] = IMAGE_AND_LABEL, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        global_batch_size: int,
+        columns: tuple[str, str] = IMAGE_AND_LABEL,
+        place: World | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        if place is not None:  # Streaming's own name for who this is in the order, beside who shares its memory
+            self._parallel_rank_world = StreamingWorld(place.nodes, place.local_size, 1, place.rank)
         # A file that is open takes up the disk's space even when Streaming has deleted it to make room.
         self.records = Records(self.shards, columns=columns, keep_open=0 if self.cache_limit else FILES_KEPT_OPEN)
         self.spanner = ShardOfSample([int(shard.samples) for shard in self.shards])
@@ -217,7 +229,7 @@ class StreamingImages(StreamingDataset):
         than others. Called in each worker (or in the rank itself) whenever an epoch starts or is resumed.
         """
         work = super()._get_work(epoch, sample_in_epoch)
-        world = self._unique_worker_world
+        world = self._parallel_worker_world
         steps_left = self.steps_per_epoch - sample_in_epoch // self.global_batch_size
         mine = max(0, math.ceil((steps_left - world.worker_of_rank) / world.workers_per_rank))
         work = work[: mine * int(self.batch_size)]
@@ -247,7 +259,7 @@ class StreamingImages(StreamingDataset):
             yield sample
             self._asked = time.perf_counter()
         if self._seen != self._planned:
-            world = self._unique_worker_world
+            world = self._parallel_worker_world
             raise ShortEpochError(
                 f"rank {world.rank}, worker {world.worker_of_rank}: epoch {self._epoch} ended after {self._seen} of "
                 f"{self._planned} samples: {self._failure or 'no reason was given'}"
@@ -373,7 +385,7 @@ class StreamingEvalImages(StreamingImages):
         return math.ceil(self.num_samples / self._parallel_rank_world.num_ranks)
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> npt.NDArray[np.int64]:
-        world = self._unique_worker_world
+        world = self._parallel_worker_world
         places = np.arange(len(self)) * world.num_ranks + world.rank
         # Batch b of the rank comes from its worker b % workers: the order in which DataLoader asks them.
         worker_of_place = np.arange(len(self)) // int(self.batch_size) % world.workers_per_rank

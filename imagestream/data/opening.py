@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming.base.hashing import is_hash
+from torch import distributed
 
 from imagestream import world
 from imagestream.data.dataset import StreamingEvalImages, StreamingImages
@@ -136,7 +137,8 @@ def _open(
     index = files.index(split)
     files.check_against_manifest(split)
     try:
-        with world.in_environment(place):
+        # Without torch.distributed a process shares no memory with others: to Streaming it is alone, but for the order.
+        with world.in_environment(place if distributed.is_initialized() else World()):
             local = link_for_this_job(files.local)
             if files.remote is not None:
                 _prepare_cache(files, split, index)
@@ -155,6 +157,7 @@ def _open(
                 return kind(
                     streams=[stream],
                     columns=files.columns,
+                    place=place,
                     predownload=options.predownload,
                     cache_limit=None if options.cache_limit_gb is None else int(options.cache_limit_gb * 1e9),
                     num_canonical_nodes=options.num_canonical_nodes,

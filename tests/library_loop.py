@@ -1,0 +1,81 @@
+"""A loop of a user of the library on several ranks, for tests/integration/test_library_ranks.py.
+
+    python tests/library_loop.py SETTINGS_AS_JSON
+
+Ranks are forked and told of each other by torch.distributed alone: none of a launcher's variables is set. Each rank
+writes what it gets to OUT/<rank>.jsonl, rank 0 the loader's state after each step to OUT/state.json.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
+
+import torch
+from torch import distributed, multiprocessing
+
+from imagestream import CenterCrop, Loader, RandomResizedCrop, World
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the loop on settings["ranks"] ranks."""
+    if settings.get("kill_at") is not None:
+        os.setpgrp()
+    multiprocessing.start_processes(rank_of, (settings,), nprocs=settings["ranks"], start_method="fork")
+
+
+def rank_of(rank: int, settings: dict[str, Any]) -> None:
+    """One rank: `out`, `data`, `cache`, `ranks`, `batch`, `workers`, `epochs`, `kill_at` of the settings count."""
+    torch.set_num_threads(1)
+    out, world = Path(settings["out"]), None
+    if settings.get("alone"):
+        world = World(rank, settings["ranks"])
+    else:
+        store = f"file://{out}/store-{os.getppid()}"
+        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=settings["ranks"])
+    evaluates = settings.get("split") == "val"
+    loader = Loader(
+        settings["data"],
+        split=settings.get("split", "train"),
+        cache=settings.get("cache"),
+        batch_size=settings["batch"],
+        seed=3,
+        crop=CenterCrop(32) if evaluates else RandomResizedCrop(32),
+        num_workers=settings["workers"],
+        world=world,
+    )
+    state = out / "state.json"
+    if state.exists():
+        loader.load_state_dict(json.loads(state.read_text()))
+    with open(out / f"{rank}.jsonl", "a") as log:
+        for _ in range(loader.epoch, settings["epochs"]):
+            for images, labels in loader:
+                log.write(json.dumps({"step": loader.step, "samples": samples_of(images, labels)}) + "\n")
+                log.flush()
+                if settings.get("reads_ledger"):
+                    _ = loader.ledger
+                if not world:
+                    distributed.barrier()
+                if rank == 0 and loader.step == settings.get("kill_at"):
+                    os.killpg(0, signal.SIGKILL)
+                if rank == 0 and not evaluates:
+                    state.with_suffix(".part").write_text(json.dumps(loader.state_dict()))
+                    state.with_suffix(".part").replace(state)
+        log.write(json.dumps({"ledger": None if world or evaluates else loader.ledger}) + "\n")
+
+
+def samples_of(images: torch.Tensor, labels: torch.Tensor) -> list[str]:
+    """Each sample's pixels and label."""
+    pairs = zip(images.contiguous().numpy(), labels.tolist(), strict=True)
+    return [f"{label} {hashlib.sha256(image.tobytes()).hexdigest()[:12]}" for image, label in pairs]
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
