@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+HOW_TO_GET_STREAMING = (
+    "imagestream needs MosaicML Streaming 0.13, which gives the order of the samples; add it without its own "
+    "requirements, which would downgrade numpy: pip install --no-deps 'mosaicml-streaming>=0.13,<0.14'"
+)
 _HOMES = {
     "CenterCrop": "imagestream.decode.crops",
     "DataError": "imagestream.mds.index",
@@ -44,4 +48,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'imagestream' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "streaming":
+            raise
+        raise ModuleNotFoundError(HOW_TO_GET_STREAMING, name="streaming") from error

@@ -74,7 +74,7 @@ def _of_environment() -> World | None:
 
 @contextlib.contextmanager
 def in_environment(world: World) -> Iterator[None]:
-    """Have the launcher's variables say `world`, for Streaming 0.13.0 reads them alone (streaming/base/distributed.py)."""
+    """Have the launcher's variables say `world`: Streaming 0.13.0 reads them alone (streaming/base/distributed.py)."""
     told = dict(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), map(str, world), strict=True))
     told["NODE_RANK"] = str(world.node)
     before = {name: os.environ.get(name) for name in told}

@@ -53,10 +53,10 @@ class NativeDecoder:
 
     @property
     def name(self) -> str:
-        """What decides the pixels."""
+        """What decides the pixels; Pillow decodes what this decoder cannot."""
         if self._resize_in == "rgb":
-            return f"native {ALGORITHM}"
-        return f"native {ALGORITHM} resizing in {self._resize_in} {SHRINKING_ALGORITHM}"
+            return f"native {ALGORITHM}{pillow.ROUNDING}"
+        return f"native {ALGORITHM} resizing in {self._resize_in} {SHRINKING_ALGORITHM}{pillow.ROUNDING}"
 
     @property
     def version(self) -> str:

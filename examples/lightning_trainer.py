@@ -1,0 +1,65 @@
+"""ResNet-50 under Lightning, whose Trainer saves and restores the loader's state by itself, in mid-epoch too.
+
+python examples/lightning_trainer.py s3://BUCKET/imagenet --cache /nvme/mds
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import lightning
+import torch
+import torchvision
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+import imagestream
+
+
+class ResNet(lightning.LightningModule):
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.args = args
+        self.model = getattr(torchvision.models, args.model)(num_classes=args.classes)
+
+    def loader(self, **settings: object) -> imagestream.Loader:
+        data = {"data": self.args.data, "cache": self.args.cache, "batch_size": self.args.batch_size}
+        return imagestream.Loader(**data, **settings, device=self.device)
+
+    def train_dataloader(self) -> imagestream.Loader:  # called once the process group is there
+        return self.loader(crop=imagestream.RandomResizedCrop(self.args.size), seed=17)
+
+    def val_dataloader(self) -> imagestream.Loader:
+        return self.loader(split="val", crop=imagestream.CenterCrop(self.args.size))
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        images, labels = batch
+        return torch.nn.functional.cross_entropy(self.model(images), labels, label_smoothing=0.1)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
+        images, labels = batch
+        real = labels >= 0  # a repeat that fills the last batch of some ranks has the label -100
+        hits = (self.model(images[real]).argmax(1) == labels[real]).float()
+        self.log("top1", hits.mean(), batch_size=len(hits), sync_dist=True, prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.args.lr, momentum=0.9, weight_decay=5e-5)
+        steps = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "step"}}
+
+
+def main(args: argparse.Namespace) -> None:
+    lightning.seed_everything(17)
+    saves = ModelCheckpoint(args.folder, save_last=True, save_top_k=0, every_n_train_steps=args.save_every)
+    trainer = lightning.Trainer(max_epochs=args.epochs, callbacks=[saves], logger=False)
+    last = Path(args.folder, "last.ckpt")
+    trainer.fit(ResNet(args), ckpt_path=os.fspath(last) if last.exists() else None)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--cache")
+    options = {"folder": "checkpoints", "model": "resnet50", "classes": 1000, "size": 224, "batch-size": 256}
+    for name, default in (options | {"epochs": 18, "lr": 0.5, "save-every": 500}).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    main(parser.parse_args())
