@@ -15,8 +15,8 @@ import imagestream
 
 def main(args: argparse.Namespace) -> None:
     distributed.init_process_group()
-    cuda, rank = torch.cuda.is_available(), distributed.get_rank()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    rank = distributed.get_rank()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     data = {"data": args.data, "cache": args.cache, "batch_size": args.batch_size, "device": device}
     train = imagestream.Loader(**data, crop=imagestream.RandomResizedCrop(args.size), seed=17)
     val = imagestream.Loader(**data, split="val", crop=imagestream.CenterCrop(args.size))
@@ -30,7 +30,6 @@ def main(args: argparse.Namespace) -> None:
     if os.path.exists(args.checkpoint):
         for name, state in torch.load(args.checkpoint, map_location=device, weights_only=True).items():
             parts[name].load_state_dict(state)
-
     for epoch in range(train.epoch, args.epochs):
         for images, labels in train:
             optimizer.zero_grad()
@@ -43,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)  # BatchNorm's statistics, which each rank has from its own images
         model.eval()
-        with torch.no_grad():  # a repeat that fills the last batch has the label -100, and matches nothing
+        with torch.no_grad():  # a repeat that fills up has the label -100, and matches nothing
             counts = sum(torch.stack([(model(x).argmax(1) == y).sum(), (y >= 0).sum()]) for x, y in val)
         model.train()
         distributed.all_reduce(counts)
@@ -52,9 +51,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--cache")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data"), parser.add_argument("--cache")
     options = {"checkpoint": "checkpoint.pt", "model": "resnet50", "classes": 1000, "size": 224, "batch-size": 256}
     for name, default in (options | {"epochs": 18, "lr": 0.5, "save-every": 500}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)

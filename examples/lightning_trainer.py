@@ -4,8 +4,6 @@ python examples/lightning_trainer.py s3://BUCKET/imagenet --cache /nvme/mds
 """
 
 import argparse
-import os
-from pathlib import Path
 
 import lightning
 import torch
@@ -22,8 +20,10 @@ class ResNet(lightning.LightningModule):
         self.model = getattr(torchvision.models, args.model)(num_classes=args.classes)
 
     def loader(self, **settings: object) -> imagestream.Loader:
-        data = {"data": self.args.data, "cache": self.args.cache, "batch_size": self.args.batch_size}
-        return imagestream.Loader(**data, **settings, device=self.device)
+        args = self.args
+        return imagestream.Loader(
+            args.data, cache=args.cache, batch_size=args.batch_size, device=self.device, **settings
+        )
 
     def train_dataloader(self) -> imagestream.Loader:  # called once the process group is there
         return self.loader(crop=imagestream.RandomResizedCrop(self.args.size), seed=17)
@@ -32,13 +32,11 @@ class ResNet(lightning.LightningModule):
         return self.loader(split="val", crop=imagestream.CenterCrop(self.args.size))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
-        images, labels = batch
-        return torch.nn.functional.cross_entropy(self.model(images), labels, label_smoothing=0.1)
+        return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1], label_smoothing=0.1)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
         images, labels = batch
-        real = labels >= 0  # a repeat that fills the last batch of some ranks has the label -100
-        hits = (self.model(images[real]).argmax(1) == labels[real]).float()
+        hits = (self.model(images).argmax(1) == labels)[labels >= 0].float()  # -100: a repeat that fills the last batch
         self.log("top1", hits.mean(), batch_size=len(hits), sync_dist=True, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, object]:
@@ -51,14 +49,12 @@ def main(args: argparse.Namespace) -> None:
     lightning.seed_everything(17)
     saves = ModelCheckpoint(args.folder, save_last=True, save_top_k=0, every_n_train_steps=args.save_every)
     trainer = lightning.Trainer(max_epochs=args.epochs, callbacks=[saves], logger=False)
-    last = Path(args.folder, "last.ckpt")
-    trainer.fit(ResNet(args), ckpt_path=os.fspath(last) if last.exists() else None)
+    trainer.fit(ResNet(args), ckpt_path="last")  # with a warning where there is none yet
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--cache")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data"), parser.add_argument("--cache")
     options = {"folder": "checkpoints", "model": "resnet50", "classes": 1000, "size": 224, "batch-size": 256}
     for name, default in (options | {"epochs": 18, "lr": 0.5, "save-every": 500}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)

@@ -8,6 +8,7 @@ import os
 
 import timm
 import torch
+from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import AverageMeter, ModelEmaV3, accuracy
@@ -23,25 +24,21 @@ def main(args: argparse.Namespace) -> None:
     normalize = imagestream.Normalize(*(tuple(255 * value for value in shape[name]) for name in ("mean", "std")))
     data = {"data": args.data, "cache": args.cache, "batch_size": args.batch_size, "device": device}
     train = imagestream.Loader(**data, crop=imagestream.RandomResizedCrop(args.size), normalize=normalize, seed=17)
-    resize = round(args.size / shape["crop_pct"])
-    val = imagestream.Loader(
-        **data, split="val", crop=imagestream.CenterCrop(args.size, resize=resize), normalize=normalize
-    )
+    center = imagestream.CenterCrop(args.size, resize=round(args.size / shape["crop_pct"]))
+    val = imagestream.Loader(**data, split="val", crop=center, normalize=normalize)
     ema = ModelEmaV3(model, decay=0.999)
     optimizer = create_optimizer_v2(model, opt="lamb", lr=args.lr, weight_decay=0.02)
     schedule = CosineLRScheduler(optimizer, t_initial=args.epochs * len(train), warmup_t=len(train), t_in_epochs=False)
-    criterion = timm.loss.LabelSmoothingCrossEntropy(0.1)
     parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule, "loader": train}
     if os.path.exists(args.checkpoint):
         for name, state in torch.load(args.checkpoint, map_location=device, weights_only=True).items():
             parts[name].load_state_dict(state)
-
     for epoch in range(train.epoch, args.epochs):
         for images, labels in train:
             schedule.step_update(train.step)
             torch.manual_seed(train.step)  # dropout and drop path draw from it: by the step, so after a restart too
             optimizer.zero_grad()
-            criterion(model(images), labels).backward()
+            LabelSmoothingCrossEntropy(0.1)(model(images), labels).backward()
             optimizer.step()
             ema.update(model, step=train.step)
             if (train.step + 1) % args.save_every == 0:
@@ -55,9 +52,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--cache")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data"), parser.add_argument("--cache")
     options = {"checkpoint": "checkpoint.pt", "model": "resnet50", "classes": 1000, "size": 224, "batch-size": 256}
     for name, default in (options | {"epochs": 100, "lr": 5e-3, "save-every": 500}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)

@@ -13,7 +13,7 @@ from imagestream.data.batches import RawBatch
 from imagestream.data.buffers import SharedBlocks
 from imagestream.data.labels import Labels
 from imagestream.data.watchdog import StallWatch
-from imagestream.data.worker import become_worker
+from imagestream.data.worker import become_worker, remember
 
 
 class TimedLoader(DataLoader[Any]):
@@ -46,6 +46,7 @@ class TimedLoader(DataLoader[Any]):
     def _batches(self) -> Iterator[RawBatch]:
         with self.watch:
             batches = super().__iter__()
+        remember(getattr(batches, "_workers", ()))
         while True:
             self.blocks.give_back()
             start = time.perf_counter()

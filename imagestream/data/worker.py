@@ -6,13 +6,22 @@ import multiprocessing
 import multiprocessing.util  # its own exit function waits for workers: ours is registered later, and so runs first
 import os
 import signal
+from collections.abc import Iterable
 from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
+from weakref import WeakSet
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SECONDS_TO_DIE = 5.0
 EXIT_ORPHANED = 1
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
+_of_this_rank: WeakSet[BaseProcess] = WeakSet()
+
+
+def remember(workers: Iterable[BaseProcess]) -> None:
+    """Note, in the rank, loader processes that `stop_workers` is to end."""
+    _of_this_rank.update(workers)
 
 
 def become_worker() -> None:
@@ -40,14 +49,10 @@ def end_with_parent(parent: int) -> None:
 @atexit.register
 def stop_workers() -> None:
     """Kill the loader workers that are left: torch and multiprocessing would send SIGTERM, and wait."""
-    workers = [child for child in multiprocessing.active_children() if _is_torch_worker(child)]
+    workers = [worker for worker in _of_this_rank if worker in multiprocessing.active_children()]
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise its own error at a worker's end
     for worker in workers:
         worker.kill()
     for worker in workers:
         worker.join(SECONDS_TO_DIE)
-
-
-def _is_torch_worker(child: multiprocessing.process.BaseProcess) -> bool:
-    return getattr(getattr(child, "_target", None), "__module__", "") == "torch.utils.data._utils.worker"

@@ -91,3 +91,20 @@ def test_processes_without_torch_distributed_are_told_who_they_are(
     code = loop(tmp_path, shards, 2, alone=True, cache=str(tmp_path / "cache"))
     assert code == 0, (tmp_path / "log").read_text()
     assert global_batches(tmp_path)[0] == undisturbed[0]
+
+
+def test_a_loop_that_fails_ends_at_once_and_leaves_no_worker(shards: Path) -> None:
+    """Workers ignore SIGTERM, which multiprocessing sends at the end of a program, and then waits for them."""
+    lines = [
+        "import imagestream, multiprocessing",
+        f"data, crop = {str(shards)!r}, imagestream.RandomResizedCrop(32)",
+        "for _ in imagestream.Loader(data, batch_size=8, crop=crop, num_workers=2):",
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)",
+        "    raise RuntimeError('of the loop')",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and done.stderr.endswith("RuntimeError: of the loop\n"), done.stderr
+    workers = list(map(int, done.stdout.split()))
+    assert len(workers) == 2 and not any(Path("/proc", str(worker)).exists() for worker in workers)
