@@ -100,6 +100,10 @@ def run_full(demo: "Demo", *, kills: int) -> str:
         if found := differences(undisturbed, interrupted):
             raise DemoError("the interrupted run did not end as the undisturbed one:\n" + "\n".join(found))
         demo.say("the same weights, the same ledger of samples and crops, the same accuracy")
+    logs = [demo.runs / f"interrupted-{number}-killed.log" for number in range(1, kills + 1)]
+    from demo.picture import draw  # matplotlib takes a second to import
+
+    draw(undisturbed, interrupted, killed, logs, demo.runs / "two-runs.png")
     evaluated = demo.evaluate("interrupted")
     return full_summary(Outcome(undisturbed, interrupted, evaluated, killed, demo.shown(demo.runs), demo.seconds))
 

@@ -55,7 +55,7 @@ def full_summary(outcome: Outcome) -> str:
         *_figures(undisturbed, outcome.evaluated),
         "",
         f"  records      {outcome.runs}/undisturbed/run.json and {outcome.runs}/interrupted/run.json",
-        f"  pictures     {outcome.runs}/undisturbed/report.png and {outcome.runs}/interrupted/report.png",
+        f"  pictures     {outcome.runs}/two-runs.png, and report.png beside each run.json",
         f"  logs         {outcome.runs}/*.log",
         *_next(outcome.seconds),
     ]

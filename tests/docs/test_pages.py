@@ -13,7 +13,7 @@ from tests.docs.pages import PAGES, code_words, links
 from train.config.run_config import Config
 
 FILE_ENDINGS = {"json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"}
-MODULES = {"imagestream", "train", "convert", "tests", "streaming", "composer", "torch"}
+MODULES = {"imagestream", "loader", "train", "convert", "tests", "streaming", "composer", "torch"}
 SECTIONS = {"data", "model", "optimizer", "scheduler", "checkpoint", "loggers"}
 
 

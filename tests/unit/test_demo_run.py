@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from demo import run
+from demo.picture import draw, losses_of
 from demo.processes import DemoError, Log, follow, kill_session, session_members, started
-from demo.summary import differences
+from demo.summary import Killed, differences
 
 RECORD: dict[str, Any] = {
     "status": "finished",
@@ -145,3 +146,13 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run.gpu_count() == 0
+
+
+def test_the_picture_has_the_losses_that_the_killed_run_had_shown(tmp_path: Path) -> None:
+    shown = "[epoch=2][batch=9/19]:\n\t Train time/batch: {}\n\t Train time/sample: 9\n\t Train loss/train/total: {}\n"
+    log = tmp_path / "killed.log"
+    log.write_text("a line\n" + "".join(shown.format(batch, 2.5 - batch / 10) for batch in range(4)) + "the end")
+    assert losses_of(log) == [(1, 2.5), (2, 2.4), (3, 2.3), (4, 2.2)]
+    record = {"curve": [{"batch": batch, "loss": 2.0} for batch in range(1, 9)], "weights_sha256": "abc"}
+    picture = draw(record, record, [Killed(3, 8, "ep0-ba2.pt", 4)], [log], tmp_path / "two-runs.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
