@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -112,10 +113,12 @@ def start(
     disks: Sequence[Path] = (),
     env: dict[str, str] | None = None,
     program: str = "train.main",
+    real_network: bool = False,
 ) -> Run:
     """Start `program`'s `main(argv)` on a number of ranks, each on a node of its own if there are as many `nodes`.
 
-    `disks` are what the nodes have as `NODE_LOCAL` beside the log, in the nodes' order; by default new ones.
+    `disks` are what the nodes have as `NODE_LOCAL` beside the log, in the nodes' order; by default new ones. Networks
+    are those of tests/small_network.py, unless the test asks for the `real_network`.
     """
     assert nodes in (1, ranks), "several ranks of a node would have to share its /dev/shm"
     _start_server()
@@ -135,7 +138,8 @@ def start(
         }
         variables = {name: str(value) for name, value in world.items()} | (env or {})
         disk = disks[rank] if nodes > 1 else None
-        process = _server.Process(target=_rank_main, args=(program, list(argv), f"{log}.{rank}", variables, disk))
+        args = (program, list(argv), f"{log}.{rank}", variables, disk, real_network)
+        process = _server.Process(target=_rank_main, args=args)
         process.start()
         processes.append(process)
     return Run(processes, log)
@@ -150,9 +154,12 @@ def run(
     disks: Sequence[Path] = (),
     env: dict[str, str] | None = None,
     program: str = "train.main",
+    real_network: bool = False,
 ) -> tuple[int, str]:
     """Run to the end; return the exit code and rank 0's output."""
-    started = start(argv, log, ranks=ranks, nodes=nodes, disks=disks, env=env, program=program)
+    started = start(
+        argv, log, ranks=ranks, nodes=nodes, disks=disks, env=env, program=program, real_network=real_network
+    )
     return started.wait(), started.output()
 
 
@@ -179,7 +186,9 @@ def leave_this_machine(disk: Path) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = str(NODE_TMPDIR)
 
 
-def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str], disk: Path | None) -> None:
+def _rank_main(
+    program: str, argv: list[str], log: str, variables: dict[str, str], disk: Path | None, real_network: bool
+) -> None:
     os.setpgid(0, 0)
     if disk:
         leave_this_machine(disk)
@@ -191,6 +200,8 @@ def _rank_main(program: str, argv: list[str], log: str, variables: dict[str, str
     os.dup2(output, 2)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    import importlib
+    if not real_network:
+        from tests import small_network
 
+        small_network.install()
     sys.exit(importlib.import_module(program).main(argv))

@@ -1,7 +1,7 @@
 """`train.main` that writes down where it is, so that a test can kill it there and tell where it was killed.
 
 Each line of the trace is `<seconds> <batch> <event>`: Composer's events, and `save`, `upload` and `saved` around a
-checkpoint.
+checkpoint. The run pauses a moment where a test may aim at, so that a kill lands there on a busy machine too.
 """
 
 import os
@@ -18,8 +18,10 @@ from composer.utils import dist
 import train.main
 import train.resume.checkpoints
 import train.run
+from tests import small_network
 
 TRACE = "TEST_TRACE"  # environment variable: the file
+PAUSES_S = dict.fromkeys(("batch_start", "batch_end", "eval_batch_start", "epoch_end", "save", "upload", "saved"), 0.04)
 
 
 class Tracer(Callback):
@@ -35,6 +37,7 @@ class Tracer(Callback):
 
     def note(self, what: str) -> None:
         os.write(self._file, f"{time.monotonic():.3f} {self.batch} {what}\n".encode())
+        time.sleep(PAUSES_S.get(what, 0))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,4 +75,5 @@ def _trace(tracer: Tracer) -> None:
 
 
 if __name__ == "__main__":  # started by a real launcher, as a module
+    small_network.install()
     raise SystemExit(main(sys.argv[1:]))

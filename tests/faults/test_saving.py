@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def test_a_save_folder_that_fills_up_ends_all_ranks_with_the_bytes_needed_and_the_run_goes_on_once_there_is_room(
     shards: Path, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "disk", size_bytes=1 << 30) as disk:
+    with small_disk(tmp_path / "disk", size_bytes=64 << 20) as disk:
         folder = disk.path / "run"
         argv = command(shards, folder, *SHORT, "checkpoint.save_interval=2ba", "loggers.file=true")
         code, output = run([*argv, "max_duration=2ba"], tmp_path / "first", ranks=2)
@@ -68,12 +68,12 @@ def test_a_checkpoint_that_cannot_be_stored_ends_the_run_which_goes_on_once_it_c
     argv = command(trial.cache, folder, f"data.remote={trial.remote}", "max_duration=4ba", "loggers.file=false")
     env = trial.server.env_through(proxy.endpoint_url)
     proxy.choose = lambda request: "403" if request.method in ("PUT", "POST") and "/ep0-ba4.pt" in request.path else ""
-    started = start(argv, trial.folder / "log", env=env)
+    started = start(argv, trial.folder / "log", env=env, real_network=True)  # 64 MB at a time, as in production
     assert started.wait(120) == 1, started.output()
     assert "the run has ended after batch 4: " in started.output()
     assert f"{folder}/ep0-ba4.pt cannot be written: " in started.output() and "Traceback" not in started.output()
     proxy.choose = lambda request: ""
-    again = start(argv, trial.folder / "again", env=env)
+    again = start(argv, trial.folder / "again", env=env, real_network=True)
     assert again.wait(120) == 0, again.output()
     assert f"resume: from {folder}/ep0-ba2.pt" in again.output()
 

@@ -1,12 +1,11 @@
 """Fixtures of the integration tests."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.converter import save_noise
+from tests.integration.converter import convert, save_large_source, save_source, tree
 from tests.integration.problem import command, record_of
 from tests.processes import run
 
@@ -28,21 +27,27 @@ def undisturbed(undisturbed_folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """40 training and 12 validation images of 4 classes, every fifth one grey."""
-    root = tmp_path / "source"
-    for split, count in (("train", 10), ("val", 3)):
-        for label, name in enumerate(("n01", "n02", "n03", "n10")):
-            for n in range(count):
-                mode = "L" if n % 5 == 0 else "RGB"
-                save_noise(root / split / name / f"{name}_{n}.JPEG", 100 * label + n, mode)
-    return root
+    """40 training and 12 validation images of 4 classes."""
+    return save_source(tmp_path / "source")
 
 
 @pytest.fixture
 def large_source(tmp_path: Path) -> Path:
     """One image under 3,000 names: enough work to be interrupted in."""
-    root = tmp_path / "large"
-    save_noise(root / "train/a/0.JPEG", 0)
-    for n in range(1, 3000):
-        os.link(root / "train/a/0.JPEG", root / f"train/a/{n}.JPEG")
-    return root
+    return save_large_source(tmp_path / "large")
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What becomes of `source` without options; to be read only."""
+    folder = tmp_path_factory.mktemp("converted")
+    convert(save_source(folder / "source"), folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def converted_large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files that become of `large_source` without options."""
+    folder = tmp_path_factory.mktemp("converted")
+    convert(save_large_source(folder / "large"), folder / "out")
+    return tree(folder / "out")

@@ -51,6 +51,24 @@ def save_noise(path: Path, seed: int, mode: str = "RGB", **options: Any) -> None
     Image.fromarray(pixels).convert(mode).save(path, **options)
 
 
+def save_source(root: Path) -> Path:
+    """Write 40 training and 12 validation images of 4 classes, every fifth one grey; return their folder."""
+    for split, count in (("train", 10), ("val", 3)):
+        for label, name in enumerate(("n01", "n02", "n03", "n10")):
+            for n in range(count):
+                mode = "L" if n % 5 == 0 else "RGB"
+                save_noise(root / split / name / f"{name}_{n}.JPEG", 100 * label + n, mode)
+    return root
+
+
+def save_large_source(root: Path) -> Path:
+    """Write one image under 3,000 names, enough work to be interrupted in; return the folder."""
+    save_noise(root / "train/a/0.JPEG", 0)
+    for n in range(1, 3000):
+        os.link(root / "train/a/0.JPEG", root / f"train/a/{n}.JPEG")
+    return root
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -83,7 +83,7 @@ def test_killed_at_a_random_batch_it_ends_with_identical_weights(
 ) -> None:
     seed = int(os.environ.get("KILL_SEED") or random.randrange(2**32))
     print(f"KILL_SEED={seed}")  # give it again to have the same moment
-    killed_after = random.Random(seed).randrange(1, 16)
+    killed_after = random.Random(seed).randrange(1, 14)  # of 16: the kill takes a moment to arrive
     model = "resnet50" if "depth" in ALGORITHMS[name] else "resnet18"
     more = [f"algorithms=[{ALGORITHMS[name]}]", f"model.name={model}", f"data.num_workers={workers}"]
     more += SETTINGS.get(name, [])

@@ -1,7 +1,6 @@
 """What the command makes of images, and what it refuses."""
 
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,8 @@ import pytest
 from PIL import Image
 
 from imagestream.mds.manifest import index_fingerprint, load_manifest
+from tests import processes
 from tests.integration.converter import (
-    ROOT,
     SMALL_SHARDS,
     convert,
     listing,
@@ -22,38 +21,32 @@ from tests.integration.converter import (
 )
 
 
-def test_every_image_is_stored_byte_for_byte_with_its_id_and_label(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out")
+@pytest.fixture
+def out(converted: Path, tmp_path: Path) -> Path:
+    """A copy of what becomes of `source` without options."""
+    return Path(shutil.copytree(converted, tmp_path / "out"))
+
+
+def test_every_image_is_stored_byte_for_byte_with_its_id_and_label(source: Path, out: Path) -> None:
     for split in ("train", "val"):
         files = listing(source, split)
-        stored = read_samples(tmp_path / "out", split)
+        stored = read_samples(out, split)
         assert [number for number, _, _ in stored] != list(range(len(files)))  # shuffled
         per_class = len(files) // 4
         expected = [(n, path.read_bytes(), n // per_class) for n, path in enumerate(files)]
         assert sorted(stored) == expected
 
 
-def test_streaming_imagenet_reads_the_shards_in_order(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out")
-    code = """
-import sys
-import numpy as np
-from streaming.vision import StreamingImageNet
-dataset = StreamingImageNet(remote=sys.argv[1], local=sys.argv[2], split="train", shuffle=False, batch_size=4,
-                            num_canonical_nodes=1, validate_hash="sha256", transform=np.asarray)
-for image, label in dataset:
-    print(*image.shape, int(image.sum()), int(label))
-"""
-    seen = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "out", tmp_path / "cache"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert seen.returncode == 0, seen.stderr
+def test_streaming_imagenet_reads_the_shards_in_order(source: Path, out: Path, tmp_path: Path) -> None:
+    argv = [str(out), str(tmp_path / "cache")]
+    code, output = processes.run(argv, tmp_path / "log", program="tests.upstream_imagenet")
+    assert code == 0, output
     files = listing(source)
     expected = []
-    for number, _, label in read_samples(tmp_path / "out"):
+    for number, _, label in read_samples(out):
         pixels = np.asarray(Image.open(files[number]))
         expected.append(f"{' '.join(map(str, pixels.shape))} {int(pixels.sum())} {label}")
-    assert seen.stdout.splitlines() == expected
+    assert output.splitlines() == expected
 
 
 def test_output_is_identical_for_any_number_of_workers(source: Path, tmp_path: Path) -> None:
@@ -64,22 +57,20 @@ def test_output_is_identical_for_any_number_of_workers(source: Path, tmp_path: P
     assert one == tree(tmp_path / "out3") == tree(tmp_path / "out7")
 
 
-def test_seed_changes_the_order_and_nothing_else(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "a")
+def test_seed_changes_the_order_and_nothing_else(source: Path, out: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "b", "--seed", 1)
-    a, b = read_samples(tmp_path / "a"), read_samples(tmp_path / "b")
+    a, b = read_samples(out), read_samples(tmp_path / "b")
     assert a != b
     assert sorted(a) == sorted(b)
 
 
-def test_manifest_describes_the_dataset(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out")
-    manifest = load_manifest(tmp_path / "out")
+def test_manifest_describes_the_dataset(source: Path, out: Path) -> None:
+    manifest = load_manifest(out)
     train = manifest.splits["train"]
     assert [(info.index, info.wnid) for info in manifest.classes] == list(enumerate(["n01", "n02", "n03", "n10"]))
     assert (train.samples, train.histogram, manifest.splits["val"].histogram) == (40, (10,) * 4, (3,) * 4)
-    assert train.fingerprint == index_fingerprint(read_index(tmp_path / "out"))
-    shards = sorted((tmp_path / "out/train").glob("*.mds"))
+    assert train.fingerprint == index_fingerprint(read_index(out))
+    shards = sorted((out / "train").glob("*.mds"))
     assert (train.shards, train.bytes) == (len(shards), sum(path.stat().st_size for path in shards))
     widths = [Image.open(path).width for path in listing(source)]
     assert (train.width_px.min, train.width_px.max) == (min(widths), max(widths))
@@ -148,11 +139,10 @@ def test_a_split_without_one_good_image_fails(source: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_another_split_joins_the_manifest(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "once")
+def test_another_split_joins_the_manifest(source: Path, converted: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "twice", "--splits", "val")
     convert(source, tmp_path / "twice", "--splits", "train")
-    assert tree(tmp_path / "once") == tree(tmp_path / "twice")
+    assert tree(converted) == tree(tmp_path / "twice")
 
 
 def test_another_split_with_other_classes_is_refused(source: Path, tmp_path: Path) -> None:
@@ -165,11 +155,10 @@ def test_another_split_with_other_classes_is_refused(source: Path, tmp_path: Pat
     assert tree(tmp_path / "out") == before
 
 
-def test_what_is_complete_is_left_alone(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out")
-    before = tree(tmp_path / "out")
-    assert "train: complete" in convert(source, tmp_path / "out")
-    assert tree(tmp_path / "out") == before
+def test_what_is_complete_is_left_alone(source: Path, out: Path) -> None:
+    before = tree(out)
+    assert "train: complete" in convert(source, out)
+    assert tree(out) == before
 
 
 @pytest.mark.parametrize(
@@ -184,10 +173,8 @@ def test_what_is_complete_is_left_alone(source: Path, tmp_path: Path) -> None:
     ],
 )
 def test_another_plan_for_an_existing_output_is_refused_with_the_difference(
-    source: Path, tmp_path: Path, args: list[object], difference: str
+    source: Path, out: Path, args: list[object], difference: str
 ) -> None:
-    out = tmp_path / "out"
-    convert(source, out)
     before = tree(out)
     done = run("--source", source, "--out", out, *SMALL_SHARDS, *args)
     assert done.returncode == 2
@@ -195,10 +182,9 @@ def test_another_plan_for_an_existing_output_is_refused_with_the_difference(
     assert tree(out) == before
 
 
-def test_a_changed_source_is_refused(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out")
+def test_a_changed_source_is_refused(source: Path, out: Path) -> None:
     save_noise(source / "train/n03/new.JPEG", 1)
-    done = run("--source", source, "--out", tmp_path / "out", *SMALL_SHARDS)
+    done = run("--source", source, "--out", out, *SMALL_SHARDS)
     assert done.returncode == 2 and "the source: 40 files there, 41 now" in done.stderr
 
 
@@ -211,42 +197,35 @@ def test_shards_of_others_are_refused_unless_overwritten(source: Path, tmp_path:
     convert(source, tmp_path / "out", "--overwrite")
 
 
-def test_a_shard_that_went_missing_is_made_again(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out")
-    before = tree(tmp_path / "out")
-    (tmp_path / "out/train/shard.00001.mds").unlink()
-    (tmp_path / "out/train/shard.00002.mds").write_bytes(b"short")
-    assert "train: 2 shards are missing; made anew" in convert(source, tmp_path / "out")
-    assert tree(tmp_path / "out") == before
+def test_a_shard_that_went_missing_is_made_again(source: Path, out: Path) -> None:
+    before = tree(out)
+    (out / "train/shard.00001.mds").unlink()
+    (out / "train/shard.00002.mds").write_bytes(b"short")
+    assert "train: 2 shards are missing; made anew" in convert(source, out)
+    assert tree(out) == before
 
 
-def test_a_missing_shard_whose_image_has_changed_is_refused(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out")
+def test_a_missing_shard_whose_image_has_changed_is_refused(source: Path, out: Path) -> None:
     for path in listing(source):
         data = bytearray(path.read_bytes())
         data[-10] ^= 1
         path.write_bytes(data)
-    (tmp_path / "out/train/shard.00001.mds").unlink()
-    done = run("--source", source, "--out", tmp_path / "out", *SMALL_SHARDS)
+    (out / "train/shard.00001.mds").unlink()
+    done = run("--source", source, "--out", out, *SMALL_SHARDS)
     assert done.returncode == 1 and "train/shard.00001.mds was missing and has come out otherwise" in done.stderr
 
 
-def test_overwrite_replaces_our_files_and_touches_no_other(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    convert(source, out)
+def test_overwrite_replaces_our_files_and_touches_no_other(source: Path, out: Path, converted: Path) -> None:
     stale = ("train/shard.00099.mds", "train/.shard.00098.mds.tmp")
     foreign = ("train/notes.txt", "val/shard.00077.mds", "other/index.json")
     for name in stale + foreign:
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text(name)
     convert(source, out, "--splits", "train", "--overwrite")
-    convert(source, tmp_path / "fresh")
-    assert tree(out) == tree(tmp_path / "fresh") | {name: name.encode() for name in foreign}
+    assert tree(out) == tree(converted) | {name: name.encode() for name in foreign}
 
 
-def test_a_failed_overwrite_leaves_no_index_of_the_split(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    convert(source, out)
+def test_a_failed_overwrite_leaves_no_index_of_the_split(source: Path, out: Path) -> None:
     (source / "train/n01/bad.JPEG").touch()
     done = run("--source", source, "--out", out, "--splits", "train", "--overwrite")
     assert done.returncode == 1

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests import layouts
-from tests.integration.converter import ROOT, convert, listing, read_samples, run, tree
+from tests import layouts, processes
+from tests.integration.converter import ROOT, convert, listing, read_samples, run, save_source, tree
 from tests.s3_server import S3Server
 
 WRITERS: dict[str, Callable[[Path, Path], Any]] = {
@@ -23,13 +23,15 @@ WRITERS: dict[str, Callable[[Path, Path], Any]] = {
 WNIDS = {"n01": "n01440764", "n02": "n01443537", "n03": "n02102040", "n10": "n03000684"}
 
 
-@pytest.fixture
-def imagenet(source: Path, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """Images under wnids as class names, and the dataset that they give out of class folders."""
-    for folder in sorted(source.glob("*/*")):
-        folder.rename(folder.with_name(WNIDS[folder.name]))
-    convert(source, tmp_path / "expected")
-    return source, tree(tmp_path / "expected")
+    folder = tmp_path_factory.mktemp("imagenet")
+    source = save_source(folder / "source")
+    for images in sorted(source.glob("*/*")):
+        images.rename(images.with_name(WNIDS[images.name]))
+    convert(source, folder / "expected")
+    return source, tree(folder / "expected")
 
 
 @pytest.mark.parametrize("layout", list(WRITERS))
@@ -75,9 +77,9 @@ def test_layouts_in_a_bucket_give_identical_shards(
 
 def test_what_mosaicmls_converter_makes_is_audited_and_converted(source: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
-    command = [sys.executable, "-m", "streaming.vision.convert.imagenet", "--in_root", source, "--out_root", theirs]
-    done = subprocess.run([*command, "--progress_bar", "0"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    argv = ["--in_root", str(source), "--out_root", str(theirs), "--progress_bar", "0"]
+    code, output = processes.run(argv, tmp_path / "log", program="tests.upstream_convert")
+    assert code == 0, output
     audit = subprocess.run([sys.executable, "convert/audit.py", theirs], cwd=ROOT, capture_output=True, text=True)
     assert audit.returncode == 0, audit.stdout + audit.stderr
     convert(theirs, tmp_path / "ours")

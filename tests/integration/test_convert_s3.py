@@ -14,12 +14,11 @@ from tests.s3_server import S3Server, running_s3_server
 
 
 @pytest.mark.s3
-def test_s3_output_is_identical_to_local_output(source: Path, tmp_path: Path, s3_server: Any) -> None:
+def test_s3_output_is_identical_to_local_output(source: Path, converted: Path, tmp_path: Path, s3_server: Any) -> None:
     prefix = f"convert-{tmp_path.name}"
-    convert(source, tmp_path / "out")
     url = f"s3://{s3_server.bucket}/{prefix}"
     convert(source, url, "--workers", 2, env=s3_server.env)
-    assert bucket_tree(s3_server, prefix) == tree(tmp_path / "out")
+    assert bucket_tree(s3_server, prefix) == tree(converted)
 
     refused = run("--source", source, "--out", url, *SMALL_SHARDS, "--seed", 1, env=s3_server.env)
     assert refused.returncode == 2 and "--seed: 0 there, 1 now" in refused.stderr
@@ -88,7 +87,9 @@ def test_ten_seconds_of_500_are_ridden_out(source: Path, tmp_path: Path, s3_serv
 
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", ["503", "reset", pytest.param("silence:1", marks=pytest.mark.exhaustive)])
-def test_faults_now_and_then_change_nothing(source: Path, tmp_path: Path, s3_server: S3Server, fault: str) -> None:
+def test_faults_now_and_then_change_nothing(
+    source: Path, converted: Path, tmp_path: Path, s3_server: S3Server, fault: str
+) -> None:
     prefix = f"faults-{tmp_path.name}"
     proxy = FaultProxy(s3_server.port)
 
@@ -100,8 +101,7 @@ def test_faults_now_and_then_change_nothing(source: Path, tmp_path: Path, s3_ser
         env = s3_server.env_through(proxy.endpoint_url)
         convert(source, f"s3://{s3_server.bucket}/{prefix}", "--workers", 2, env=env)
     assert proxy.faults_given > 10
-    convert(source, tmp_path / "out")
-    assert bucket_tree(s3_server, prefix) == tree(tmp_path / "out")
+    assert bucket_tree(s3_server, prefix) == tree(converted)
 
 
 @pytest.mark.exhaustive

@@ -81,10 +81,12 @@ def stopped_batch(said: str) -> int:
     return int(said.partition("the checkpoint is saved")[0].rpartition("after batch ")[2].partition(";")[0])
 
 
-def check_it_goes_on(argv: list[str], folder: Path, stopped_at: int, expected: dict[str, Any], ranks: int) -> None:
+def check_it_goes_on(
+    argv: list[str], folder: Path, stopped_at: int, expected: dict[str, Any], ranks: int, *, real_network: bool
+) -> None:
     assert 2 <= stopped_at < 12
     assert max(int(path.stem.partition("-ba")[2]) for path in folder.glob("ep*-ba*.pt")) == stopped_at
-    code, output = run(argv, folder / "again", ranks=ranks)
+    code, output = run(argv, folder / "again", ranks=ranks, real_network=real_network)
     assert code == 0, output
     assert f"-ba{stopped_at}.pt" in output
     assert what_must_match(record_of(folder)) == expected
@@ -109,27 +111,32 @@ def test_a_signal_to_a_rank_and_its_workers_saves_first_and_nothing_is_lost(
     assert f"{number.name}: saving after this batch" in said and "Traceback" not in said
     assert f"stopped by {number.name} after batch" in said
     wait_for(lambda: not members(group), SECONDS_TO_GO, lambda: str(members(group)))
-    check_it_goes_on(argv, tmp_path, stopped_batch(said), what_must_match(undisturbed), 1)
+    check_it_goes_on(argv, tmp_path, stopped_batch(said), what_must_match(undisturbed), 1, real_network=False)
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_timeout_signals_the_group_and_the_run_saves_first(
-    shards: Path, undisturbed: dict[str, Any], tmp_path: Path, launch: Callable[..., Started]
+    shards: Path, tmp_path: Path, launch: Callable[..., Started]
 ) -> None:
+    calm = tmp_path / "calm"
+    code, output = run(command(shards, calm, *WITH_WORKERS), tmp_path / "calm.log", real_network=True)
+    assert code == 0, output
     argv = command(shards, tmp_path / "run", *WITH_WORKERS)
     started = launch(["timeout", "-s", "TERM", "1000", sys.executable, "train/main.py", *argv], tmp_path / "run")
     started.process.terminate()  # as when the time is up: it signals its group, itself left out
     assert started.process.wait(60) == EXIT_STOPPED, started.said()
     wait_for(lambda: not started.left(), SECONDS_TO_GO, lambda: str(started.left()))
-    check_it_goes_on(argv, tmp_path / "run", stopped_batch(started.said()), what_must_match(undisturbed), 1)
+    expected = what_must_match(record_of(calm))
+    check_it_goes_on(argv, tmp_path / "run", stopped_batch(started.said()), expected, 1, real_network=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed_pair(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of a run of two ranks."""
+    """The record of a run of two ranks with the real network, which the launcher's ranks have."""
     folder = tmp_path_factory.mktemp("pair")
-    code, output = run(command(shards, folder, *WITH_WORKERS, "eval_interval=2ep"), folder / "log", ranks=2)
+    argv = command(shards, folder, *WITH_WORKERS, "eval_interval=2ep")
+    code, output = run(argv, folder / "log", ranks=2, real_network=True)
     assert code == 0, output
     return what_must_match(record_of(folder))
 
@@ -153,7 +160,7 @@ def test_a_signal_to_the_launcher_its_ranks_and_their_workers_saves_first(
     wait_for(lambda: not started.left(), SECONDS_TO_GO, lambda: str(started.left()))
     assert code == (-signal.SIGUSR1 if number == signal.SIGUSR1 else EXIT_STOPPED), started.said()
     assert f"stopped by {number.name} after batch" in started.said()
-    check_it_goes_on(argv, tmp_path / "run", stopped_batch(started.said()), undisturbed_pair, 2)
+    check_it_goes_on(argv, tmp_path / "run", stopped_batch(started.said()), undisturbed_pair, 2, real_network=True)
 
 
 @pytest.mark.slow

@@ -79,10 +79,11 @@ def test_a_sigterm_to_composers_launcher_saves_and_nothing_is_lost(shards: Path,
     assert "stopped by SIGTERM after batch" in said
     stopped_at = int(said.partition("after batch ")[2].partition(";")[0])
     assert 2 <= stopped_at < 12
-    code, output = run(argv, tmp_path / "again", ranks=2)
+    code, output = run(argv, tmp_path / "again", ranks=2, real_network=True)
     assert code == 0, output
     assert f"-ba{stopped_at}.pt" in output
-    code, output = run(command(shards, tmp_path / "calm", "eval_interval=2ep"), tmp_path / "calm.log", ranks=2)
+    calm = command(shards, tmp_path / "calm", "eval_interval=2ep")
+    code, output = run(calm, tmp_path / "calm.log", ranks=2, real_network=True)
     assert code == 0, output
     assert what_must_match(record_of(tmp_path / "run")) == what_must_match(record_of(tmp_path / "calm"))
 

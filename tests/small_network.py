@@ -1,0 +1,60 @@
+"""The network that the tests train: a ResNet of the same layers with a quarter of the channels.
+
+What the tests ask of a run (is it exact, does it end, what does it say) does not depend on the number of weights, while
+its time does: ResNet-18's checkpoint has 134 MB, and this one's 9. Each process that `tests.processes` starts takes it,
+`train.main` and `train.evaluate` alike, whatever its `model.name`, so that one test never compares two networks. Tests
+that start the commands as a user does (`composer`, `python train/main.py`) train the real one, and pass
+`real_network=True` for what they compare with; so does one that stores a checkpoint in S3 in parts of the real size.
+
+ResNet-18's checkpoint goes to S3 in three parts of 64 MB at most, this one's in two of 5 MiB, so that a run is still
+killed in the middle of an upload.
+"""
+
+from collections.abc import Callable
+
+import torchvision
+from boto3.s3.transfer import TransferConfig
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from imagestream.storage import folders
+
+SHARE = 4
+"""A ResNet's channels to this network's: 64 to 16 after the first layer."""
+
+LAYERS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
+"""What torchvision makes those of (torchvision/models/resnet.py)."""
+
+PART_BYTES = 5 << 20
+"""The smallest part of an upload that S3 takes."""
+
+
+class SmallResNet(ResNet):
+    """torchvision's, each of its layers with fewer channels; the layers' names, kinds and order are the same."""
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], num_classes: int) -> None:
+        super().__init__(block, layers, num_classes)
+        first, last = 64 // SHARE, 512 // SHARE * block.expansion
+        self.conv1 = nn.Conv2d(3, first, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.fc = nn.Linear(last, num_classes)
+
+    def _make_layer(self, block: type[BasicBlock | Bottleneck], planes: int, *more: int, **named: int) -> nn.Sequential:
+        if planes == 64:  # the first of four, behind conv1
+            self.inplanes = 64 // SHARE
+        return super()._make_layer(block, planes // SHARE, *more, **named)
+
+
+def install() -> None:
+    """Let this process build small networks from now on, under the names of the real ones, and store them in parts."""
+    for name in LAYERS:
+        setattr(torchvision.models, name, constructor(name))
+    folders.TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8)
+
+
+def constructor(name: str) -> Callable[..., nn.Module]:
+    """Return what stands in for torchvision's function of that name."""
+    return lambda num_classes: SmallResNet(*LAYERS[name], num_classes)
