@@ -16,39 +16,38 @@ import imagestream
 class ResNet(lightning.LightningModule):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
-        self.args = args
-        self.model = getattr(torchvision.models, args.model)(num_classes=args.classes)
+        self.args, self.model = args, getattr(torchvision.models, args.model)(num_classes=args.classes)
 
-    def loader(self, **settings: object) -> imagestream.Loader:
-        args = self.args
-        return imagestream.Loader(
-            args.data, cache=args.cache, batch_size=args.batch_size, device=self.device, **settings
-        )
+    def setup(self, stage: str) -> None:  # the process group is there
+        args, device = self.args, self.trainer.strategy.root_device
+        data = {"data": args.data, "cache": args.cache, "batch_size": args.batch_size, "device": device}
+        self.train_batches = imagestream.Loader(**data, crop=imagestream.RandomResizedCrop(args.size), seed=17)
+        self.val_batches = imagestream.Loader(**data, split="val", crop=imagestream.CenterCrop(args.size))
 
-    def train_dataloader(self) -> imagestream.Loader:  # called once the process group is there
-        return self.loader(crop=imagestream.RandomResizedCrop(self.args.size), seed=17)
+    def train_dataloader(self) -> imagestream.Loader:
+        return self.train_batches
 
     def val_dataloader(self) -> imagestream.Loader:
-        return self.loader(split="val", crop=imagestream.CenterCrop(self.args.size))
+        return self.val_batches
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1], label_smoothing=0.1)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
-        images, labels = batch
-        hits = (self.model(images).argmax(1) == labels)[labels >= 0].float()  # -100: a repeat that fills the last batch
+        hits = (self.model(batch[0]).argmax(1) == batch[1])[batch[1] >= 0].float()  # -100: a repeat, to fill a batch
         self.log("top1", hits.mean(), batch_size=len(hits), sync_dist=True, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.args.lr, momentum=0.9, weight_decay=5e-5)
-        steps = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "step"}}
+        # Not trainer.estimated_stepping_batches: it keeps Lightning 2.6 from restoring the loader's state.
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.args.epochs * len(self.train_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def main(args: argparse.Namespace) -> None:
     lightning.seed_everything(17)
     saves = ModelCheckpoint(args.folder, save_last=True, save_top_k=0, every_n_train_steps=args.save_every)
-    trainer = lightning.Trainer(max_epochs=args.epochs, callbacks=[saves], logger=False)
+    trainer = lightning.Trainer(max_epochs=args.epochs, callbacks=saves, logger=False)
     trainer.fit(ResNet(args), ckpt_path="last")  # with a warning where there is none yet
 
 

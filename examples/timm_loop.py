@@ -20,12 +20,12 @@ def main(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(17)
     model = timm.create_model(args.model, num_classes=args.classes).to(device, memory_format=torch.channels_last)
-    shape = model.pretrained_cfg
-    normalize = imagestream.Normalize(*(tuple(255 * value for value in shape[name]) for name in ("mean", "std")))
-    data = {"data": args.data, "cache": args.cache, "batch_size": args.batch_size, "device": device}
-    train = imagestream.Loader(**data, crop=imagestream.RandomResizedCrop(args.size), normalize=normalize, seed=17)
+    shape, data = model.pretrained_cfg, {"data": args.data, "cache": args.cache, "batch_size": args.batch_size}
+    statistics = (tuple(255 * value for value in shape[name]) for name in ("mean", "std"))
+    data |= {"normalize": imagestream.Normalize(*statistics), "device": device}
+    train = imagestream.Loader(**data, crop=imagestream.RandomResizedCrop(args.size), seed=17)
     center = imagestream.CenterCrop(args.size, resize=round(args.size / shape["crop_pct"]))
-    val = imagestream.Loader(**data, split="val", crop=center, normalize=normalize)
+    val = imagestream.Loader(**data, split="val", crop=center)
     ema = ModelEmaV3(model, decay=0.999)
     optimizer = create_optimizer_v2(model, opt="lamb", lr=args.lr, weight_decay=0.02)
     schedule = CosineLRScheduler(optimizer, t_initial=args.epochs * len(train), warmup_t=len(train), t_in_epochs=False)
@@ -44,8 +44,8 @@ def main(args: argparse.Namespace) -> None:
             if (train.step + 1) % args.save_every == 0:
                 torch.save({name: part.state_dict() for name, part in parts.items()}, args.checkpoint + ".part")
                 os.replace(args.checkpoint + ".part", args.checkpoint)
-        top1 = AverageMeter()
         with torch.no_grad():
+            top1 = AverageMeter()
             for images, labels in val:
                 top1.update(accuracy(ema.module.eval()(images), labels)[0].item(), len(labels))
         print(f"epoch {epoch + 1}: top-1 {top1.avg:.2f}% of {top1.count} images", flush=True)
