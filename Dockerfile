@@ -2,6 +2,7 @@
 #
 #   docker build --tag resnet-streaming .
 #   docker build --tag resnet-streaming:efa --build-arg EFA=1 .        for several EC2 nodes with EFA
+#   docker build --build-arg LOCK=requirements-composer.txt ...       the other versions: docs/local-development.md
 #   docker run --gpus all --ipc host resnet-streaming train yamls/full.yaml data.remote=s3://BUCKET/imagenet ...
 #   docker run --gpus all --ipc host resnet-streaming doctor
 #
@@ -20,9 +21,10 @@ RUN apt-get update -qq \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 # Apart from the code, which changes more often: this layer is the 6 GB one.
-COPY requirements.txt ./
+ARG LOCK=requirements.txt
+COPY requirements.txt requirements-composer.txt ./
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes -r "${LOCK}"
 COPY imagestream/ imagestream/
 RUN /opt/venv/bin/python imagestream/decode/build.py
 

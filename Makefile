@@ -3,7 +3,17 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+# The versions: today's, or with STACK=composer those within Composer's own bounds, in an environment of their own.
+STACK ?= today
+ifeq ($(STACK),today)
 VENV ?= .venv
+LOCK := requirements.txt
+else ifeq ($(STACK),composer)
+VENV ?= .venv-composer
+LOCK := requirements-composer.txt
+else
+$(error STACK=$(STACK) is not known; give today or composer)
+endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
@@ -12,31 +22,35 @@ TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data test-corpus train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-stack test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data test-corpus train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
 
-setup: $(READY)  ## make the virtual environment (.venv) with what a run needs
+setup: $(READY)  ## make the virtual environment (.venv; of STACK=composer: .venv-composer) with what a run needs
 
 setup-dev: $(READY_DEV)  ## the same, with the development tools
 
-# uv installs the pinned set in about 20 s; pip, which is always there, takes minutes.
+# uv installs the pinned set in about 20 s; pip, which is always there, takes minutes. --no-deps: the files hold all that is
+# needed, and the packages' own bounds would refuse today's versions.
+define install
+$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(BIN)/python -r $(1) \
+	  || $(BIN)/pip install --quiet --no-deps --require-hashes --disable-pip-version-check -r $(1)
+endef
+
 $(BIN)/uv:
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.version.split()[0]} found; give another with PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else f"Python 3.11, 3.12 or 3.13 is needed, {sys.version.split()[0]} found; give another with PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements-dev.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -o '^uv==[0-9.]*' requirements-dev.txt)
 
 # The native decoder is built where a compiler and libjpeg-turbo's headers are; without it Pillow decodes.
-$(READY): $(BIN)/uv requirements.txt imagestream/decode/build.py $(wildcard imagestream/decode/native/*.[ch])
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt \
-	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+$(READY): $(BIN)/uv $(LOCK) imagestream/decode/build.py $(wildcard imagestream/decode/native/*.[ch])
+	$(call install,$(LOCK))
 	@$(BIN)/python imagestream/decode/build.py || true
 	@touch $@
 
 $(READY_DEV): $(READY) requirements-dev.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements-dev.txt \
-	  || $(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(call install,requirements-dev.txt)
 	@touch $@
 
 demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate; about 5 minutes on 2 cores
@@ -53,6 +67,9 @@ test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every f
 
 test-fast: $(READY_DEV)  ## the quick unit tests, without a server; about a minute
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not s3 and not exhaustive and not machine" tests/unit
+
+test-stack: test-fast  ## with STACK=composer: what the other versions have to pass; the above, and a kill and resume
+	$(BIN)/python -m pytest -m "not exhaustive and not machine and not gpu" tests/integration/test_resume.py
 
 test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server
 	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_hosts.py
@@ -112,11 +129,14 @@ train-local: $(READY)  ## DATA=folder (images or shards): train on it by yamls/l
 	$(BIN)/python train/main.py yamls/local.yaml \
 	  data.local="$$($(BIN)/python train/check_data.py "$(DATA)" --where)" $(ARGS)
 
-lock: $(READY_DEV)  ## pin requirements*.txt anew from requirements*.in
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" requirements.in -o requirements.txt
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" requirements-dev.in -o requirements-dev.txt
+# For every platform, with one version of each package for all of them and all Pythons, and a hash of each file.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-clean:  ## remove the environment and everything that the commands made
-	rm -rf $(VENV) demo/data demo/runs runs build .pytest_cache .mypy_cache .ruff_cache
+lock: $(READY_DEV)  ## pin requirements*.txt anew from requirements*.in
+	$(COMPILE) --override requirements-overrides.txt requirements.in -o requirements.txt
+	$(COMPILE) requirements-dev.in -o requirements-dev.txt
+	$(COMPILE) --constraint requirements-dev.txt requirements.in -o requirements-composer.txt
+
+clean:  ## remove the environments and everything that the commands made
+	rm -rf $(VENV) .venv-composer demo/data demo/runs runs build .pytest_cache .mypy_cache .ruff_cache

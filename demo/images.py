@@ -117,7 +117,7 @@ def scattered(shape: Drawer) -> Callable[[np.random.Generator, int, int], FloatA
             x, y = left + cell * rng.uniform(0.4, 0.6), top + cell * rng.uniform(0.4, 0.6)
             shape(pen, x, y, radius, rng.uniform(0, 2 * math.pi))
         small = canvas.resize((width, height), Image.Resampling.BOX)
-        return np.asarray(small, dtype=np.float32) / 255
+        return (np.asarray(small, dtype=np.float32) / 255).astype(np.float32)
 
     return mask
 
@@ -212,7 +212,7 @@ def _gradient(rng: np.random.Generator, width: int, height: int, colour: FloatAr
     """Return float32 (H, W, 3): `colour`, a little lighter towards one side."""
     angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 25)
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
-    slope: FloatArray = strength * (math.cos(angle) * x[None, :] + math.sin(angle) * y[:, None])
+    slope = (strength * (math.cos(angle) * x[None, :] + math.sin(angle) * y[:, None])).astype(np.float32)
     return slope[..., None] + colour
 
 

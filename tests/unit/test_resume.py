@@ -141,7 +141,7 @@ def test_upstream_cannot_load_the_momentum_of_a_parameter_without_a_gradient() -
     saved = Half()
     saved.step(saved.used)
     fresh = Half()
-    with pytest.raises(KeyError, match=r"left_out\.weight"):
+    with pytest.raises((KeyError, RuntimeError), match=r"left_out\.weight"):  # torch 2.7, and 2.15 with a reason
         set_optimizer_state_dict(fresh, fresh.optimizer, get_optimizer_state_dict(saved, saved.optimizer))
 
 

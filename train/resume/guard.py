@@ -120,8 +120,8 @@ def seed_batch(seed: int, batch: int, rank: int) -> None:
 def make_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Have the momentum of every parameter from the start.
 
-    torch's optimizers make it at a parameter's first gradient, and torch 2.7 cannot load a checkpoint in which it is
-    missing: of a block that StochasticDepth has left out at each step so far.
+    torch's optimizers make it at a parameter's first gradient, and torch (2.7, 2.15) cannot load a checkpoint in which
+    it is missing: of a block that StochasticDepth has left out at each step so far.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] else ():
