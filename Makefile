@@ -87,7 +87,7 @@ lint: $(READY_DEV)  ## formatting, lint and types
 
 # Each tool has an environment of its own: their requirements contradict each other and those of a run.
 INFRA_TOOLS := build/infra-tools
-INFRA_SCRIPTS := docker/entrypoint.sh .ci/run $(wildcard infra/*.sh infra/slurm/*)
+INFRA_SCRIPTS := docker/entrypoint.sh .ci/run $(wildcard infra/*/*.sh infra/launch/slurm/*)
 
 $(INFRA_TOOLS)/%/.ready: tests/infra/tools/%.txt | $(READY_DEV)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(INFRA_TOOLS)/$*
@@ -99,8 +99,8 @@ infra-tools: $(foreach tool,lint checkov pcluster sky,$(INFRA_TOOLS)/$(tool)/.re
 infra-lint: infra-tools  ## the cloud templates and scripts, by cfn-lint, checkov, pcluster, sky, shellcheck, hadolint
 	$(INFRA_TOOLS)/lint/bin/shellcheck --external-sources $(INFRA_SCRIPTS)
 	$(INFRA_TOOLS)/lint/bin/hadolint Dockerfile
-	$(INFRA_TOOLS)/lint/bin/cfn-lint infra/foundation.yaml
-	$(INFRA_TOOLS)/checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f infra/foundation.yaml
+	$(INFRA_TOOLS)/lint/bin/cfn-lint infra/aws/foundation.yaml
+	$(INFRA_TOOLS)/checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f infra/aws/foundation.yaml
 	$(INFRA_TOOLS)/pcluster/bin/python tests/infra/tools/pcluster_check.py
 	$(INFRA_TOOLS)/sky/bin/python tests/infra/tools/sky_check.py
 

@@ -5,7 +5,7 @@
 
 Each rank has as many images a step (--images-a-rank), as when a batch grows with the machine (weak scaling). What runs
 is train/main.py by yamls/local.yaml; its run.json says the speed, without evaluation and checkpoints. Runs made
-elsewhere, over several machines, are compared by their run.json. infra/plan.py --measured takes the file.
+elsewhere, over several machines, are compared by their run.json. infra/plan/plan.py --measured takes the file.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from infra.node import count_gpus
+from infra.launch.node import count_gpus
 
 SECONDS_FOR_A_RUN = 1800
 

@@ -9,6 +9,7 @@ import lightning
 import torch
 import torchvision
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torchmetrics.classification import MulticlassAccuracy
 
 import imagestream
 
@@ -17,6 +18,7 @@ class ResNet(lightning.LightningModule):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
         self.args, self.model = args, getattr(torchvision.models, args.model)(num_classes=args.classes)
+        self.top1 = MulticlassAccuracy(num_classes=args.classes, average="micro", ignore_index=-100)  # -100: a repeat
 
     def setup(self, stage: str) -> None:  # the process group is there
         args, device = self.args, self.trainer.strategy.root_device
@@ -30,25 +32,24 @@ class ResNet(lightning.LightningModule):
     def val_dataloader(self) -> imagestream.Loader:
         return self.val_batches
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1], label_smoothing=0.1)
 
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> None:
-        hits = (self.model(batch[0]).argmax(1) == batch[1])[batch[1] >= 0].float()  # -100: a repeat, to fill a batch
-        self.log("top1", hits.mean(), batch_size=len(hits), sync_dist=True, prog_bar=True)
+    def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+        self.top1(self.model(batch[0]), batch[1])
+        self.log("top1", self.top1, prog_bar=True)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> tuple[list[object], list[object]]:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.args.lr, momentum=0.9, weight_decay=5e-5)
         # Not trainer.estimated_stepping_batches: it keeps Lightning 2.6 from restoring the loader's state.
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.args.epochs * len(self.train_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 def main(args: argparse.Namespace) -> None:
     lightning.seed_everything(17)
     saves = ModelCheckpoint(args.folder, save_last=True, save_top_k=0, every_n_train_steps=args.save_every)
-    trainer = lightning.Trainer(max_epochs=args.epochs, callbacks=saves, logger=False)
-    trainer.fit(ResNet(args), ckpt_path="last")  # with a warning where there is none yet
+    lightning.Trainer(max_epochs=args.epochs, callbacks=saves, logger=False).fit(ResNet(args), ckpt_path="last")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,8 @@ python examples/timm_loop.py s3://BUCKET/imagenet --cache /nvme/mds --model resn
 import argparse
 import os
 
-import timm
 import torch
-from timm.loss import LabelSmoothingCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from timm.utils import AverageMeter, ModelEmaV3, accuracy
+from timm import create_model, loss, optim, scheduler, utils
 
 import imagestream
 
@@ -19,16 +15,16 @@ import imagestream
 def main(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(17)
-    model = timm.create_model(args.model, num_classes=args.classes).to(device, memory_format=torch.channels_last)
+    model = create_model(args.model, num_classes=args.classes).to(device, memory_format=torch.channels_last)
     shape, data = model.pretrained_cfg, {"data": args.data, "cache": args.cache, "batch_size": args.batch_size}
     statistics = (tuple(255 * value for value in shape[name]) for name in ("mean", "std"))
     data |= {"normalize": imagestream.Normalize(*statistics), "device": device}
     train = imagestream.Loader(**data, crop=imagestream.RandomResizedCrop(args.size), seed=17)
     center = imagestream.CenterCrop(args.size, resize=round(args.size / shape["crop_pct"]))
     val = imagestream.Loader(**data, split="val", crop=center)
-    ema = ModelEmaV3(model, decay=0.999)
-    optimizer = create_optimizer_v2(model, opt="lamb", lr=args.lr, weight_decay=0.02)
-    schedule = CosineLRScheduler(optimizer, t_initial=args.epochs * len(train), warmup_t=len(train), t_in_epochs=False)
+    ema = utils.ModelEmaV3(model, decay=0.999)
+    optimizer = optim.create_optimizer_v2(model, opt="lamb", lr=args.lr, weight_decay=0.02)
+    schedule = scheduler.CosineLRScheduler(optimizer, args.epochs * len(train), warmup_t=len(train), t_in_epochs=False)
     parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule, "loader": train}
     if os.path.exists(args.checkpoint):
         for name, state in torch.load(args.checkpoint, map_location=device, weights_only=True).items():
@@ -38,16 +34,16 @@ def main(args: argparse.Namespace) -> None:
             schedule.step_update(train.step)
             torch.manual_seed(train.step)  # dropout and drop path draw from it: by the step, so after a restart too
             optimizer.zero_grad()
-            LabelSmoothingCrossEntropy(0.1)(model(images), labels).backward()
+            loss.LabelSmoothingCrossEntropy(0.1)(model(images), labels).backward()
             optimizer.step()
             ema.update(model, step=train.step)
             if (train.step + 1) % args.save_every == 0:
                 torch.save({name: part.state_dict() for name, part in parts.items()}, args.checkpoint + ".part")
                 os.replace(args.checkpoint + ".part", args.checkpoint)
         with torch.no_grad():
-            top1 = AverageMeter()
+            top1 = utils.AverageMeter()
             for images, labels in val:
-                top1.update(accuracy(ema.module.eval()(images), labels)[0].item(), len(labels))
+                top1.update(utils.accuracy(ema.module.eval()(images), labels)[0].item(), len(labels))
         print(f"epoch {epoch + 1}: top-1 {top1.avg:.2f}% of {top1.count} images", flush=True)
 
 

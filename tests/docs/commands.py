@@ -184,8 +184,8 @@ def cloud_dry_run(*expected: str) -> Way:
     def way(place: Place, command: str) -> None:
         names: dict[str, object] = {"SHARDS": place.shards} if "SHARDS" in command else {}
         program, *argv = shlex.split(replaced(command, names))[1:]
-        assert program == "infra/cli.py"
-        script = "from moto import mock_aws; from infra.cli import main; mock_aws().start(); "
+        assert program == "infra/aws/cli.py"
+        script = "from moto import mock_aws; from infra.aws.cli import main; mock_aws().start(); "
         script += f"raise SystemExit(main({argv!r}))"
         keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
         allowed = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
@@ -244,25 +244,25 @@ HOW: dict[str, tuple[Way, bool]] = {
         convert_to_s3,
         False,
     ),
-    "python infra/plan.py yamls/full.yaml --instance p4d.24xlarge --nodes 2": (plan, False),
+    "python infra/plan/plan.py yamls/full.yaml --instance p4d.24xlarge --nodes 2": (plan, False),
     "python benchmarks/scaling.py --data SHARDS --ranks 1,2 --rounds 1 --steps 2 --images-a-rank 8 --json SCALING": (
         measure_scaling,
         True,
     ),
     "python docker/doctor.py": (doctor, True),
-    "python infra/cli.py up --name resnet --budget-usd 500 --email you@example.com --dry-run": (
+    "python infra/aws/cli.py up --name resnet --budget-usd 500 --email you@example.com --dry-run": (
         cloud_dry_run("NAT gateway", "head node", "an hour while it exists"),
         False,
     ),
-    "python infra/cli.py upload --name resnet SHARDS --dry-run": (cloud_dry_run("files,", "a month"), False),
-    "python infra/cli.py submit --name resnet --queue p4d-spot --nodes 2 yamls/full.yaml --dry-run": (
-        cloud_dry_run("a job on 2 x p4d.24xlarge, spot", "infra/slurm/train.sbatch"),
+    "python infra/aws/cli.py upload --name resnet SHARDS --dry-run": (cloud_dry_run("files,", "a month"), False),
+    "python infra/aws/cli.py submit --name resnet --queue p4d-spot --nodes 2 yamls/full.yaml --dry-run": (
+        cloud_dry_run("a job on 2 x p4d.24xlarge, spot", "infra/launch/slurm/train.sbatch"),
         False,
     ),
-    "python infra/cli.py status --name resnet --dry-run": (cloud_dry_run("costs nothing"), False),
-    "python infra/cli.py logs --name resnet --job 1 --dry-run": (cloud_dry_run("slurm-1.log"), False),
-    "python infra/cli.py cost --name resnet --dry-run": (cloud_dry_run("Cost Explorer"), False),
-    "python infra/cli.py down --name resnet --dry-run": (cloud_dry_run("buckets stay"), False),
+    "python infra/aws/cli.py status --name resnet --dry-run": (cloud_dry_run("costs nothing"), False),
+    "python infra/aws/cli.py logs --name resnet --job 1 --dry-run": (cloud_dry_run("slurm-1.log"), False),
+    "python infra/aws/cli.py cost --name resnet --dry-run": (cloud_dry_run("Cost Explorer"), False),
+    "python infra/aws/cli.py down --name resnet --dry-run": (cloud_dry_run("buckets stay"), False),
     "python train/compare.py runs/local runs/other": (compare, True),
     "python train/evaluate.py runs/local/ep18-ba1152.pt --data SHARDS": (train("--workers", "0"), True),
     f"python train/main.py yamls/local.yaml {S3_RUN} data.local=CACHE checkpoint.save_folder=s3://BUCKET/runs/one": (

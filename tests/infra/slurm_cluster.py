@@ -83,7 +83,7 @@ class Cluster:
     def submit(self, argv: Sequence[str], env: dict[str, str], *options: str) -> int:
         """sbatch; returns the job's number."""
         log = f"--output={self.folder}/%j.log"
-        script = "infra/slurm/train.sbatch"
+        script = "infra/launch/slurm/train.sbatch"
         printed = self._run(["sbatch", "--parsable", log, *options, script, *argv], env)
         return int(printed)
 

@@ -1,4 +1,4 @@
-"""`infra/cli.py` against moto, and against botocore's Stubber where moto lacks a call."""
+"""`infra/aws/cli.py` against moto, and against botocore's Stubber where moto lacks a call."""
 
 import base64
 import os
@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from botocore.stub import ANY, Stubber
 from moto import mock_aws
 
-from infra import cli, cluster, head, stack
+from infra.aws import cli, cluster, head, stack
 
 UP = ["up", "--budget-usd", "200", "--email", "me@example.com", "--no-cluster", "--yes"]
 ACCOUNT = "123456789012"  # moto's

@@ -65,7 +65,7 @@ class Machines:
             "RANKS": "1",
             "PEER_LIMIT_S": str(PEER_LIMIT_S),
         }
-        line = self.hosts[0].command(["infra/launch_hosts.sh", f"{self.folder}/hosts", *argv], self.private)
+        line = self.hosts[0].command(["infra/launch/launch_hosts.sh", f"{self.folder}/hosts", *argv], self.private)
         output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(line, cwd=REPOSITORY, env=env, process_group=0, preexec_fn=_hear_ctrl_c, **output)
 
@@ -158,7 +158,7 @@ def to_its_group(machines: Machines, started: subprocess.Popen[str], number: sig
 
 
 def to_one_machines_group(machines: Machines, started: subprocess.Popen[str], number: signal.Signals) -> None:
-    part = next(pid for pid in machines.hosts[1].pids() if b"infra/node.py" in _cmdline(pid).split(b"\0"))
+    part = next(pid for pid in machines.hosts[1].pids() if b"infra/launch/node.py" in _cmdline(pid).split(b"\0"))
     os.killpg(os.getpgid(part), number)
 
 

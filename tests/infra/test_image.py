@@ -127,5 +127,5 @@ def test_the_image_trains_and_evaluates(image: Builder, data: Path) -> None:
 
 
 def test_two_nodes_parts_start_from_the_image(image: Builder, data: Path) -> None:
-    printed = image.run("python", "infra/node.py", "--help", mount=data)
+    printed = image.run("python", "infra/launch/node.py", "--help", mount=data)
     assert "NODE_RANK" in printed

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import node
-from infra.node import Node, Settings, SettingsError
+from infra.launch import node
+from infra.launch.node import Node, Settings, SettingsError
 from tests.conftest import REPOSITORY
 from tests.small_disk import needs_small_disk, small_disk
 
@@ -82,7 +82,7 @@ def test_a_second_ctrl_c_ends_the_ranks_at_once(tmp_path: Path) -> None:
 def test_a_launcher_ends_with_its_node_that_is_killed(tmp_path: Path) -> None:
     launcher = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(60)"
     program = (
-        "import os, sys; from infra.node import Node, Settings\n"
+        "import os, sys; from infra.launch.node import Node, Settings\n"
         f"Settings.launcher = lambda self, argv: [sys.executable, '-c', {launcher!r}]\n"
         "Node(Settings.of(os.environ)).run([])"
     )
@@ -187,11 +187,11 @@ def test_the_container_gets_the_same_part(tmp_path: Path) -> None:
         "LOG_ROOT": str(tmp_path),
         "IMAGE": "/fsx/resnet.sqsh",
     }
-    script = ["bash", str(REPOSITORY / "infra/slurm/train.sbatch"), "yamls/full.yaml", "seed=3"]
+    script = ["bash", str(REPOSITORY / "infra/launch/slurm/train.sbatch"), "yamls/full.yaml", "seed=3"]
     subprocess.run(script, env=env, check=True, timeout=60)
     called = (tmp_path / "called").read_text().split("\n")
     assert "--container-image=/fsx/resnet.sqsh" in called
-    assert called[-5:-1] == ["python", "infra/node.py", "yamls/full.yaml", "seed=3"]
+    assert called[-5:-1] == ["python", "infra/launch/node.py", "yamls/full.yaml", "seed=3"]
 
 
 def test_fsx_is_loaded_until_nothing_is_left_in_s3(tmp_path: Path) -> None:
@@ -212,7 +212,12 @@ case $1 in hsm_state) shift; for f in "$@"; do
     lfs.chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SECONDS_BETWEEN_LOOKS": "0"}
     done = subprocess.run(
-        [REPOSITORY / "infra/fsx.sh", "hydrate", data], env=env, capture_output=True, text=True, check=True, timeout=60
+        [REPOSITORY / "infra/aws/fsx.sh", "hydrate", data],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert "2 files are still in S3 alone" in done.stdout and "is in FSx" in done.stdout
     assert "hsm_restore" in (tmp_path / "calls").read_text()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from infra.machines import UnknownMachineError, machine, read_table
-from infra.plan import CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
-from infra.published import STATED_ERROR, checks, table
-from infra.speed import Storage, predict, storage_seconds, with_batch
+from infra.plan.machines import UnknownMachineError, machine, read_table
+from infra.plan.plan import CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
+from infra.plan.published import STATED_ERROR, checks, table
+from infra.plan.speed import Storage, predict, storage_seconds, with_batch
 from tests.conftest import REPOSITORY
 from train.config.run_config import load_config
 
@@ -35,7 +35,7 @@ def test_the_documented_table_is_what_the_model_says() -> None:
 
 
 def test_the_documented_bindings_are_what_the_model_says() -> None:
-    from infra.published import bindings
+    from infra.plan.published import bindings
 
     assert "\n".join(bindings()) in (REPOSITORY / "docs/cloud.md").read_text()
 
@@ -120,7 +120,7 @@ def test_measured_figures_take_the_estimates_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--instance", "p9.huge"], "p9.huge: not in infra/machines.yaml, which has p4d.24xlarge"),
+        (["--instance", "p9.huge"], "p9.huge: not in infra/plan/machines.yaml, which has p4d.24xlarge"),
         (["--nodes", "3"], "does not divide over 3 x 8 GPUs; give another --nodes, or global_batch_size=2064"),
         (["data.crop_sise=3"], "unknown key; did you mean 'crop_size'?"),
     ],

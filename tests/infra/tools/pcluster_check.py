@@ -1,4 +1,4 @@
-"""infra/cluster.yaml before ParallelCluster's own schema and its `create-cluster --dryrun`; run by make infra-lint.
+"""infra/aws/cluster.yaml before ParallelCluster's own schema and its `create-cluster --dryrun`; run by make infra-lint.
 
 It runs in an environment that has aws-parallelcluster and moto, which stands in for AWS.
 """
@@ -52,7 +52,7 @@ from pcluster.cli.entrypoint import run  # noqa: E402
 from pcluster.cli.exceptions import APIOperationException  # noqa: E402
 from pcluster.schemas.cluster_schema import ClusterSchema  # noqa: E402
 
-from infra.cluster import render, write  # noqa: E402
+from infra.aws.cluster import render, write  # noqa: E402
 
 VALUES: dict[str, str | int] = {
     "Region": "us-east-1",

@@ -1,4 +1,4 @@
-"""infra/skypilot/train.yaml, read by SkyPilot itself; its commands parse. Run by make infra-lint."""
+"""infra/aws/skypilot/train.yaml, read by SkyPilot itself; its commands parse. Run by make infra-lint."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 
-config = yaml.safe_load((ROOT / "infra/skypilot/train.yaml").read_text())
+config = yaml.safe_load((ROOT / "infra/aws/skypilot/train.yaml").read_text())
 task = sky.Task.from_yaml_config(config, env_overrides=[("BUCKET", "my-bucket")])
 assert task.num_nodes == 2
 assert all(resources.use_spot for resources in task.resources)

@@ -1,4 +1,4 @@
-"""EC2's instances and GPUs, from infra/machines.yaml."""
+"""EC2's instances and GPUs, from infra/plan/machines.yaml."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,6 @@ def machine(name: str) -> Machine:
     """
     table = read_table()
     if name not in table["machines"]:
-        raise UnknownMachineError(f"{name}: not in infra/machines.yaml, which has {', '.join(table['machines'])}")
+        raise UnknownMachineError(f"{name}: not in infra/plan/machines.yaml, which has {', '.join(table['machines'])}")
     row = table["machines"][name]
     return Machine(name=name, gpu_images_per_sec=table["gpus"][row["gpu"]]["pytorch"], **row)

@@ -1,4 +1,4 @@
-"""infra/cluster.yaml with a stack's outputs in it: what `pcluster create-cluster` takes."""
+"""infra/aws/cluster.yaml with a stack's outputs in it: what `pcluster create-cluster` takes."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def render(values: Mapping[str, str | int]) -> dict[str, Any]:
     wanted = set(re.findall(r"\$\{(\w+)\}", TEMPLATE.read_text()))
     missing = sorted(name for name in wanted if not values.get(name) and name not in OPTIONAL)
     if missing:
-        raise ClusterError(f"infra/cluster.yaml wants {', '.join(missing)}; are they outputs of the foundation stack?")
+        raise ClusterError(f"infra/aws/cluster.yaml wants {', '.join(missing)}; does the foundation stack give them?")
     filled = {name: str(values.get(name) or NOT_WANTED) for name in wanted}
     config: dict[str, Any] = yaml.safe_load(Template(TEMPLATE.read_text()).substitute(filled))
     if not values.get("FileSystem"):

@@ -1,6 +1,6 @@
-"""How well infra/speed.py agrees with runs that others have published, and that none of its figures were fitted to.
+"""How well infra/plan/speed.py agrees with published runs, to which none of its figures were fitted.
 
-    python infra/published.py
+    python infra/plan/published.py
 
 docs/cloud.md has the table that this prints; a test compares the two.
 """
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+# Started as a script, Python puts this file's own folder on the path; the packages are two above.
 _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
-    sys.path[0] = str(_HERE.parent)
+    sys.path[0] = str(_HERE.parents[1])
 
-from infra.machines import Machine, machine, read_table
-from infra.plan import CORE_IMAGES_PER_SEC, TRAIN_IMAGES, VAL_IMAGES, pixels_over_the_run, recipe_of
-from infra.speed import BLURPOOL_COST, Prediction, Recipe, Storage, predict
+from infra.plan.machines import Machine, machine, read_table
+from infra.plan.plan import CORE_IMAGES_PER_SEC, TRAIN_IMAGES, VAL_IMAGES, pixels_over_the_run, recipe_of
+from infra.plan.speed import BLURPOOL_COST, Prediction, Recipe, Storage, predict
 from train.config.run_config import load_config
 
-YAMLS = _HERE.parent / "yamls"
+YAMLS = _HERE.parents[1] / "yamls"
 FULL = str(YAMLS / "full.yaml")
 STATED_ERROR = 0.15
 """The error, as a fraction, within which the predictions of GPU-bound runs below are; what others get may vary more."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One run over machines that you reach by ssh, without a scheduler.
 #
-#   infra/launch_hosts.sh HOSTS yamls/full.yaml [key.path=value ...]
+#   infra/launch/launch_hosts.sh HOSTS yamls/full.yaml [key.path=value ...]
 #
 # HOSTS is a file with a line for each machine, [user@]name; the first one's name must be an address that the others
 # reach. Each has this repository at the same place, with its .venv (or the image, see below), and sees the data and the
@@ -25,7 +25,7 @@ set -euo pipefail
 
 usage() { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 fail() {
-  echo "infra/launch_hosts.sh: $*" >&2
+  echo "infra/launch/launch_hosts.sh: $*" >&2
   exit 2
 }
 
@@ -37,7 +37,7 @@ mapfile -t hosts < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$hosts_f
 [[ ${#hosts[@]} -ge 1 ]] || fail "$hosts_file names no machine"
 [[ $(printf '%s\n' "${hosts[@]}" | sort | uniq -d) == '' ]] || fail "$hosts_file names a machine twice"
 
-repository=${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+repository=${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 limit=${PEER_LIMIT_S:-15}
 logs=$repository/runs/hosts
 read -ra ssh <<<"${SSH:-ssh}"
@@ -51,11 +51,11 @@ part() {
   local variables=(NODES="${#hosts[@]}" NODE_RANK="$1" MASTER_ADDR="${hosts[0]#*@}" MASTER_PORT="${MASTER_PORT:-29500}"
     BEATS_ON_STDIN=1 PEER_LIMIT_S="$limit" LAUNCHED_FROM="$(hostname)" LOG_DIR="$logs" WATCH_SPOT="${WATCH_SPOT:-0}")
   [[ -z ${RANKS:-} ]] || variables+=(RANKS="$RANKS")
-  local command=(env "${variables[@]}" "${VENV:-.venv}/bin/python" infra/node.py "${@:2}")
+  local command=(env "${variables[@]}" "${VENV:-.venv}/bin/python" infra/launch/node.py "${@:2}")
   if [[ -n ${IMAGE:-} ]]; then
     local docker=(docker run --rm --interactive --gpus all --network host --ipc host --ulimit memlock=-1
       --volume "$repository/runs:/app/runs" --volume "$logs:$logs")
-    command=("${docker[@]}" "${variables[@]/#/--env=}" "$IMAGE" python infra/node.py "${@:2}")
+    command=("${docker[@]}" "${variables[@]/#/--env=}" "$IMAGE" python infra/launch/node.py "${@:2}")
   fi
   printf 'cd %q && ' "$repository"
   [[ -z ${ENV_FILE:-} ]] || printf '. %q && ' "$ENV_FILE"

@@ -1,8 +1,8 @@
 """One machine's part of a run over several: Composer's launcher, told of the other machines, and watched.
 
-    python infra/node.py yamls/full.yaml [key.path=value ...]
+    python infra/launch/node.py yamls/full.yaml [key.path=value ...]
 
-Slurm and infra/launch_hosts.sh start it once on each machine and say by environment variables which one it is:
+Slurm and infra/launch/launch_hosts.sh start it once on each machine and say by environment variables which one it is:
 NODES, NODE_RANK (or Slurm's own SLURM_NNODES, SLURM_NODEID), MASTER_ADDR, MASTER_PORT; RANKS is the number of processes
 to start here, by default one a GPU. What it adds to the launcher:
 
@@ -37,14 +37,14 @@ from types import FrameType
 
 import psutil
 
-# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+# Started as a script, Python puts this file's own folder on the path; the packages are two above.
 _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
-    sys.path[0] = str(_HERE.parent)
+    sys.path[0] = str(_HERE.parents[1])
 
 from imagestream.data.worker import end_with_parent
 
-ROOT = _HERE.parent
+ROOT = _HERE.parents[1]
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -321,7 +321,7 @@ def _ignore_usr1() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the command; return its exit status: the ranks' own, or 1 where this machine's part was ended."""
     parser = argparse.ArgumentParser(
-        prog="infra/node.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="infra/launch/node.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="as for train/main.py")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
@@ -329,7 +329,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = Settings.of(os.environ)
     except SettingsError as error:
-        print(f"infra/node.py: {error}", file=sys.stderr)
+        print(f"infra/launch/node.py: {error}", file=sys.stderr)
         return EXIT_REFUSED
     return Node(settings).run(argv)
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.spending import RefusedError
+from infra.aws.spending import RefusedError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS_FOR_A_COMMAND, SECONDS_BETWEEN_LOOKS = 1800.0, 2.0
 SECONDS_FOR_A_CLUSTER = 3600.0
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What a run on EC2 wants in its environment, and where each setting comes from. infra/slurm/train.sbatch reads this
+# What a run on EC2 wants in its environment, and where each setting comes from. infra/launch/slurm/train.sbatch reads this
 # file; a value that is set already stays. Sourced, not run.
 
 # Which Python: the environment that `make setup` made, unless another is named. In an image it is the image's own.
@@ -27,10 +27,10 @@ export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
 # One thread for each BLAS call: the loader workers are as many as the cores already.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-# infra/node.py: the two minutes' notice of a spot interruption ends in a checkpoint; seconds without a batch that count
+# infra/launch/node.py: the two minutes' notice of a spot interruption ends in a checkpoint; seconds without a batch that count
 # as a hang, above yamls/base.yaml's dist_timeout (600) so that the error which names the cause comes first.
 export WATCH_SPOT=${WATCH_SPOT:-1}
 export STALL_S=${STALL_S:-1200}
-# infra/slurm/train.sbatch: failures (exit status 1, a crash) after which a job is not queued again; those between which
+# infra/launch/slurm/train.sbatch: failures (exit status 1, a crash) after which a job is not queued again; those between which
 # the run made progress do not add up.
 export MAX_FAILURES=${MAX_FAILURES:-3}

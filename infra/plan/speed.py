@@ -1,4 +1,4 @@
-"""How fast a run is: pure arithmetic over one machine's shape and a recipe. infra/plan.py prints it.
+"""How fast a run is: pure arithmetic over one machine's shape and a recipe. infra/plan/plan.py prints it.
 
 A step takes as long as the slowest of what goes on at once: the GPUs (with the part of the all-reduce that the backward
 pass does not hide), the loader's decoding, and the storage. What is assumed is in the constants, each with its source.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from infra.machines import Machine
+from infra.plan.machines import Machine
 
 REFERENCE_PX = 224  # the GPUs' figures are for this size; time goes with the number of pixels
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # FSx for Lustre on a node: mount it, load the dataset from the bucket ahead of time, and check it.
 #
-#   sudo infra/fsx.sh mount FILE_SYSTEM_DNS MOUNT_NAME [/fsx]     (ParallelCluster mounts it by itself)
-#   infra/fsx.sh hydrate /fsx/imagenet                            reads every file from S3 into FSx now, once
-#   infra/fsx.sh state /fsx/imagenet                              how many files are in FSx already
-#   infra/fsx.sh stripe /fsx/runs                                 how new files in a folder are laid out
-#   infra/fsx.sh verify /fsx/imagenet                             each shard against manifest and hashes
+#   sudo infra/aws/fsx.sh mount FILE_SYSTEM_DNS MOUNT_NAME [/fsx]     (ParallelCluster mounts it by itself)
+#   infra/aws/fsx.sh hydrate /fsx/imagenet                            reads every file from S3 into FSx now, once
+#   infra/aws/fsx.sh state /fsx/imagenet                              how many files are in FSx already
+#   infra/aws/fsx.sh stripe /fsx/runs                                 how new files in a folder are laid out
+#   infra/aws/fsx.sh verify /fsx/imagenet                             each shard against manifest and hashes
 #
 # Striping: shards are some 64 MB and read whole, many at a time, so one stripe each spreads them over the servers by
 # itself. Checkpoints of hundreds of MB are written by one process: those want a stripe over all servers.
@@ -14,10 +14,10 @@ set -euo pipefail
 
 usage() { sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 fail() {
-  echo "infra/fsx.sh: $*" >&2
+  echo "infra/aws/fsx.sh: $*" >&2
   exit 2
 }
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 [[ $# -ge 2 ]] || { usage && exit 2; }
 verb=$1 place=$2
 

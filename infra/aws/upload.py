@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from infra.spending import RefusedError
+from infra.aws.spending import RefusedError
 
 THREADS = 8
 # What says that a dataset is there; last, so that half of one is never taken for a whole one.

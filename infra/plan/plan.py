@@ -1,10 +1,10 @@
 """What a run will take: images/s, hours, dollars, and what holds it back.
 
-    python infra/plan.py yamls/full.yaml --instance p4d.24xlarge --nodes 4 [key.path=value ...]
+    python infra/plan/plan.py yamls/full.yaml --instance p4d.24xlarge --nodes 4 [key.path=value ...]
 
-The arithmetic is infra/speed.py, the machines and prices are infra/machines.yaml; docs/cloud.md says how well both
-agree with published runs. Give what you measured to have better than estimates: --core-images-per-sec or --loader-json
-for the loader, --gpu-images-per-sec or --measured for the GPUs.
+The arithmetic is infra/plan/speed.py, the machines and prices are infra/plan/machines.yaml; docs/cloud.md says how well
+both agree with published runs. Give what you measured to have better than estimates: --core-images-per-sec or
+--loader-json for the loader, --gpu-images-per-sec or --measured for the GPUs.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+# Started as a script, Python puts this file's own folder on the path; the packages are two above.
 _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
-    sys.path[0] = str(_HERE.parent)
+    sys.path[0] = str(_HERE.parents[1])
 
-from infra.machines import Machine, UnknownMachineError, machine, read_table
-from infra.speed import BLURPOOL_COST, REFERENCE_PX, Prediction, Recipe, Storage, predict, with_batch
+from infra.plan.machines import Machine, UnknownMachineError, machine, read_table
+from infra.plan.speed import BLURPOOL_COST, REFERENCE_PX, Prediction, Recipe, Storage, predict, with_batch
 from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config, ConfigError, load_config
 
@@ -64,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
         chosen = choose_machine(args)
         report = plan(cfg, chosen, args)
     except (ConfigError, PlanError, UnknownMachineError) as error:
-        print(f"infra/plan.py: {error}", file=sys.stderr)
+        print(f"infra/plan/plan.py: {error}", file=sys.stderr)
         return EXIT_REFUSED
     print("\n".join(lines(report, chosen)))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.picture:
-        from infra.scaling_picture import draw  # matplotlib takes a second to import
+        from infra.plan.scaling_picture import draw  # matplotlib takes a second to import
 
         draw(report, args.picture)
     return 0
@@ -79,11 +79,11 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="infra/plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="infra/plan/plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="as for train/main.py")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--instance", default="p4d.24xlarge", help="an instance type of infra/machines.yaml")
+    parser.add_argument("--instance", default="p4d.24xlarge", help="an instance type of infra/plan/machines.yaml")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument(
         "--stored", choices=list(KB_PER_IMAGE), default="original", help="how the images were converted"

@@ -7,7 +7,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from infra.spending import RefusedError
+from infra.aws.spending import RefusedError
 
 TEMPLATE = Path(__file__).with_name("foundation.yaml")
 FAILED_TO_START = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED", "REVIEW_IN_PROGRESS")

@@ -1,13 +1,13 @@
 """From an AWS account to a run on a cluster, and back to nothing.
 
-    python infra/cli.py up --name resnet --region us-east-1 --zone us-east-1a --budget-usd 500 --email you@example.com
-    python infra/cli.py upload --name resnet SHARDS
-    python infra/cli.py push-image --name resnet
-    python infra/cli.py submit --name resnet --nodes 2 --queue p4d-spot yamls/full.yaml [key.path=value ...]
-    python infra/cli.py status --name resnet
-    python infra/cli.py logs --name resnet --job 1
-    python infra/cli.py cost --name resnet
-    python infra/cli.py down --name resnet
+    python infra/aws/cli.py up --name resnet --region us-east-1 --zone us-east-1a --budget-usd 500 --email me@here.org
+    python infra/aws/cli.py upload --name resnet SHARDS
+    python infra/aws/cli.py push-image --name resnet
+    python infra/aws/cli.py submit --name resnet --nodes 2 --queue p4d-spot yamls/full.yaml [key.path=value ...]
+    python infra/aws/cli.py status --name resnet
+    python infra/aws/cli.py logs --name resnet --job 1
+    python infra/aws/cli.py cost --name resnet
+    python infra/aws/cli.py down --name resnet
 
 Each verb takes --dry-run, which prints what would be done, with its price an hour, and does nothing. What costs money
 is asked about (--yes answers), and refused without a budget. Interrupted, a verb goes on by the same command.
@@ -25,17 +25,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
+# Started as a script, Python puts this file's own folder on the path; the packages are two above.
 _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
-    sys.path[0] = str(_HERE.parent)
+    sys.path[0] = str(_HERE.parents[1])
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from infra import cluster, head, stack
-from infra.spending import (
+from infra.aws import cluster, head, stack
+from infra.aws.spending import (
     S3_USD_PER_GB_MONTH,
     RefusedError,
     Step,
@@ -45,7 +45,7 @@ from infra.spending import (
     monthly_budget,
     show,
 )
-from infra.upload import files_of, upload
+from infra.aws.upload import files_of, upload
 from train.config.run_config import ConfigError, load_config
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command's arguments; `verb` is what to call."""
     parser = argparse.ArgumentParser(
-        prog="infra/cli.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="infra/aws/cli.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -133,7 +133,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     sub.add_argument("config")
     sub.add_argument("overrides", nargs="*", metavar="key.path=value")
     sub.add_argument("--nodes", type=int, default=2)
-    sub.add_argument("--queue", default="p4d-spot", help="of infra/cluster.yaml: p4d, p4d-spot, p5, g5, g5-spot, ...")
+    sub.add_argument("--queue", default="p4d-spot", help="of cluster.yaml: p4d, p4d-spot, p5, g5, g5-spot, ...")
     sub.add_argument("--run", default="", help="the run's folder in the bucket; by default the configuration's name")
     add("status", status, "what there is, and what runs")
     sub = add("logs", logs, "the last lines of a job")
@@ -233,7 +233,7 @@ def submit(args: argparse.Namespace, account: Account) -> None:
     bucket = account.bucket("data")
     settings = [args.config, *places(args.config, args.overrides, bucket, run), f"run_name={run}", *args.overrides]
     sbatch = ["sbatch", "--parsable", f"--nodes={args.nodes}", f"--partition={args.queue}"]
-    sbatch += ["infra/slurm/train.sbatch", *settings]
+    sbatch += ["infra/launch/slurm/train.sbatch", *settings]
     print(f"  commit {commit[:12]}: {shlex.join(sbatch)}")
     if args.dry_run:
         return
@@ -411,7 +411,7 @@ def explain(error: ClientError) -> str:
 
 def say(text: str, code: int) -> int:
     """Say why this is the end."""
-    print(f"infra/cli.py: {text}", file=sys.stderr)
+    print(f"infra/aws/cli.py: {text}", file=sys.stderr)
     return code
 
 

@@ -1,0 +1,1 @@
+"""Training on nodes that are there: under Slurm, or on hosts by ssh."""
