@@ -22,7 +22,7 @@ TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-stack test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data test-corpus train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-stack test-examples test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data test-corpus train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -85,6 +85,14 @@ lint: $(READY_DEV)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Lightning and timm, beside the project's own torch; what they ask for is there but for these packages.
+build/examples/.ready: tests/examples/requirements.txt | $(READY_DEV)
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(BIN)/python --target build/examples -r $<
+	@touch $@
+
+test-examples: build/examples/.ready  ## the examples, with Lightning and timm, killed and resumed; a few minutes
+	$(BIN)/python -m pytest -m "not machine" tests/examples
+
 # Each tool has an environment of its own: their requirements contradict each other and those of a run.
 INFRA_TOOLS := build/infra-tools
 INFRA_SCRIPTS := docker/entrypoint.sh .ci/run $(wildcard infra/*/*.sh infra/launch/slurm/*)
@@ -137,6 +145,7 @@ lock: $(READY_DEV)  ## pin requirements*.txt anew from requirements*.in
 	$(COMPILE) --override requirements-overrides.txt requirements.in -o requirements.txt
 	$(COMPILE) requirements-dev.in -o requirements-dev.txt
 	$(COMPILE) --constraint requirements-dev.txt requirements.in -o requirements-composer.txt
+	$(COMPILE) --no-deps tests/examples/requirements.in -o tests/examples/requirements.txt
 
 clean:  ## remove the environments and everything that the commands made
 	rm -rf $(VENV) .venv-composer demo/data demo/runs runs build .pytest_cache .mypy_cache .ruff_cache

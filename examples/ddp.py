@@ -15,7 +15,6 @@ import imagestream
 
 def main(args: argparse.Namespace) -> None:
     distributed.init_process_group()
-    rank = distributed.get_rank()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     data = {"data": args.data, "cache": args.cache, "batch_size": args.batch_size, "device": device}
     train = imagestream.Loader(**data, crop=imagestream.RandomResizedCrop(args.size), seed=17)
@@ -36,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
             nn.functional.cross_entropy(ddp(images), labels, label_smoothing=0.1).backward()
             optimizer.step()
             schedule.step()
-            if rank == 0 and (train.step + 1) % args.save_every == 0:
+            if distributed.get_rank() == 0 and (train.step + 1) % args.save_every == 0:
                 torch.save({name: part.state_dict() for name, part in parts.items()}, args.checkpoint + ".part")
                 os.replace(args.checkpoint + ".part", args.checkpoint)
         for buffer in model.buffers():
@@ -46,13 +45,14 @@ def main(args: argparse.Namespace) -> None:
             counts = sum(torch.stack([(model(x).argmax(1) == y).sum(), (y >= 0).sum()]) for x, y in val)
         model.train()
         distributed.all_reduce(counts)
-        if rank == 0:
+        if distributed.get_rank() == 0:
             print(f"epoch {epoch + 1}: top-1 {100 * counts[0] / counts[1]:.2f}% of {counts[1]} images", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("data"), parser.add_argument("--cache")
+    parser.add_argument("data")
+    parser.add_argument("--cache")
     options = {"checkpoint": "checkpoint.pt", "model": "resnet50", "classes": 1000, "size": 224, "batch-size": 256}
     for name, default in (options | {"epochs": 18, "lr": 0.5, "save-every": 500}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)

@@ -46,16 +46,14 @@ class ResNet(lightning.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def main(args: argparse.Namespace) -> None:
-    lightning.seed_everything(17)
-    saves = ModelCheckpoint(args.folder, save_last=True, save_top_k=0, every_n_train_steps=args.save_every)
-    lightning.Trainer(max_epochs=args.epochs, callbacks=saves, logger=False).fit(ResNet(args), ckpt_path="last")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("data"), parser.add_argument("--cache")
+    parser.add_argument("data")
+    parser.add_argument("--cache")
     options = {"folder": "checkpoints", "model": "resnet50", "classes": 1000, "size": 224, "batch-size": 256}
     for name, default in (options | {"epochs": 18, "lr": 0.5, "save-every": 500}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    main(parser.parse_args())
+    args = parser.parse_args()
+    lightning.seed_everything(17)
+    saves = ModelCheckpoint(args.folder, save_last=True, save_top_k=0, every_n_train_steps=args.save_every)
+    lightning.Trainer(max_epochs=args.epochs, callbacks=saves, logger=False).fit(ResNet(args), ckpt_path="last")

@@ -49,7 +49,8 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("data"), parser.add_argument("--cache")
+    parser.add_argument("data")
+    parser.add_argument("--cache")
     options = {"checkpoint": "checkpoint.pt", "model": "resnet50", "classes": 1000, "size": 224, "batch-size": 256}
     for name, default in (options | {"epochs": 100, "lr": 5e-3, "save-every": 500}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)

@@ -91,7 +91,7 @@ def test_an_example_that_is_killed_ends_with_the_same_weights(
         assert start(example, shards, folder, launcher).wait(SECONDS) == 0, (folder / "log").read_text()
     ended, expected = (load(example, folder) for folder in (killed, undisturbed))
     mine, theirs = dict(tensors_of(ended)), dict(tensors_of(expected))
-    assert mine.keys() == theirs.keys() and len(mine) > 200  # weights, BatchNorm's statistics and momentum
+    assert mine.keys() == theirs.keys() and len(mine) > 150  # weights, BatchNorm's statistics and momentum
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
     assert loader_state(ended) == loader_state(expected)
 
