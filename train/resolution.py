@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class SizeSchedule(Protocol):
+class ImageSizes(Protocol):
     """An algorithm of a recipe that says how large images are; see `train.config.algorithms`."""
 
     def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:
@@ -34,7 +34,7 @@ class Resolution:
     crop_size: int
     steps_per_epoch: int
     max_duration: str
-    schedule: SizeSchedule | None = None
+    schedule: ImageSizes | None = None
 
     def __call__(self, step: int) -> int:
         """Return the edge of the images of batch `step`, counted from 0 over the whole run."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from imagestream.data.buffers import Block, SharedBlocks
-from imagestream.data.dataset import Sample
+from imagestream.data.dataset import EncodedSample
 from imagestream.data.per_sample import ImageFunction, PerSample
 from imagestream.decode.backends import Decoder
 from imagestream.decode.crops import CenterCrop, RandomResizedCrop, View, sample_draws, view_hash
@@ -59,7 +59,7 @@ class TrainCollate:
         self.decoder, self.crop, self.seed = decoder, crop, seed
         self.per_sample = PerSample(transforms, seed=seed)
 
-    def __call__(self, samples: Sequence[Sample]) -> RawBatch:
+    def __call__(self, samples: Sequence[EncodedSample]) -> RawBatch:
         started = time.perf_counter()
         views, hashes, size = [], [], self.crop.size_at(samples[0].step)
         for sample, (width, height) in zip(samples, _image_sizes(self.decoder, samples, self.name_of), strict=True):
@@ -83,7 +83,7 @@ class EvalCollate:
     def __init__(self, decoder: Decoder, crop: CenterCrop) -> None:
         self.decoder, self.crop = decoder, crop
 
-    def __call__(self, samples: Sequence[Sample]) -> RawBatch:
+    def __call__(self, samples: Sequence[EncodedSample]) -> RawBatch:
         sizes, size = _image_sizes(self.decoder, samples, self.name_of), self.crop.size
         views = [self.crop.view(*edges) for edges in sizes]
         return _decode(
@@ -91,7 +91,9 @@ class EvalCollate:
         )
 
 
-def _image_sizes(decoder: Decoder, samples: Sequence[Sample], name_of: Callable[[int], str]) -> list[tuple[int, int]]:
+def _image_sizes(
+    decoder: Decoder, samples: Sequence[EncodedSample], name_of: Callable[[int], str]
+) -> list[tuple[int, int]]:
     try:
         return decoder.image_sizes([s.image for s in samples])
     except DecodeError as error:
@@ -100,7 +102,7 @@ def _image_sizes(decoder: Decoder, samples: Sequence[Sample], name_of: Callable[
 
 def _decode(
     decoder: Decoder,
-    samples: Sequence[Sample],
+    samples: Sequence[EncodedSample],
     views: list[View],
     hashes: list[int],
     size: int,
@@ -119,6 +121,8 @@ def _decode(
     return RawBatch(images, labels, torch.tensor(hashes, dtype=torch.int64), samples[0].step, stage_s, block)
 
 
-def _naming_the_sample(error: DecodeError, samples: Sequence[Sample], name_of: Callable[[int], str]) -> DecodeError:
+def _naming_the_sample(
+    error: DecodeError, samples: Sequence[EncodedSample], name_of: Callable[[int], str]
+) -> DecodeError:
     bad = samples[error.index]
     return DecodeError(f"{name_of(bad.position)} cannot be decoded: {error}", error.index)

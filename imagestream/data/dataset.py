@@ -40,7 +40,7 @@ class ShortEpochError(RuntimeError):
     """An epoch ended before its last sample."""
 
 
-class Sample(NamedTuple):
+class EncodedSample(NamedTuple):
     """One undecoded record.
 
     Attributes:
@@ -181,12 +181,12 @@ class StreamingImages(StreamingDataset):
             "initial_physical_nodes": nodes or self._parallel_rank_world.num_nodes,
         }
 
-    def __getitem__(self, at: int) -> Sample:
+    def __getitem__(self, at: int) -> EncodedSample:
         started = time.perf_counter()
         image, label = self.get_item(at)
         step = self._steps[self._seen // int(self.batch_size)] if self._steps else 0
         read_s, wait_s = time.perf_counter() - started, started - self._asked
-        return Sample(image, label, int(at), self._epoch, step, read_s, wait_s)
+        return EncodedSample(image, label, int(at), self._epoch, step, read_s, wait_s)
 
     def get_item(self, position: int, retry: int = 7) -> tuple[bytes, int]:
         """Return a sample's image and label; its shard is fetched where it is not here (any more)."""
@@ -244,7 +244,7 @@ class StreamingImages(StreamingDataset):
         self._steps = range(first, first + mine * world.workers_per_rank, world.workers_per_rank)
         return work
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[EncodedSample]:
         """Yield this worker's samples, and refuse to end without the last of them.
 
         Upstream logs an exception of its download thread and then ends the epoch as if all were well.
@@ -394,6 +394,6 @@ class StreamingEvalImages(StreamingImages):
         self._real = int((mine < self.num_samples).sum())
         return np.minimum(mine, self.num_samples - 1)
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[EncodedSample]:
         for place, sample in enumerate(super().__iter__()):
             yield sample if place < self._real else sample._replace(label=IGNORED_LABEL)

@@ -1,4 +1,4 @@
-"""Where to cut an image and whether to mirror it: pure functions of (seed, epoch, sample id).
+"""Where to cut an image and whether to mirror it: pure functions of (seed, epoch, position in the shards).
 
 Nothing here touches pixels or ambient randomness, so a sample looks the same whichever worker, rank or restart
 decodes it.
@@ -118,7 +118,7 @@ def _check_edge(name: str, px: int) -> None:
         raise ValueError(f"{name}: {px} must be from 1 to {MAX_EDGE_PX:,} px")
 
 
-def sample_draws(seed: int, epoch: int, sample_id: int) -> Draw:
+def sample_draws(seed: int, epoch: int, position: int) -> Draw:
     """Return the stream of numbers that alone decides the augmentation of one sample in one epoch.
 
     Numbers of 53 bits out of BLAKE2b: the same on every platform and in every version of a library.
@@ -126,7 +126,7 @@ def sample_draws(seed: int, epoch: int, sample_id: int) -> Draw:
 
     def numbers() -> Iterator[float]:
         for block in count():
-            digest = blake2b(f"{seed}/{epoch}/{sample_id}/{block}".encode()).digest()
+            digest = blake2b(f"{seed}/{epoch}/{position}/{block}".encode()).digest()
             for word in _EIGHT_WORDS.unpack(digest):
                 yield (word >> 11) * 2.0**-53
 
@@ -197,7 +197,7 @@ def center_view(width: int, height: int, *, resize_size: int, crop_size: int) ->
     return View(box, flip=False, whole=(scaled_w, scaled_h, left, top) if fits else None)
 
 
-def view_hash(epoch: int, sample_id: int, view: View, size_px: int) -> int:
+def view_hash(epoch: int, position: int, view: View, size_px: int) -> int:
     """Return 64 bits (a signed integer) that identify one sample's augmentation, for the ledger."""
-    packed = _VIEW.pack(epoch, sample_id, *view.box, view.flip, size_px)
+    packed = _VIEW.pack(epoch, position, *view.box, view.flip, size_px)
     return int.from_bytes(blake2b(packed, digest_size=8).digest(), "little", signed=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from imagestream.data.batches import EvalCollate, RawBatch, TrainCollate
-from imagestream.data.dataset import Sample
+from imagestream.data.dataset import EncodedSample
 from imagestream.data.timed_loader import TimedLoader, start_worker
 from imagestream.data.watchdog import StallWatch
 from imagestream.decode import pillow
@@ -35,14 +35,14 @@ def eval_collate() -> EvalCollate:
     return EvalCollate(open_decoder("auto"), CenterCrop(64, resize=72))
 
 
-def samples(count: int, epoch: int = 0) -> list[Sample]:
+def samples(count: int, epoch: int = 0) -> list[EncodedSample]:
     rng = np.random.default_rng(0)
     images = []
     for _ in range(count):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 255, size=(90, 120, 3), dtype=np.uint8)).save(buffer, "JPEG")
         images.append(buffer.getvalue())
-    return [Sample(image, label, 100 + label, epoch) for label, image in enumerate(images)]
+    return [EncodedSample(image, label, 100 + label, epoch) for label, image in enumerate(images)]
 
 
 def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
@@ -91,15 +91,15 @@ def test_a_broken_image_is_named_as_the_dataset_names_it() -> None:
                 collate(batch)
 
 
-class SamplesInAWorker(IterableDataset[Sample]):
+class SamplesInAWorker(IterableDataset[EncodedSample]):
     """What a loader asks of a dataset, without streaming."""
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[EncodedSample]:
         return iter(samples(4))
 
 
 def test_workers_collect_no_garbage_among_the_objects_of_their_rank() -> None:
-    def counting(batch: list[Sample]) -> RawBatch:
+    def counting(batch: list[EncodedSample]) -> RawBatch:
         return collate(batch)._replace(view_hashes=torch.tensor([gc.get_freeze_count()]))
 
     before = gc.get_freeze_count()  # Python 3.12 has some frozen from its start

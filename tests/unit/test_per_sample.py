@@ -1,4 +1,4 @@
-"""RandAugment and AugMix: Composer's pixels, decided by (seed, epoch, sample id) alone."""
+"""RandAugment and AugMix: Composer's pixels, decided by (seed, epoch, position) alone."""
 
 import pickle
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ def test_a_sample_depends_on_its_key_and_not_on_its_batch_or_on_what_was_drawn_b
 
 def test_the_pixels_are_those_of_composers_functions() -> None:
     images, _ = applied([RAND, MIX], KEYS)
-    for index, (epoch, sample_id) in enumerate(KEYS):
-        with _seeded(f"17/{epoch}/{sample_id}/per sample"):
+    for index, (epoch, position) in enumerate(KEYS):
+        with _seeded(f"17/{epoch}/{position}/per sample"):
             image = Image.fromarray(batch(1)[0].numpy())
             image = composer.functional.randaugment_image(image, 9, 2, augmentation_sets["all"])
             image = composer.functional.augmix_image(image, 3, -1, 3, 1.0, augmentation_sets["all"])

@@ -110,7 +110,7 @@ class SizeSchedule(AlgorithmConfig):
     size_increment: int
 
     def image_px(self, crop_size: int, *, epoch: int, elapsed_fraction: float) -> int:
-        """Return the edge of a batch's images in px; see `train.resolution.SizeSchedule`."""
+        """Return the edge of a batch's images in px; see `train.resolution.ImageSizes`."""
         raise NotImplementedError
 
 
