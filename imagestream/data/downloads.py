@@ -20,11 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from botocore.config import Config as BotoConfig
 from botocore.exceptions import ClientError, FlexibleChecksumError, NoCredentialsError
 from streaming import Stream
 from streaming.base.format import FileInfo, Reader
@@ -32,6 +30,7 @@ from streaming.base.format import FileInfo, Reader
 from imagestream.mds.unpacking import UnpackError, unpacked
 from imagestream.storage.places import bucket_and_key, is_url
 from imagestream.storage.s3_checksums import without_refused_checksums
+from imagestream.storage.s3_client import renew_clients, s3_client
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,6 @@ class CheckedStream(Stream):
         super().__init__(**kwargs)
         self.patience_s, self.hash_found, self.empty_cache = patience_s, hash_found, empty_cache
         self.is_stopping: Callable[[], bool] = _never
-        self._client: tuple[int, Any] = (0, None)
 
     def set_up_local(self, shards: list[Reader], cache_usage_per_shard: npt.NDArray[np.int64]) -> None:
         """Have every shard prepared at its first use, those that are there as well; called by one rank of a node.
@@ -237,7 +235,7 @@ class CheckedStream(Stream):
                 if never_heals(error):
                     raise DownloadError(f"{source} cannot be fetched: {_one_line(error)}") from error
                 tries += 1
-                self._renew_client()
+                renew_clients()
                 waited = time.monotonic() - began
                 left = self.patience_s - waited
                 if left <= 0:
@@ -288,7 +286,7 @@ class CheckedStream(Stream):
         rest = {"Range": f"bytes={arrived.bytes}-", "IfMatch": arrived.etag} if arrived.bytes and arrived.etag else {}
         try:
             answer = without_refused_checksums(
-                lambda: self._s3().get_object(Bucket=bucket, Key=key, **rest), renew=self._renew_client
+                lambda: self._s3().get_object(Bucket=bucket, Key=key, **rest), renew=renew_clients
             )
         except ClientError:
             arrived.etag = "" if rest else arrived.etag  # it is another one now
@@ -299,21 +297,10 @@ class CheckedStream(Stream):
         chunks: Iterator[bytes] = answer["Body"].iter_chunks(READ_BYTES)
         return chunks
 
-    def _renew_client(self) -> None:
-        self._client = (0, None)  # a new one reads the credentials afresh
-
     def _s3(self) -> Any:
-        """Return this process's client, which tries once: upstream's tries 15 times, for the full timeout each."""
-        pid, client = self._client
-        if pid != os.getpid():  # connections do not survive a fork
-            silence = min(SILENCE_S, self.download_timeout)
-            config = BotoConfig(
-                connect_timeout=min(CONNECT_S, silence), read_timeout=silence, retries={"total_max_attempts": 1}
-            )
-            endpoint = os.environ.get("S3_ENDPOINT_URL") or None
-            client = boto3.Session().client("s3", endpoint_url=endpoint, config=config)
-            self._client = (os.getpid(), client)
-        return client
+        """Return a client that tries once: upstream's tries 15 times, for the full timeout each."""
+        silence = min(SILENCE_S, self.download_timeout)
+        return s3_client(1, connect_s=min(CONNECT_S, silence), silence_s=silence)
 
 
 def _chunks_of_file(source: str) -> Iterator[bytes]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import functools
 import os
 import shutil
 import uuid
@@ -10,18 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from imagestream.storage.places import bucket_and_key, is_url
-from imagestream.storage.s3 import UPLOAD_ATTEMPTS
 from imagestream.storage.s3_checksums import T
-from imagestream.storage.s3_patience import has_worked, patiently
+from imagestream.storage.s3_client import ATTEMPTS, ask_s3, s3_client
+from imagestream.storage.s3_patience import has_worked
 
-ATTEMPTS = 8  # what is stored is offered UPLOAD_ATTEMPTS times; a dead endpoint, met at the start, is told of sooner
+FIRST_LOOK_ATTEMPTS = 9  # what is stored is offered more often; a dead endpoint, met at the start, is told of sooner
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
 
 
@@ -200,25 +197,14 @@ class LocalFolder:
             raise FolderError(f"{self.path} is not writable: {error.strerror}") from error
 
 
-@functools.cache
-def _s3_client(settings: frozenset[tuple[str, str]], process: int, attempts: int) -> Any:
-    """Return a client of S3 by the environment's settings.
-
-    It takes a tenth of a second to make, so folders share it; a forked process may not use its parent's connections.
-    """
-    config = BotoConfig(retries={"mode": "standard", "max_attempts": attempts}, connect_timeout=10, read_timeout=60)
-    return boto3.Session().client("s3", endpoint_url=dict(settings).get("S3_ENDPOINT_URL") or None, config=config)
-
-
 class S3Folder:
-    """A prefix in a bucket. The endpoint is S3_ENDPOINT_URL, as for Streaming and Composer, or boto3's own choice."""
+    """A prefix in a bucket."""
 
     path = None
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self.bucket, self.prefix = bucket_and_key(uri)
-        self._settings = frozenset((key, value) for key, value in os.environ.items() if key.startswith(("AWS_", "S3_")))
 
     def __str__(self) -> str:
         return self.uri
@@ -226,7 +212,7 @@ class S3Folder:
     @property
     def client(self) -> Any:
         """This process's client for a first look."""
-        return _s3_client(self._settings, os.getpid(), ATTEMPTS)
+        return s3_client(FIRST_LOOK_ATTEMPTS)
 
     def names(self) -> list[str]:
         where = {"Bucket": self.bucket, "Prefix": f"{self.prefix}/" if self.prefix else "", "Delimiter": "/"}
@@ -234,7 +220,7 @@ class S3Folder:
             "listed",
             "",
             lambda client: list(client.get_paginator("list_objects_v2").paginate(**where)),
-            UPLOAD_ATTEMPTS if has_worked() else ATTEMPTS,
+            ATTEMPTS if has_worked() else FIRST_LOOK_ATTEMPTS,
         )
         keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
         return sorted(key.rpartition("/")[2] for key in keys if not key.endswith("/"))  # "x/" marks an empty folder
@@ -293,7 +279,7 @@ class S3Folder:
             "read",
             name,
             lambda client: client.download_file(self.bucket, self._key(name), str(target), Config=TRANSFER),
-            ATTEMPTS,
+            FIRST_LOOK_ATTEMPTS,
         )
         return target
 
@@ -310,24 +296,20 @@ class S3Folder:
             client.put_object(**self._at(".probe"), Body=b"x")
             client.delete_object(**self._at(".probe"))
 
-        self._ask("written", "", probe, ATTEMPTS)
+        self._ask("written", "", probe, FIRST_LOOK_ATTEMPTS)
 
     def _ask(
         self,
         verb: str,
         name: str,
         request: Callable[[Any], T],
-        attempts: int = UPLOAD_ATTEMPTS,
+        attempts: int = ATTEMPTS,
         *,
         missing_passes: bool = False,
     ) -> T:
         """Return what a request, given a client, returns; with patience for keys that are being renewed."""
         try:
-            return patiently(
-                lambda: request(_s3_client(self._settings, os.getpid(), attempts)),
-                renew=_s3_client.cache_clear,
-                missing_passes=missing_passes,
-            )
+            return ask_s3(request, attempts=attempts, missing_passes=missing_passes)
         except (BotoCoreError, ClientError, Boto3Error) as error:
             hint = "check the bucket's name, the credentials and S3_ENDPOINT_URL / AWS_ENDPOINT_URL"
             raise FolderError(f"{self.uri}/{name} cannot be {verb}: {error}; {hint}") from error

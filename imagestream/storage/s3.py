@@ -3,29 +3,20 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from imagestream.storage.errors import OutputError
-from imagestream.storage.s3_checksums import T
-from imagestream.storage.s3_patience import patiently
+from imagestream.storage.s3_client import all_pages, ask_s3, s3_client
 
-# Uploads ride out minutes of throttling and about a minute of other errors: botocore's pauses grow to 20 s, from 1 s
-# or, where it isn't throttling, from 50 ms. But the first look at the bucket says within seconds that an endpoint is
-# dead or a key is wrong.
-UPLOAD_ATTEMPTS = 15
-FIRST_LOOK_ATTEMPTS = 2
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
+FIRST_LOOK_ATTEMPTS = 3  # so that a dead endpoint or a wrong key shows within seconds
 # Google's storage lacks it; older servers want an MD5 for it (MissingContentMD5), where boto3 now sends a CRC.
 BULK_DELETE_REFUSED = {400, 403, 405, 411, 501}
 PART_BYTES = 16 * 1024**2
@@ -34,11 +25,7 @@ _IN_PARTS = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=P
 
 @dataclass(frozen=True, slots=True)
 class S3Output:
-    """A prefix of an S3 bucket. An upload is atomic by itself, so there are no temporary names.
-
-    S3_ENDPOINT_URL, the variable that streaming and composer use, selects another server than AWS; else
-    boto3's own settings apply (AWS_ENDPOINT_URL, profiles, roles).
-    """
+    """A prefix of an S3 bucket. An upload is atomic by itself, so there are no temporary names."""
 
     bucket: str
     prefix: str
@@ -169,29 +156,6 @@ class S3Output:
         except (BotoCoreError, Boto3Error, ClientError, ValueError) as error:  # ValueError: a malformed endpoint
             place = os.environ.get("S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
             raise OutputError(f"cannot {verb} {self._url(name)} at {place}: {error}{s3_hint(error)}") from error
-
-
-@lru_cache(maxsize=2)
-def s3_client(attempts: int = UPLOAD_ATTEMPTS) -> Any:
-    """A client of this process's own: boto3's do not survive a fork or a pickle."""
-    config = Config(
-        retries={"max_attempts": attempts, "mode": "standard"},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
-        max_pool_connections=32,  # several reads and parts at once; ten would be thrown away and made anew
-    )
-    # A session of its own: boto3's default one keeps the keys that it has once read.
-    return boto3.Session().client("s3", endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None, config=config)
-
-
-def ask_s3(request: Callable[[Any], T], *, missing_passes: bool = False) -> T:
-    """Return what a request, given a client, returns; with patience for keys that are being renewed."""
-    return patiently(lambda: request(s3_client()), renew=s3_client.cache_clear, missing_passes=missing_passes)
-
-
-def all_pages(operation: str, **arguments: Any) -> list[dict[str, Any]]:
-    """Return every page of a listing."""
-    return ask_s3(lambda client: list(client.get_paginator(operation).paginate(**arguments)))
 
 
 def _call(operation: str, arguments: dict[str, Any], client: Any) -> Any:

@@ -14,7 +14,8 @@ from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError, Re
 from urllib3.exceptions import HTTPError
 
 from imagestream.storage.errors import all_of
-from imagestream.storage.s3 import all_pages, ask_s3, s3_hint
+from imagestream.storage.s3 import s3_hint
+from imagestream.storage.s3_client import all_pages, ask_s3
 
 READ_ATTEMPTS = 8  # of one read; about a minute and a half in all
 READ_AHEAD_BYTES = 64 * 1024

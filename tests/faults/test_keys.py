@@ -10,7 +10,8 @@ import pytest
 
 from imagestream.storage.errors import OutputError
 from imagestream.storage.folders import FolderError, S3Folder
-from imagestream.storage.s3 import S3Output, s3_client
+from imagestream.storage.s3 import S3Output
+from imagestream.storage.s3_client import renew_clients
 from imagestream.storage.s3_files import S3Files
 from tests.fault_proxy import FaultProxy, Request
 from tests.faults.conftest import SHORT
@@ -37,9 +38,9 @@ def through_proxy(s3_server: S3Server, proxy: FaultProxy, monkeypatch: pytest.Mo
     """A prefix that this process reaches through the proxy."""
     for name, value in s3_server.env_through(proxy.endpoint_url).items():
         monkeypatch.setenv(name, value)
-    s3_client.cache_clear()
+    renew_clients()
     yield f"{uuid.uuid4().hex}/x"
-    s3_client.cache_clear()
+    renew_clients()
 
 
 def write_keys(file: Path, server: S3Server) -> None:
@@ -160,7 +161,7 @@ def test_a_file_of_keys_that_is_rewritten_is_read_again(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment(keys, own_server).items():
         monkeypatch.setenv(name, value)
-    s3_client.cache_clear()
+    renew_clients()
     folder, output = S3Folder(f"s3://{own_server.bucket}/x"), S3Output(own_server.bucket, "x")
     source = tmp_path / "source"
     for number in range(2):
@@ -171,7 +172,7 @@ def test_a_file_of_keys_that_is_rewritten_is_read_again(
             own_server.change_keys()
             threading.Timer(2.0, write_keys, [keys, own_server]).start()
     assert folder.names() == ["checkpoint0", "checkpoint1", "shard0", "shard1"]
-    s3_client.cache_clear()
+    renew_clients()
 
 
 @pytest.mark.exhaustive

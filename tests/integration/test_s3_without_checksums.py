@@ -15,8 +15,9 @@ from botocore.exceptions import ClientError
 from imagestream.storage import folders, s3_checksums
 from imagestream.storage.errors import OutputError
 from imagestream.storage.folders import S3Folder
-from imagestream.storage.s3 import S3Output, s3_client
+from imagestream.storage.s3 import S3Output
 from imagestream.storage.s3_checksums import REFUSALS, WITHOUT_CHECKSUMS, without_refused_checksums
+from imagestream.storage.s3_client import renew_clients
 from tests.fault_proxy import Fault, FaultProxy, Request
 from tests.integration.converter import bucket_tree, convert, tree
 from tests.integration.problem import command, what_must_match
@@ -54,9 +55,9 @@ def through(s3_server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPa
     for name in WITHOUT_CHECKSUMS:
         monkeypatch.setenv(name, "when_supported")
     monkeypatch.setattr(s3_checksums, "_told", False)
-    s3_client.cache_clear()
+    renew_clients()
     yield f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
-    s3_client.cache_clear()
+    renew_clients()
 
 
 def stored_with_checksums(proxy: FaultProxy) -> list[bool]:

@@ -1,14 +1,17 @@
-"""An index that cannot be used is refused in one line, by each command that reads one."""
+"""A dataset's index and manifest: read once, and refused in one line where they cannot be used."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imagestream import CenterCrop, Loader, RandomResizedCrop
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.mds.index import DataError
+from imagestream.storage.folders import LocalFolder
 
 SHARD: dict[str, Any] = {
     "version": 2,
@@ -134,3 +137,19 @@ def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"manifest.json is damaged: 'utf-8' codec"):
         data(tmp_path).manifest()
+
+
+def test_a_run_reads_each_of_them_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To work out its plan, to open both splits, and to check them against the manifest."""
+    read, upstream = Counter[str](), LocalFolder.read
+
+    def counting(self: LocalFolder, name: str) -> bytes | None:
+        read[name] += 1
+        return upstream(self, name)
+
+    monkeypatch.setattr(LocalFolder, "read", counting)
+    files = DatasetFiles(None, str(shards))
+    for split, crop in (("train", RandomResizedCrop(32)), ("val", CenterCrop(32))):
+        assert files.count(split) and files.fingerprint(split) and files.class_names()
+        Loader(files, split=split, batch_size=4, crop=crop, num_workers=0)
+    assert read == {"train/index.json": 1, "val/index.json": 1, "manifest.json": 1}
