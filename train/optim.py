@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from composer.optim import (
     CosineAnnealingWithWarmupScheduler,
-    DecoupledSGDW,
     LinearWithWarmupScheduler,
     MultiStepWithWarmupScheduler,
 )
@@ -13,6 +12,7 @@ from composer.optim.scheduler import ComposerScheduler
 from torch import nn
 
 from train.config.sections import DecoupledSGDWConfig, LinearSchedule, Optimizer, Scheduler, StepSchedule
+from train.lean import DecoupledSGDW
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:

@@ -36,9 +36,11 @@ class AlgorithmConfig(Section):
         """Return the Composer algorithm."""
         import composer.algorithms  # here, not above: it imports torch and takes seconds
 
+        from train import lean
         from train.resume import resumable
 
-        kind = getattr(resumable, self.composer_class, None) or getattr(composer.algorithms, self.composer_class)
+        homes = (resumable, lean, composer.algorithms)
+        kind = next(getattr(home, self.composer_class) for home in homes if hasattr(home, self.composer_class))
         algorithm: ComposerAlgorithm = kind(**self.model_dump(exclude={"name"}))
         return algorithm
 

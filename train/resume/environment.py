@@ -9,6 +9,8 @@ import torch
 from composer.devices import Device
 from composer.utils import dist
 
+from train.lean import STEP
+
 PACKAGES = {"torchvision": "torchvision", "composer": "mosaicml", "streaming": "mosaicml-streaming"}
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -23,7 +25,7 @@ def environment_of(device: Device, *, decoder_version: str) -> dict[str, Any]:
     mine |= {name: version(package) for name, package in PACKAGES.items()}
     if device.name == "gpu":
         cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no types there
-        mine |= {"device": torch.cuda.get_device_name(), "cudnn": str(cudnn)}
+        mine |= {"device": torch.cuda.get_device_name(), "cudnn": str(cudnn), "step": str(STEP)}
     else:
         mine |= {"device": processor_name(), "threads_per_rank": str(torch.get_num_threads())}
     everywhere: list[dict[str, str]] = dist.all_gather_object(mine)
