@@ -151,6 +151,8 @@ class Loader(TimedLoader):
     ) -> None:
         _check_count("batch_size", batch_size, least=1)
         _check_count("seed", seed, least=0)
+        if not isinstance(crop, RandomResizedCrop | CenterCrop):
+            raise ValueError(f"crop: {crop!r} must be imagestream.RandomResizedCrop or imagestream.CenterCrop")
         place = worlds.detect() if world is None else _checked(world)
         workers = worker_count(num_workers, place.local_size)
         where = files_of(data, cache, columns)
@@ -197,6 +199,7 @@ class Loader(TimedLoader):
             "decoder": found.name,
             "crop": _describe(crop),
         }
+        _check_same_everywhere(self._settings | {"split": split, "options": repr(options)})
         self._epoch = self._batch = 0
         self._iterations = 0
         self._is_fresh = True  # no iteration has begun at this place
@@ -289,13 +292,12 @@ class Loader(TimedLoader):
             if state["settings"].get(name) != value
         ]:
             raise StateError(f"the state is another loader's: {'; '.join(differences)}")
-        self.dataset.load_state_dict({**state["order"], "epoch": state["epoch"], "sample_in_epoch": 0})
-        self.begin_at(state["epoch"], state["batch"])
+        self.begin_at(state["epoch"], state["batch"], state["order"])
         self.book.load(state["ledger"], [])
 
-    def begin_at(self, epoch: int, batch: int) -> None:
+    def begin_at(self, epoch: int, batch: int, order: dict[str, Any] | None = None) -> None:
         """Have the next iteration begin at a batch of an epoch, both from 0; each rank does so."""
-        self.dataset.begin_at(epoch, batch)
+        self.dataset.begin_at(epoch, batch, order)
         self._epoch, self._batch, self._is_fresh = epoch, batch, True
 
 
@@ -328,6 +330,15 @@ def worker_count(wanted: int | Literal["auto"], local_ranks: int) -> int:
 def count_real(labels: torch.Tensor) -> int:
     """Return how many of a batch's samples count: repeats that fill the last batch of an evaluation do not."""
     return int((labels != IGNORED_LABEL).sum())
+
+
+def _check_same_everywhere(mine: dict[str, Any]) -> None:
+    """Raise ValueError, on all ranks, where they construct different loaders: together they would give nonsense."""
+    everywhere = worlds.gathered(mine) if torch.distributed.is_initialized() else [mine]
+    for rank, theirs in enumerate(everywhere):
+        if other := [name for name in mine if theirs[name] != everywhere[0][name]]:
+            name = other[0]
+            raise ValueError(f"{name}: {everywhere[0][name]!r} on rank 0, and {theirs[name]!r} on rank {rank}")
 
 
 def _checked(world: World) -> World:

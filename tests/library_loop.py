@@ -46,7 +46,7 @@ def rank_of(rank: int, settings: dict[str, Any]) -> None:
         split=settings.get("split", "train"),
         cache=settings.get("cache"),
         batch_size=settings["batch"],
-        seed=3,
+        seed=settings.get("seeds", [3] * settings["ranks"])[rank],
         crop=CenterCrop(32) if evaluates else RandomResizedCrop(32),
         num_workers=settings["workers"],
         world=world,

@@ -160,16 +160,20 @@ class StreamingImages(StreamingDataset):
         super().load_state_dict(obj)
         self._loaded = obj
 
-    def begin_at(self, epoch: int, batch_in_epoch: int) -> None:
+    def begin_at(self, epoch: int, batch_in_epoch: int, order: dict[str, Any] | None = None) -> None:
         """Have the next iteration begin at this batch, counted from 0, be it behind or ahead. Called by every rank.
+
+        Args:
+            order: of the samples, as `order` returned it; None: the present one.
 
         After `load_state_dict`, too: a state that Composer 0.32.1 saves at an epoch's end does not name this place by
         itself, as it asks for the state after 0 samples (`State._dataset_state_dict`), and Streaming 0.13.0 answers
         with the epoch that it began last (`StreamingDataset.state_dict`: next_epoch - 1), the one that has just ended.
         """
         place = {"epoch": epoch, "sample_in_epoch": batch_in_epoch * self.global_batch_size}
-        # Not read back first: the memory is the node's, and another rank may be writing to it.
-        super().load_state_dict((self._loaded or self.order()) | place)
+        # Written once and not read back first: the memory is the node's, and other ranks write or read it just now.
+        self._loaded = order or self._loaded or self.order()
+        super().load_state_dict(self._loaded | place)
         self.next_epoch = epoch  # Streaming passes over a state of an epoch before its next one
 
     def order(self) -> dict[str, Any]:

@@ -78,7 +78,11 @@ class RandomResizedCrop:
 
     def size_at(self, step: int) -> int:
         """Return the edge, px, of the images of training batch `step`."""
-        return self.size if isinstance(self.size, int) else self.size(step)
+        if isinstance(self.size, int):
+            return self.size
+        px = self.size(step)
+        _check_edge(f"size({step})", px)
+        return px
 
     def view(self, width: int, height: int, draw: Draw) -> View:
         """Return the part of an image of this size, px, that the draws stand for."""
@@ -114,8 +118,8 @@ class CenterCrop:
 
 
 def _check_edge(name: str, px: int) -> None:
-    if not 1 <= px <= MAX_EDGE_PX:
-        raise ValueError(f"{name}: {px} must be from 1 to {MAX_EDGE_PX:,} px")
+    if not isinstance(px, int) or not 1 <= px <= MAX_EDGE_PX:
+        raise ValueError(f"{name}: {px!r} must be a whole number from 1 to {MAX_EDGE_PX:,} px")
 
 
 def sample_draws(seed: int, epoch: int, position: int) -> Draw:

@@ -93,6 +93,11 @@ def test_processes_without_torch_distributed_are_told_who_they_are(
     assert global_batches(tmp_path)[0] == undisturbed[0]
 
 
+def test_ranks_that_construct_different_loaders_are_refused(shards: Path, tmp_path: Path) -> None:
+    assert loop(tmp_path, shards, 2, seeds=[3, 4]) == 1
+    assert "ValueError: seed: 3 on rank 0, and 4 on rank 1" in (tmp_path / "log").read_text()
+
+
 def test_a_loop_that_fails_ends_at_once_and_leaves_no_worker(shards: Path) -> None:
     """Workers ignore SIGTERM, which multiprocessing sends at the end of a program, and then waits for them."""
     lines = [

@@ -19,6 +19,7 @@ import imagestream
 from imagestream import CenterCrop, DataError, Loader, Normalize, RandomResizedCrop, StateError, StreamOptions, World
 from imagestream.loader import BatchOrderError
 from tests.conftest import REPOSITORY
+from train.config.run_config import load_config
 
 SIZE, STEPS = 8, 12  # 100 images: 12 batches, 4 images left out
 
@@ -161,6 +162,22 @@ def test_images_have_the_size_of_their_step(shards: Path) -> None:
     assert sizes == [32] * 5 + [48] * 5 + [64] * 2
 
 
+@pytest.mark.parametrize("size", [0, 16.0, None])
+def test_a_size_of_a_step_that_is_none_is_refused(shards: Path, size: Any) -> None:
+    loader = loader_of(shards, crop=RandomResizedCrop(lambda step: size if step == 2 else 32))
+    with pytest.raises(ValueError, match=r"size\(2\): .* must be a whole number from 1 to 4,096 px"):
+        list(loader)
+
+
+def test_the_defaults_are_those_of_a_run() -> None:
+    data = load_config(REPOSITORY / "yamls/base.yaml", ["data.local=.", "checkpoint.save_folder=x"]).data
+    options, normalize, crop = StreamOptions(), Normalize(), RandomResizedCrop(data.crop_size)
+    assert {name: getattr(data, name) for name in vars(options)} == vars(options)
+    assert (data.mean, data.std) == (normalize.mean, normalize.std)
+    assert (data.crop_scale, data.flip_prob) == (crop.scale, crop.flip_prob)
+    assert data.crop_ratio == pytest.approx(crop.ratio, abs=1e-4)
+
+
 def drawing(image: Image.Image) -> Image.Image:
     """Draws from each generator that torchvision's and Composer's functions use."""
     value = random.randrange(99) + int(np.random.randint(99)) + int(torch.randint(57, ()).item())
@@ -225,6 +242,7 @@ def test_a_damaged_state_is_refused(shards: Path, damage: Any, words: str) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"crop": 224}, "crop: 224 must be imagestream.RandomResizedCrop or imagestream.CenterCrop"),
         ({"batch_size": 0}, "batch_size: 0 must be a whole number from 1"),
         ({"batch_size": 8.0}, "batch_size: 8.0 must be a whole number from 1"),
         ({"batch_size": 101}, "100 samples, fewer than one global batch of 101; lower the batch size"),
@@ -247,7 +265,7 @@ def test_settings_out_of_range_are_refused(shards: Path, changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: RandomResizedCrop(0), "size: 0 must be from 1 to 4,096 px"),
+        (lambda: RandomResizedCrop(0), "size: 0 must be a whole number from 1 to 4,096 px"),
         (lambda: RandomResizedCrop(32, scale=(0.5, 0.1)), "scale: "),
         (lambda: RandomResizedCrop(32, ratio=(0, 1)), "ratio: "),
         (lambda: RandomResizedCrop(32, flip_prob=1.5), "flip_prob: 1.5 must be from 0 to 1"),
