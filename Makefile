@@ -22,7 +22,7 @@ TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-stack test-examples test-cluster test-gpu test-image lint infra-tools infra-lint sanitize format bench test-data test-corpus train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-stack test-examples test-cluster test-gpu test-image lint infra-tools infra-lint sanitize wheel format bench test-data test-corpus train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -115,6 +115,9 @@ infra-lint: infra-tools  ## the cloud templates and scripts, by cfn-lint, checko
 sanitize: $(READY_DEV)  ## the native decoder over 12,000 damaged images, under AddressSanitizer and UBSan
 	$(BIN)/python tests/sanitize/run.py
 
+wheel: $(READY_DEV)  ## into dist/, wheels of the library for Linux on x86_64 and arm64, with the native decoder inside
+	$(BIN)/python wheels/build.py
+
 format: $(READY_DEV)  ## rewrite the files as lint wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -148,4 +151,4 @@ lock: $(READY_DEV)  ## pin requirements*.txt anew from requirements*.in
 	$(COMPILE) --no-deps tests/examples/requirements.in -o tests/examples/requirements.txt
 
 clean:  ## remove the environments and everything that the commands made
-	rm -rf $(VENV) .venv-composer demo/data demo/runs runs build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-composer demo/data demo/runs runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,8 @@
     python imagestream/decode/build.py
 
 Nothing but the standard library is needed. The library's name carries a hash of its sources, so a change of them is
-built anew and an old build is never taken for the new one. CC, CPPFLAGS and LDFLAGS are honoured.
+built anew and an old build is never taken for the new one. CC, CPPFLAGS and LDFLAGS are honoured. wheels/build.py
+builds it for other machines too.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SOURCE_FOLDER = Path(__file__).resolve().parent / "native"
@@ -32,12 +33,12 @@ class BuildError(RuntimeError):
     """The library could not be built; the message says why."""
 
 
-def library_path() -> Path:
-    """Return where the library for this system and these sources is or would be."""
+def library_path(machine: str = "") -> Path:
+    """Return where the library for these sources is or would be, for this machine or another, such as aarch64."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     for name in (*SOURCES, *HEADERS):
         digest.update((SOURCE_FOLDER / name).read_bytes())
-    system = f"{platform.system()}-{platform.machine()}".lower()
+    system = f"{platform.system()}-{machine or platform.machine()}".lower()
     return SOURCE_FOLDER / f"_decode-{system}-{digest.hexdigest()[:12]}.so"
 
 
@@ -61,18 +62,20 @@ def build() -> Path:
     return target
 
 
-def compile_sources(target: Path, options: Sequence[str]) -> None:
-    """Run the compiler over the sources, and any more that `options` name.
+def compile_sources(target: Path, options: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Run the compiler that `environment` names over the sources, and any more that `options` name.
 
     Raises:
         BuildError: with the first of its errors.
     """
-    found = shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    found = (
+        shlex.split(environment.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    )
     if not found:
         raise BuildError("there is no C compiler (cc, gcc, clang)")
-    command = [*found, *FLAGS, *shlex.split(os.environ.get("CPPFLAGS", "")), *options]
+    command = [*found, *FLAGS, *shlex.split(environment.get("CPPFLAGS", "")), *options]
     command += ["-o", str(target), *(str(SOURCE_FOLDER / name) for name in SOURCES)]
-    command += [*shlex.split(os.environ.get("LDFLAGS", "")), "-ljpeg", "-pthread"]
+    command += [*shlex.split(environment.get("LDFLAGS", "")), "-ljpeg", "-pthread"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import S3Server, make_images
+from tests.conftest import REPOSITORY, S3Server, make_images
 from tests.docs.commands import HOW, SMALL_RUN, Place
 from tests.docs.pages import PAGES, blocks, commands
 from tests.processes import run
@@ -73,7 +73,7 @@ def test_the_command_works(
 
 @pytest.mark.slow
 def test_the_python_block_reads_the_shards(shards: Path, tmp_path: Path) -> None:
-    (text,) = (block.body for page in PAGES for block in blocks(page) if block.language == "python")
+    (text,) = (block.body for block in blocks(REPOSITORY / "docs/data.md") if block.language == "python")
     script = tmp_path / "block.py"
     script.write_text(text.replace("SHARDS", str(shards)))
     code, output = run([str(script)], tmp_path / "log", program="tests.docs.python_block")

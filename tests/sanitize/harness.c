@@ -1,4 +1,5 @@
-/* Runs the decoder over a corpus of damaged images, for AddressSanitizer and UBSan; see run.py.
+/* Runs the decoder over a corpus of damaged images, for AddressSanitizer and UBSan, see run.py; and to compare the
+ * pixels of two machines, see tests/wheels.
  *
  *     harness CORPUS      of records: 4 bytes of length, little end first; then the image
  */
@@ -43,6 +44,22 @@ static void draw_whole(int size, int32_t *whole) {
   }
 }
 
+/* FNV-1a, of 64 bits. */
+static uint64_t hash_on(uint64_t hash, const uint8_t *data, size_t length) {
+  for (size_t i = 0; i < length; i++) hash = (hash ^ data[i]) * 1099511628211u;
+  return hash;
+}
+
+/* Of what became of each image, and of its pixels where it was decoded. */
+static uint64_t hash_of_images(uint64_t hash, const uint8_t *out, size_t image_bytes, const int32_t *status, int count) {
+  for (int i = 0; i < count; i++) {
+    uint8_t outcome = (uint8_t)status[i];
+    hash = hash_on(hash, &outcome, 1);
+    if (!status[i]) hash = hash_on(hash, out + image_bytes * (size_t)i, image_bytes);
+  }
+  return hash;
+}
+
 /* Each image in memory of exactly its own size, so that a byte read past it is noticed. */
 static int read_batch(FILE *corpus, uint8_t **jpegs, size_t *lengths) {
   int count = 0;
@@ -64,6 +81,7 @@ int main(int argc, char **argv) {
   int32_t sizes[2 * BATCH], wholes[4 * BATCH], status[BATCH];
   char messages[BATCH * MESSAGE_BYTES];
   long images = 0, decoded = 0, sound = 0;
+  uint64_t hash = 14695981039346656037u;
   for (int batch = 0, count; (count = read_batch(corpus, jpegs, lengths)) > 0; batch++) {
     image_sizes((const uint8_t *const *)jpegs, lengths, count, sizes);
     int kept = 0, size = edges[batch % 5];
@@ -78,16 +96,17 @@ int main(int argc, char **argv) {
       draw_whole(size, wholes + 4 * kept);
       flips[kept++] = draw() < 0.5;
     }
-    uint8_t *out = malloc((size_t)kept * (size_t)size * (size_t)size * 3 + 1);
+    size_t image_bytes = (size_t)size * (size_t)size * 3;
+    uint8_t *out = malloc((size_t)kept * image_bytes + 1);
     for (int path = 0; path <= 3; path++) { /* of those that this processor lacks, -1 is returned */
       int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, wholes, kept, size, batch % 2,
                                 batch / 2 % 3, batch % 4 % 3 + 1, path, out, status, messages);
-      if (path == 0) images += kept, decoded += kept - failed;
+      if (path == 0) images += kept, decoded += kept - failed, hash = hash_of_images(hash, out, image_bytes, status, kept);
     }
     free(out);
     for (int i = 0; i < kept; i++) free(jpegs[i]);
   }
   fclose(corpus);
-  printf("%ld images, %ld of them decoded, %ld sound\n", images, decoded, sound);
+  printf("%ld images, %ld of them decoded, %ld sound; pixels %016llx\n", images, decoded, sound, (unsigned long long)hash);
   return images == 0;
 }

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,6 +51,13 @@ def damaged(count: int) -> Iterator[bytes]:
         yield bytes(data[: rng.randrange(len(data))] if rng.random() < 0.2 else data)
 
 
+def write_corpus(path: Path, images: Iterable[bytes]) -> None:
+    """Write images as harness.c reads them."""
+    with path.open("wb") as out:
+        for data in images:
+            out.write(len(data).to_bytes(4, "little") + data)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=12000)
@@ -58,9 +65,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         harness, corpus = Path(folder, "harness"), Path(folder, "corpus")
         compile_sources(harness, (*SANITIZE, str(Path(__file__).with_name("harness.c"))))
-        with corpus.open("wb") as out:
-            for data in damaged(count):
-                out.write(len(data).to_bytes(4, "little") + data)
+        write_corpus(corpus, damaged(count))
         environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1"}
         done = subprocess.run([str(harness), str(corpus)], env=environment)
     print(f"exit status {done.returncode}, {time.monotonic() - started:.0f} s")
