@@ -21,7 +21,7 @@ from imagestream.data.per_sample import ImageFunction
 from imagestream.data.timed_loader import TimedLoader, start_worker
 from imagestream.data.watchdog import StallWatch
 from imagestream.decode.backends import open_decoder
-from imagestream.decode.crops import CenterCrop, RandomResizedCrop
+from imagestream.decode.crops import ALGORITHM, CenterCrop, RandomResizedCrop
 from imagestream.decode.native.decoder import ResizeIn
 from imagestream.world import World
 
@@ -197,6 +197,7 @@ class Loader(TimedLoader):
             "global_batch_size": batch_size * place.size,
             "shuffle": [options.shuffle_algo, options.shuffle_block_size, options.num_canonical_nodes],
             "decoder": found.name,
+            "augmentation": ALGORITHM,
             "crop": _describe(crop),
         }
         _check_same_everywhere(self._settings | {"split": split, "options": repr(options)})

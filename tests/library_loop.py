@@ -65,7 +65,7 @@ def rank_of(rank: int, settings: dict[str, Any]) -> None:
                     distributed.barrier()
                 if rank == 0 and loader.step == settings.get("kill_at"):
                     os.killpg(0, signal.SIGKILL)
-                if rank == 0 and not evaluates:
+                if rank == 0 and not evaluates and not world:
                     state.with_suffix(".part").write_text(json.dumps(loader.state_dict()))
                     state.with_suffix(".part").replace(state)
         log.write(json.dumps({"ledger": None if world or evaluates else loader.ledger}) + "\n")
