@@ -19,10 +19,11 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 # A file's tests share fixtures, so they stay together; in the folders' order, for the last ones, tests/unit, are quick.
 TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
+FAST := -m "not slow and not s3 and not exhaustive and not machine" tests/unit
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast test-stack test-examples test-cluster test-gpu test-image lint infra-tools infra-lint sanitize wheel format bench test-data test-corpus train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast coverage test-stack test-cluster test-gpu test-image lint test-examples infra-tools infra-lint docs-tools docs sanitize wheel format bench test-data test-corpus train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -66,7 +67,16 @@ test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every f
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not machine and not gpu"
 
 test-fast: $(READY_DEV)  ## the quick unit tests, without a server; about a minute
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not s3 and not exhaustive and not machine" tests/unit
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(FAST)
+
+# Processes that the tests start count too; what only slow tests run, with ranks, kills and servers, does not show here.
+coverage: $(READY_DEV)  ## test-fast, and which share of the lines it runs; build/coverage/index.html shows which
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest $(TWO_AT_A_TIME) $(FAST)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet
+	$(BIN)/python -m coverage report --format=markdown > build/coverage/report.md
+	@$(BIN)/python -m coverage report
 
 test-stack: test-fast  ## with STACK=composer: what the other versions have to pass; the above, and a kill and resume
 	$(BIN)/python -m pytest -m "not exhaustive and not machine and not gpu" tests/integration/test_resume.py
@@ -112,6 +122,18 @@ infra-lint: infra-tools  ## the cloud templates and scripts, by cfn-lint, checko
 	$(INFRA_TOOLS)/pcluster/bin/python tests/infra/tools/pcluster_check.py
 	$(INFRA_TOOLS)/sky/bin/python tests/infra/tools/sky_check.py
 
+DOCS_TOOLS := build/docs-tools
+
+$(DOCS_TOOLS)/.ready: docs/requirements.txt | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(DOCS_TOOLS)
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(DOCS_TOOLS)/bin/python -r $<
+	@touch $@
+
+docs-tools: $(DOCS_TOOLS)/.ready  ## install what docs runs
+
+docs: docs-tools  ## the documentation as a site, in build/site; a link that leads nowhere fails it
+	NO_MKDOCS_2_WARNING=1 $(DOCS_TOOLS)/bin/mkdocs build --strict --clean
+
 sanitize: $(READY_DEV)  ## the native decoder over 12,000 damaged images, under AddressSanitizer and UBSan
 	$(BIN)/python tests/sanitize/run.py
 
@@ -144,11 +166,12 @@ train-local: $(READY)  ## DATA=folder (images or shards): train on it by yamls/l
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-lock: $(READY_DEV)  ## pin requirements*.txt anew from requirements*.in
+lock: $(READY_DEV)  ## pin requirements*.txt and docs/requirements.txt anew
 	$(COMPILE) --override requirements-overrides.txt requirements.in -o requirements.txt
 	$(COMPILE) requirements-dev.in -o requirements-dev.txt
 	$(COMPILE) --constraint requirements-dev.txt requirements.in -o requirements-composer.txt
 	$(COMPILE) --no-deps tests/examples/requirements.in -o tests/examples/requirements.txt
+	$(COMPILE) docs/requirements.in -o docs/requirements.txt
 
 clean:  ## remove the environments and everything that the commands made
 	rm -rf $(VENV) .venv-composer demo/data demo/runs runs build dist .pytest_cache .mypy_cache .ruff_cache

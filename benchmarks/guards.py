@@ -52,7 +52,7 @@ class Step:
         self.state: Any = SimpleNamespace(
             model=self.model, device=device, scaler=None, timestamp=SimpleNamespace(batch=0), total_loss_dict={}
         )
-        self.guard.init(self.state, None)  # type: ignore[arg-type]  # it logs nothing
+        self.guard.init(self.state, None)  # it logs nothing
         self.guards_s = 0.0
         self.synchronize = torch.cuda.synchronize if place.type == "cuda" else lambda: None
 

@@ -68,7 +68,7 @@ def ours_undecoded(data: str, size: int, workers: int) -> Epoch:
     def undecoded(self: Any, jpegs: Any, views: Any, size: int, *, bounded: bool, out: Any) -> Any:
         return out
 
-    NativeDecoder.decode_batch = undecoded  # type: ignore[method-assign]  # so that all else is what trains
+    NativeDecoder.decode_batch = undecoded  # type: ignore[method-assign,assignment]  # so that all else is what trains
     return ours(data, size, workers, "data.decoder=native")
 
 

@@ -46,7 +46,11 @@ class Stores:
             }
             out = self.scratch / form.replace("=", "-")
             out.mkdir()
-            makers.get(form, lambda out: self._shards(out, form))(out)
+            make = makers.get(form)
+            if make is None:
+                self._shards(out, form)
+            else:
+                make(out)
             self._made[form] = out
         self._weigh(storage)
         return self._made[form]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagestream.mds.manifest import Manifest, dataset_fingerprint, index_fingerprint
+from imagestream.mds.manifest import dataset_fingerprint, index_fingerprint
 
 Record = tuple[int, bytes, int]  # id, image, label
 FIRST, SECOND, LAST = "train/shard.00000.mds", "train/shard.00001.mds", "val/shard.00000.mds"
@@ -101,9 +101,8 @@ def edit_manifest(dataset: Path, change: Callable[[dict[str, Any]], None]) -> No
     path = dataset / "manifest.json"
     content = json.loads(path.read_text())
     change(content)
-    lenient = Manifest.model_construct(**content)
     splits = {name: type("Split", (), split) for name, split in content["splits"].items()}
-    classes = tuple(type("Class", (), info) for info in lenient.classes)
+    classes = tuple(type("Class", (), info) for info in content["classes"])
     content["fingerprint"] = dataset_fingerprint(classes, splits)  # type: ignore[arg-type]  # look-alikes
     path.write_text(json.dumps(content))
 

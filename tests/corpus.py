@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagestream.decode.backends import Decoder
+
 # `python tests/corpus.py` puts tests/ on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -53,7 +55,7 @@ def judge(data: bytes) -> str:
 
 def disagreement(stored: bytes, size: tuple[int, int]) -> str | None:
     """How the trainer's decoders disagree with the converter or each other over a stored image."""
-    decoders = [pillow.PillowDecoder(), *([NativeDecoder()] if library.is_built() else [])]
+    decoders: list[Decoder] = [pillow.PillowDecoder(), *([NativeDecoder()] if library.is_built() else [])]
     width, height = size
     third = (width // 3, height // 3, width // 3 + max(1, width // 3), height // 3 + max(1, height // 3))
     cuts = [([View((0, 0, width, height), False), View(third, True)], True)]

@@ -19,7 +19,8 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import start_processes
 
 from imagestream import CenterCrop, Loader, RandomResizedCrop, World
 
@@ -28,7 +29,7 @@ def main(settings: dict[str, Any]) -> None:
     """Run the loop on settings["ranks"] ranks."""
     if settings.get("kill_at") is not None:
         os.setpgrp()
-    multiprocessing.start_processes(rank_of, (settings,), nprocs=settings["ranks"], start_method="fork")
+    start_processes(rank_of, (settings,), nprocs=settings["ranks"], start_method="fork")
 
 
 def rank_of(rank: int, settings: dict[str, Any]) -> None:

@@ -173,7 +173,7 @@ def leave_this_machine(disk: Path) -> None:
     local = disk.parent / NODE_LOCAL
     for folder in (local, disk, NODE_TMPDIR):
         folder.mkdir(exist_ok=True)
-    steps = [
+    steps: list[Callable[[], int]] = [
         lambda: libc.unshare(0x20000),  # CLONE_NEWNS
         lambda: libc.mount(b"none", b"/", None, private, None),
         lambda: libc.mount(tmpfs, b"/dev/shm", tmpfs, 0, None),

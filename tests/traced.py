@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _trace(tracer: Tracer) -> None:
-    build_trainer, saver = train.run.build_trainer, train.resume.checkpoints.DurableCheckpointSaver
+    run: Any = train.run
+    build_trainer, saver = run.build_trainer, train.resume.checkpoints.DurableCheckpointSaver
     save = saver._save_checkpoint
 
     def build(*args: Any) -> Any:
@@ -69,7 +70,7 @@ def _trace(tracer: Tracer) -> None:
         self.store.put = put
         tracer.note("saved")
 
-    train.run.build_trainer = build
+    run.build_trainer = build
     saver._save_checkpoint = traced_save  # type: ignore[method-assign]
     tracer.note("process start")
 

@@ -27,7 +27,8 @@ DECODER = runpy.run_path(str(REPOSITORY / "imagestream/decode/build.py"))
 
 MACHINES = ("x86_64", "aarch64")
 LIBJPEG = "libjpeg-turbo-2.1.5"
-SOURCE_URL = "https://deb.debian.org/debian/pool/main/libj/libjpeg-turbo/libjpeg-turbo_2.1.5.orig.tar.gz"
+SOURCE_NAME = "libjpeg-turbo_2.1.5.orig.tar.gz"
+SOURCE_PACKAGES = ("libjpeg62-turbo", "libjpeg-turbo8")  # what Debian and Ubuntu make of it
 SOURCE_SHA256 = "254f3642b04e309fee775123133c6464181addc150499561020312ec61c1bf7c"
 # The licences of libjpeg-turbo, by their names there and in the wheel's dist-info/licenses.
 LICENSES = {"LICENSE.md": "LICENSE.libjpeg-turbo.md", "README.ijg": "LICENSE.libjpeg-turbo.ijg"}
@@ -86,11 +87,29 @@ def libjpeg_source() -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as unfinished:
             archive = Path(unfinished, "source.tar.gz")
-            archive.write_bytes(fetch(SOURCE_URL))
+            archive.write_bytes(fetch(source_url()))
             with tarfile.open(archive) as packed:
                 packed.extractall(unfinished, filter="data")
             os.replace(next(path for path in Path(unfinished).iterdir() if path.is_dir()), folder)
     return folder
+
+
+def source_url() -> str:
+    """Return where the source lies: beside its packages, at whatever mirror apt is set up for.
+
+    Raises:
+        WheelError: apt knows neither package.
+    """
+    for package in SOURCE_PACKAGES:
+        told = subprocess.run(
+            ["apt-get", "--print-uris", "download", package], capture_output=True, text=True, timeout=60, check=False
+        )
+        if told.returncode == 0 and told.stdout.startswith("'"):
+            return told.stdout[1:].partition("'")[0].rpartition("/")[0] + "/" + SOURCE_NAME
+    raise WheelError(
+        f"apt knows neither of {', '.join(SOURCE_PACKAGES)}, beside which libjpeg-turbo's source lies; run apt-get "
+        f"update, or unpack {LIBJPEG} into {CACHE / LIBJPEG}"
+    )
 
 
 def fetch(url: str) -> bytes:

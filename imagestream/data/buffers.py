@@ -51,7 +51,7 @@ class SharedBlocks:
         self._owner = next(self._numbers)
         self._of_this_rank[self._owner] = self
         taken = torch.zeros(workers * blocks, dtype=torch.uint8)
-        self._taken = taken.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types there
+        self._taken = taken.share_memory_()
         self._images: dict[int, torch.Tensor] = {}  # of this worker, as last filled
         self._known: dict[int, npt.NDArray[np.uint8]] = {}  # to this rank
         self._in_use: list[tuple[int, Any]] = []  # by this rank
@@ -89,7 +89,7 @@ class SharedBlocks:
     def received(self, images: torch.Tensor, block: Block | None) -> None:
         """Note, in the rank, that a batch is in use."""
         if block is not None:
-            memory = StorageWeakRef(images.untyped_storage())  # type: ignore[no-untyped-call]  # nor there
+            memory = StorageWeakRef(images.untyped_storage())
             self._in_use.append((block.number, memory))
 
     def give_back(self) -> None:

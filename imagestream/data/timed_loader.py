@@ -70,7 +70,7 @@ def copied_ahead(batches: Iterable[RawBatch], device: torch.device) -> Iterator[
     The copies run in a stream of their own, beside the step's kernels. Each batch is asked for a step early, which is
     why workers keep one more ready.
     """
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types there
+    stream = torch.cuda.Stream(device)
     ahead: RawBatch | None = None
     for batch in batches:
         with torch.cuda.stream(stream):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import processes
-from tests.conftest import REPOSITORY, S3Server
+from tests.conftest import REPOSITORY
+from tests.s3_server import S3Server
 
 SMALL_RUN = (
     *("model.name=resnet18", "max_duration=1ba", "scheduler.t_warmup=0ba", "global_batch_size=16"),
@@ -102,7 +103,7 @@ def convert(place: Place, command: str) -> None:
 
 def audit(place: Place, command: str) -> None:
     report = place.tmp / "report"
-    names: dict[str, object] = {"SHARDS": place.shards} | ({"REPORT": report} if "REPORT" in command else {})
+    names: dict[str, object] = {"SHARDS": place.shards, **({"REPORT": report} if "REPORT" in command else {})}
     assert "0 findings" in shell(place, replaced(command, names))
     assert (report / "index.html").exists() is ("REPORT" in command)
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, S3Server, make_images
+from tests.conftest import REPOSITORY, make_images
 from tests.docs.commands import HOW, SMALL_RUN, Place
 from tests.docs.pages import PAGES, blocks, commands
 from tests.processes import run
+from tests.s3_server import S3Server
 
 SHELL = ("bash", "console", "sh")
 PLAIN = ("", "python", "yaml")  # no commands in these

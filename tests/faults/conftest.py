@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.conftest import S3Server
 from tests.fault_proxy import Fault, FaultProxy, Request
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import Run, run, start
+from tests.s3_server import S3Server
 
 SHORT = (
     "max_duration=1ep",

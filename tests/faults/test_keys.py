@@ -100,6 +100,11 @@ def test_what_passes_by_itself_is_tried_again_when_something_is_written(
         assert folder.read(name) == b"new"
 
 
+def expired_at(count: int) -> Callable[[Request], str]:
+    """A proxy's choice: that token has expired for one request, by its number."""
+    return lambda request: EXPIRED if request.number == count else ""
+
+
 def test_an_expired_token_is_no_reason_to_end_for_any_request(
     proxy: FaultProxy, s3_server: S3Server, through_proxy: str, tmp_path: Path
 ) -> None:
@@ -119,7 +124,7 @@ def test_an_expired_token_is_no_reason_to_end_for_any_request(
     }
     for name, (request, expected) in requests.items():
         count = len(proxy.seen)
-        proxy.choose = lambda request, count=count: EXPIRED if request.number == count else ""
+        proxy.choose = expired_at(count)
         assert request() == expected, name
         assert [fault for _, fault in proxy.seen[count:]].count(EXPIRED) == 1, name
     assert folder.names() == []

@@ -10,7 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.stub import ANY, Stubber
 from moto import mock_aws
 
@@ -60,7 +60,7 @@ esac
 
 def stubbed(monkeypatch: pytest.MonkeyPatch, service: str, prepare: Callable[[Stubber], None]) -> None:
     """Have the command's clients of one service answer as prepared, in order."""
-    client = boto3.client(service, region_name="us-east-1")
+    client: Any = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # a client of any service
     stubber = Stubber(client)
     prepare(stubber)
     stubber.activate()
@@ -146,7 +146,11 @@ def _create() -> dict[str, Any]:
 
 
 def test_up_makes_the_stack(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    stubbed(monkeypatch, "cloudformation", lambda stubber: (gone(stubber), made(stubber))[0])
+    def prepare(stubber: Stubber) -> None:
+        gone(stubber)
+        made(stubber)
+
+    stubbed(monkeypatch, "cloudformation", prepare)
     assert cli.main(UP) == 0
     assert "stack: CREATE_COMPLETE" in capsys.readouterr().out
 
@@ -215,7 +219,7 @@ def test_a_refusal_of_aws_is_explained(
 
 def test_no_credentials_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def prepare(self: cli.Account, service: str) -> Any:
-        raise cli.NoCredentialsError
+        raise NoCredentialsError
 
     monkeypatch.setattr(cli.Account, "client", prepare)
     assert cli.main(UP) == 2

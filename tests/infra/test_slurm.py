@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import S3Server
 from tests.infra.hosts import forwarded
 from tests.infra.slurm_cluster import Cluster, running_cluster
 from tests.integration.problem import command, what_must_match
+from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.machine
 

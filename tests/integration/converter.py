@@ -34,7 +34,7 @@ def run(*args: object, env: dict[str, str] | None = None) -> "subprocess.Complet
     process = start(*args, env=env)
     stdout, stderr = process.communicate(timeout=120)
     assert "Traceback" not in stderr, stderr
-    return subprocess.CompletedProcess(args, process.returncode, stdout, stderr)
+    return subprocess.CompletedProcess([str(arg) for arg in args], process.returncode, stdout, stderr)
 
 
 def convert(source: Path, out: object, *args: object, env: dict[str, str] | None = None) -> str:

@@ -63,7 +63,8 @@ def test_the_audit_names_an_image_that_crashes_the_decoder_and_looks_at_all_othe
 ) -> None:
     assert run("--source", source, "--out", tmp_path / "out", "--workers", 1, *SMALL_SHARDS).returncode == 0
     (source / "train/b/bad.jpg").unlink()
-    command = [sys.executable, "convert/audit.py", tmp_path / "out", "--workers", "1", "--report", tmp_path / "report"]
+    command: list[str | Path] = [sys.executable, "convert/audit.py", tmp_path / "out", "--workers", "1"]
+    command += ["--report", tmp_path / "report"]
     environment = os.environ | crashing
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr

@@ -13,9 +13,10 @@ from streaming import MDSWriter
 from streaming.base.format import reader_from_json
 
 from imagestream.mds.records import Records
-from tests.conftest import S3Server, make_images
+from tests.conftest import make_images
 from tests.integration.problem import command
 from tests.processes import run
+from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,7 @@
 import io
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.processes import run, start
 from train.config.run_config import load_config
 from train.data import dataset_files
 
-MAKERS = {
+MAKERS: dict[str, Callable[[Any], object]] = {
     "jpeg": lambda data: data,
     "jpegarray": lambda data: [data],
     "list[jpeg]": lambda data: [Image.open(io.BytesIO(data))],

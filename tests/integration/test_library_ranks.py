@@ -32,7 +32,8 @@ def global_batches(*folders: Path) -> tuple[list[list[str]], set[str | None]]:
     """Each step's samples over all ranks, as the last of these loops had them, and its ranks' ledgers."""
     steps: dict[int, list[str]] = {}
     for folder in folders:
-        ledgers, mine = set(), defaultdict(list)
+        ledgers: set[str | None] = set()
+        mine: dict[int, list[str]] = defaultdict(list)
         for row in (json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()):
             if "ledger" in row:
                 ledgers.add(row["ledger"])
@@ -64,7 +65,7 @@ def test_a_loop_that_is_killed_goes_on_with_the_same_global_batches_on_other_ran
 ) -> None:
     """By torch.distributed alone, as after torch.multiprocessing.spawn; the state is what rank 0 saved by itself."""
     first, second = tmp_path / "first", tmp_path / "second"
-    more = {"cache": str(tmp_path / "cache"), "reads_ledger": reads_ledger}
+    more: dict[str, Any] = {"cache": str(tmp_path / "cache"), "reads_ledger": reads_ledger}
     code = loop(first, shards, before, kill_at=STEPS + 3, **more)
     assert code == -signal.SIGKILL, (first / "log").read_text()
     second.mkdir()

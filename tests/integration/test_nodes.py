@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from imagestream.storage.folders import S3Folder
-from tests.conftest import S3Server
 from tests.integration.problem import command, what_must_match
 from tests.integration.test_s3 import upload
 from tests.processes import NODE_LOCAL, run, start
+from tests.s3_server import S3Server
 from train.resume.checkpoints import list_checkpoints
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
@@ -47,9 +47,9 @@ def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
     os.killpg(pid, signal.SIGKILL)
     left = started.ranks[1 - lost]
     left.join(SECONDS_TO_END)
-    code = left.exitcode
+    exit_code = left.exitcode
     started.kill()
-    assert code not in (None, 0), started.output()
+    assert exit_code not in (None, 0), started.output()
     code, output = run(argv, tmp_path / "again", ranks=2, nodes=2, env=s3_server.env)
     assert code == 0, output
     assert f"resume: from {folders['interrupted']}/ep" in output

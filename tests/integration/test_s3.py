@@ -10,9 +10,9 @@ import boto3
 import pytest
 
 from imagestream.storage.folders import FolderError, S3Folder
-from tests.conftest import S3Server
 from tests.integration.problem import command, what_must_match
 from tests.processes import run, start
+from tests.s3_server import S3Server
 from train.resume.checkpoints import list_checkpoints
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]

@@ -175,7 +175,7 @@ def test_aws_is_never_asked_without_checksums() -> None:
     def request() -> None:
         tries.append(1)
         headers = {"server": "AmazonS3"}
-        answer = {"Error": {"Code": "InvalidArgument"}, "ResponseMetadata": {"HTTPHeaders": headers}}
+        answer: Any = {"Error": {"Code": "InvalidArgument"}, "ResponseMetadata": {"HTTPHeaders": headers}}
         raise ClientError(answer, "PutObject")
 
     with pytest.raises(ClientError):

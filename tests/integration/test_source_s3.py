@@ -9,9 +9,9 @@ import pytest
 
 from convert.sources import SourceError, open_source
 from imagestream.storage.s3_files import S3Files
-from tests.conftest import S3Server
 from tests.integration.test_s3 import upload
 from tests.layouts import write_folder, write_parquet, write_tars, write_webdataset
+from tests.s3_server import S3Server
 from tests.unit.test_convert_layouts import contents
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]

@@ -71,10 +71,11 @@ def loss_errors(cfg: Config) -> list[float]:
     images = nn.functional.one_hot(labels, CLASSES).float()[:, :, None, None].expand(-1, -1, PX, PX).clone()
     smoothing = SMOOTHING if any(algorithm.name == "label_smoothing" for algorithm in cfg.algorithms) else 0.0
     losses = _Losses(smoothing=smoothing)
+    samples: Any = list(zip(images, labels, strict=True))
     model = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(CLASSES * PX * PX, CLASSES)), "cross_entropy")
     trainer = Trainer(
         model=model,
-        train_dataloader=torch.utils.data.DataLoader(list(zip(images, labels, strict=True)), batch_size=8),
+        train_dataloader=torch.utils.data.DataLoader(samples, batch_size=8),
         max_duration="3ba",
         optimizers=torch.optim.SGD(model.parameters(), lr=0.001),
         algorithms=cfg.build_algorithms(),

@@ -44,7 +44,9 @@ def loader_of(workers: int) -> TimedLoader:
 
 
 def test_memory_is_used_again_once_a_batch_is_gone() -> None:
-    seen, new, again = [], [], []
+    seen: list[int] = []
+    new: list[int] = []
+    again: list[int] = []
     for batch in loader_of(WORKERS):
         assert batch.images.unique().tolist() == [batch.step]
         assert batch.block

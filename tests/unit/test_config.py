@@ -249,7 +249,7 @@ def test_a_configuration_survives_storing_as_json_and_as_yaml(run_in: Path) -> N
 def test_a_configuration_cannot_be_changed_after_it_was_checked(run_in: Path) -> None:
     cfg = load_config(child(""))
     with pytest.raises(ValidationError, match="frozen"):
-        cfg.optimizer.lr = 1.0
+        cfg.optimizer.lr = 1.0  # type: ignore[misc]  # what is tested
     assert isinstance(cfg.algorithms, tuple)
     assert isinstance(cfg.data.mean, tuple)
 

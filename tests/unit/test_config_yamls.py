@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from train.config.algorithms import Algorithm, AlgorithmConfig
+from train.config.algorithms import Algorithm, AlgorithmConfig, RandAugment
 from train.config.config_file import read_config_tree
 from train.config.run_config import Config, load_config
 
@@ -92,7 +92,7 @@ def test_the_hottest_recipe_has_all_of_mosaicmls_ten() -> None:
         *("blurpool", "channels_last", "label_smoothing", "progressive_resizing", "ema", "mixup", "sam", "colout"),
         *("randaugment", "stochastic_depth"),
     ]
-    assert [algorithm.name for algorithm in cfg.per_sample_algorithms] == ["randaugment"]
+    assert [type(algorithm) for algorithm in cfg.per_sample_algorithms] == [RandAugment]
 
 
 def test_base_yaml_holds_every_key_with_a_comment_and_agrees_with_the_defaults() -> None:

@@ -49,10 +49,11 @@ def test_the_report_shows_classes_findings_and_mended_files(audit: Any, dataset:
     rewrite(dataset, FIRST, as_png)
     copy = next(n for n, (_, _, other) in enumerate(records_of(dataset / SECOND)) if other != label)
     rewrite(dataset, SECOND, lambda records: records.__setitem__(copy, (records[copy][0], image, records[copy][2])))
-    mended = {"id": id0, "path": "train/class<0>/a&b.jpg", "label": label, "what": "CMYK JPEG re-encoded as RGB"}
+    path = "train/class<0>/a&b.jpg"
+    mended = {"id": id0, "path": path, "label": label, "what": "CMYK JPEG re-encoded as RGB"}
     refused = {"id": 100, "path": "train/class0/gone.jpg", "label": 0, "reason": "empty file (0 bytes)"}
     edit_manifest(dataset, lambda manifest: manifest["splits"]["train"].update(mended=[mended], refused=[refused]))
-    original = tmp_path / "source" / mended["path"]
+    original = tmp_path / "source" / path
     original.parent.mkdir(parents=True)
     original.write_bytes(image)
 

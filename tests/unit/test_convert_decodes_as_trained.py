@@ -10,13 +10,14 @@ from convert.images import check_image
 from convert.jpeg_header import read_frame
 from convert.mending import BadImage
 from imagestream.decode import pillow
+from imagestream.decode.backends import Decoder
 from imagestream.decode.crops import View
 from imagestream.decode.native import library
 from imagestream.decode.native.decoder import NativeDecoder
 from imagestream.decode.pillow import DecodeError
 from tests.jpegs import lossless_jpeg, written_by_hand
 
-FACTORS = tuple(product((1, 2, 3, 4), repeat=2))
+FACTORS: tuple[tuple[int, int], ...] = tuple((x, y) for x, y in product((1, 2, 3, 4), repeat=2))
 FRAME_MARKERS = [marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC)]
 PART = 37  # of the samplings each test run takes one in so many; a prime, so that every factor is among them
 
@@ -41,7 +42,8 @@ def is_kept(data: bytes) -> bool:
 def is_decoded(data: bytes) -> bool:
     """Whether the trainer makes pixels of it: of the whole and of a crop, and both decoders alike."""
     outcomes = set()
-    for decoder in [pillow.PillowDecoder(), *([NativeDecoder()] if library.is_built() else [])]:
+    decoders: list[Decoder] = [pillow.PillowDecoder(), *([NativeDecoder()] if library.is_built() else [])]
+    for decoder in decoders:
         try:
             width, height = decoder.image_sizes([data])[0]
             crop = (width // 3, height // 3, width // 3 + 9, height // 3 + 9)

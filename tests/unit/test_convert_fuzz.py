@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ MEMORY_LIMIT_BYTES = 1_500_000_000
 
 def originals() -> list[bytes]:
     rng = np.random.default_rng(SEED)
-    kinds = [
+    kinds: list[tuple[str, dict[str, Any]]] = [
         ("RGB", {}),
         ("L", {}),
         ("CMYK", {}),

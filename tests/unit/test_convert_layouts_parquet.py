@@ -129,7 +129,8 @@ def test_a_damaged_file_is_named(damage: str, folder: Path, tmp_path: Path) -> N
     path = write_parquet(folder, tmp_path / "p") / "data/train-00001-of-00002.parquet"
     data = bytearray(path.read_bytes())
     data[500] ^= 1  # in the first page of images
-    path.write_bytes({"cut": data[: len(data) // 2], "page": data, "empty": b""}[damage])
+    damaged: dict[str, bytes] = {"cut": bytes(data[: len(data) // 2]), "page": bytes(data), "empty": b""}
+    path.write_bytes(damaged[damage])
     with pytest.raises(SourceError, match=r"train-00001-of-00002\.parquet is damaged or no parquet file"):
         keys(open_source(str(tmp_path / "p"), spool=tmp_path / "spool"))
 

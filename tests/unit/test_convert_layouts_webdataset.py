@@ -280,6 +280,7 @@ def test_a_tar_that_is_not_whole_is_refused(
 
 
 def test_json_may_be_anything_beside_a_cls(tmp_path: Path) -> None:
-    for content in ({"label": None}, {"label": 9.0}, 9, [], {"cls": 9}):
+    contents: list[object] = [{"label": None}, {"label": 9.0}, 9, [], {"cls": 9}]
+    for content in contents:
         sample = {"1.jpg": b"1", "1.cls": b"9", "1.json": json.dumps(content).encode()}
         assert keys(webdataset(tmp_path, [sample])) == [("train/class0009/1.jpg", 9)]

@@ -32,7 +32,12 @@ def test_the_final_name_appears_only_after_the_bytes_are_synced(
 ) -> None:
     seen: list[list[str]] = []
     sync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (seen.append(os.listdir(tmp_path)), sync(file)))
+
+    def listing(file: int) -> None:
+        seen.append(os.listdir(tmp_path))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", listing)
     LocalOutput(tmp_path).write("index.json", b"data")
     assert seen == [[".index.json.tmp"], ["index.json"]]
 

@@ -74,7 +74,8 @@ def test_who_has_chosen_how_threads_wait_keeps_that(name: str) -> None:
     environment = {name: "active"}
     wait_passively(environment)
     assert environment == {name: "active"}
-    wait_passively(nothing := {})
+    nothing: dict[str, str] = {}
+    wait_passively(nothing)
     assert nothing == {"OMP_WAIT_POLICY": "passive"}
 
 

@@ -4,7 +4,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ IDS = np.array([4, 5, 0, 6, 1, 8, 9, 10])  # of shards 1, 1, 0, 1, 0, 2, 2, 2
 def test_samples_are_where_streaming_has_them() -> None:
     counts = [3, 1, 700, 2, 2, 250]
     theirs, ours = Spanner(np.array(counts)), ShardOfSample(counts)
-    everything = np.arange(sum(counts))
+    everything: Any = np.arange(sum(counts))  # Streaming asks with numpy's integers
     assert [ours[at] for at in everything] == [theirs[int(at)] for at in everything]
     assert ours.shards_of(everything).tolist() == [ours[at][0] for at in everything]
     for outside in (-1, sum(counts)):
@@ -122,10 +122,13 @@ class SharedStates:
     """As Streaming's SharedArray: read by the element, or as a whole."""
 
     def __init__(self, states: npt.NDArray[np.int64]) -> None:
-        self.numpy = lambda: states
+        self._states = states
 
     def __getitem__(self, shard: Any) -> Any:
-        return self.numpy()[shard]
+        return self._states[shard]
+
+    def numpy(self) -> npt.NDArray[np.int64]:
+        return self._states
 
 
 class Thread:
@@ -140,7 +143,8 @@ class Thread:
         )
         self.dataset._found = np.zeros(len(COUNTS), dtype=bool)
         self.dataset._shard_states = SharedStates(self.states)
-        self.dataset._run_ahead = functools.partial(StreamingImages._run_ahead, self.dataset)
+        run_ahead: Callable[..., None] = StreamingImages._run_ahead
+        self.dataset._run_ahead = functools.partial(run_ahead, self.dataset)
         self.thread = threading.Thread(target=getattr(StreamingImages, name), args=(self.dataset, self.it), daemon=True)
 
     def fetch(self, shard: int, blocking: bool) -> None:

@@ -140,7 +140,7 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
     def listing(*args: Any, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
         return subprocess.CompletedProcess([], 0, "GPU 0: A (UUID: x)\nGPU 1: A (UUID: y)\nGPU 2: A (UUID: z)\n", "")
 
-    monkeypatch.setattr(run.subprocess, "run", listing)
+    monkeypatch.setattr(subprocess, "run", listing)
     assert run.gpu_count() == 2
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.undo()

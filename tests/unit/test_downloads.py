@@ -24,8 +24,8 @@ from imagestream.data.downloads import (
     StoppedError,
     least_cache_bytes,
 )
-from tests.conftest import S3Server
 from tests.fault_proxy import FaultProxy, Request
+from tests.s3_server import S3Server
 
 CONTENT = b"shard" * 1000
 INFO = FileInfo("shard.00000.mds", len(CONTENT), {"xxh64": xxhash.xxh64(CONTENT).hexdigest()})
@@ -146,7 +146,8 @@ def test_a_full_disk_is_named_with_what_is_free_and_not_tried_again(
 
 
 def client_error(code: str, status: int) -> ClientError:
-    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "GetObject")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_a_transfer_that_s3_itself_finds_damaged_is_fetched_again(
 def test_a_slow_transfer_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = stream(tmp_path, patience_s=0.1)
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(downloads.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("imagestream.data.downloads.time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(downloads, "CHUNK_BYTES", 1000)
     with pytest.raises(DownloadError, match=r"bytes came in 1 s \(download_timeout_s\)"):
         ours._prepare_shard_part(INFO)
@@ -214,7 +215,7 @@ def test_a_file_that_is_complete_is_kept_though_its_last_byte_came_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, clock = stream(tmp_path), iter(range(0, 1000, 10))
-    monkeypatch.setattr(downloads.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("imagestream.data.downloads.time.monotonic", lambda: float(next(clock)))
     ours._prepare_shard_part(INFO)
     assert (tmp_path / "local" / INFO.basename).read_bytes() == CONTENT
 

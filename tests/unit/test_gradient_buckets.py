@@ -14,7 +14,8 @@ from train.resume.gradient_buckets import fix_gradient_buckets
 
 @pytest.fixture(autouse=True)
 def one_rank() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    store = distributed.HashStore()  # type: ignore[attr-defined]  # torch does not list what it exports
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
@@ -46,7 +47,7 @@ class Summed:
         self.model.register_comm_hook(None, self._sum)
         self._buckets: list[list[str]] = []
 
-    def _sum(self, _: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def _sum(self, _: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]  # nor this
         self._buckets.append([self.names[id(parameter)] for parameter in bucket.parameters()])
         done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         done.set_result(bucket.buffer())

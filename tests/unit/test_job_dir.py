@@ -164,10 +164,10 @@ def test_two_nodes_of_a_job_on_one_machine_are_refused(machine: Path, monkeypatc
     def gathered(mine: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return [mine, (1, *mine[1:])]
 
-    monkeypatch.setattr(job_dir.world, "gathered", gathered)
+    monkeypatch.setattr("imagestream.data.job_dir.world.gathered", gathered)
     with pytest.raises(ValueError, match=r"nodes 0 and 1 are one machine, with one .*shm; start one launcher"):
         job_dir._check_machines()
-    monkeypatch.setattr(job_dir.world, "gathered", lambda mine: [mine, (1, "another boot", *mine[2:])])
+    monkeypatch.setattr("imagestream.data.job_dir.world.gathered", lambda mine: [mine, (1, "another boot", *mine[2:])])
     job_dir._check_machines()
 
 

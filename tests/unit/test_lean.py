@@ -29,7 +29,7 @@ class Launches(TorchDispatchMode):
     """Counts the operations that a block launches."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -42,7 +42,7 @@ def test_metrics_are_exact_over_uneven_batches_and_leave_out_repeats() -> None:
     for metric in (top1, top5, loss, count):
         metric.update(*repeats)
     order = logits.argsort(dim=1, descending=True)
-    assert top1.compute().item() == sum(order[i, 0] == labels[i] for i in range(301)).item() / 301
+    assert top1.compute().item() == sum(int(order[i, 0] == labels[i]) for i in range(301)) / 301
     assert top5.compute().item() == sum(labels[i] in order[i, :5] for i in range(301)) / 301
     assert count.compute().item() == 301
     assert loss.compute().item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
@@ -56,7 +56,7 @@ def test_top5_of_fewer_than_five_classes_is_always_right() -> None:
 
 def test_mosaic_initialisation_is_kaiming_and_uniform_batchnorm() -> None:
     torch.manual_seed(0)
-    model = build_model(config(loss="binary_cross_entropy"), 10).module
+    model: Any = build_model(config(loss="binary_cross_entropy"), 10).module
     conv = model.layer4[1].conv2.weight
     assert conv.std().item() == pytest.approx(math.sqrt(2 / (512 * 9)), rel=0.01)
     gains = torch.cat([m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
@@ -79,7 +79,7 @@ def test_equal_weights_hash_alike_and_any_difference_shows() -> None:
     torch.manual_seed(0)
     model = build_model(config(), 10)
     torch.manual_seed(0)
-    twin = build_model(config(), 10)
+    twin: Any = build_model(config(), 10)
     assert weights_sha256(model) == weights_sha256(twin)
     twin.metrics["samples"].update(torch.zeros(1, 10), torch.zeros(1))
     assert weights_sha256(model) == weights_sha256(twin)
@@ -89,7 +89,7 @@ def test_equal_weights_hash_alike_and_any_difference_shows() -> None:
 
 def test_both_optimizers_hold_every_parameter_once() -> None:
     model = build_model(config(), 10)
-    values = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
+    values: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
     for section in (SGDConfig(name="sgd", **values), DecoupledSGDWConfig(name="decoupled_sgdw", **values)):
         optimizer = build_optimizer(model, section)
         held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -112,7 +112,13 @@ def test_batchnorm_may_go_without_decay_and_nothing_else(kind: type[Any]) -> Non
 
 def test_layers_that_algorithms_replace_stay_in_their_group() -> None:
     model = build_model(config(), 10)
-    values = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False, "decay_batchnorm": False}
+    values: dict[str, Any] = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "nesterov": False,
+        "decay_batchnorm": False,
+    }
     optimizer = build_optimizer(model, SGDConfig(name="sgd", **values))
     before = [len(group["params"]) for group in optimizer.param_groups]
     apply_blurpool(model, optimizers=optimizer)

@@ -69,8 +69,14 @@ def test_no_more_files_are_open_than_allowed(tmp_path: Path, keep_open: int) -> 
 
 
 def test_a_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards, opened, real_open = shards_in(tmp_path), [], os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest: (opened.append(path), real_open(path, *rest))[1])
+    shards, real_open = shards_in(tmp_path), os.open
+    opened: list[str] = []
+
+    def noted(path: str, *rest: int) -> int:
+        opened.append(path)
+        return real_open(path, *rest)
+
+    monkeypatch.setattr(os, "open", noted)
     records = Records(shards)
     for _ in range(2):
         everything(records, shards)

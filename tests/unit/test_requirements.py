@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TODAY, COMPOSER, DEVELOPMENT = "requirements.txt", "requirements-composer.txt", "requirements-dev.txt"
-PINNED = (TODAY, COMPOSER, DEVELOPMENT)
+PINNED = (TODAY, COMPOSER, DEVELOPMENT, "docs/requirements.txt")
 TORCHS_OWN = re.compile(r"(nvidia|cuda)-.+|triton")
 """CUDA's libraries and the like, which torch brings along on Linux."""
 

@@ -42,7 +42,7 @@ def test_fractions_give_composers_sizes_at_every_batch(max_duration: str, steps_
     sizes, expected = [], []
     for step in range(steps):
         state = _State(max_duration, step // steps_per_epoch if max_duration.endswith("ep") else step, 176)
-        theirs.apply(None, state, None)  # type: ignore[arg-type]  # looks at the state alone
+        theirs.apply(None, state, None)  # looks at the state alone
         sizes.append(ours(step))
         expected.append(state.batch[0].shape[-1])
     # Composer's interpolation rounds down, so that its size is a pixel short where the quotient is 119.99.

@@ -23,7 +23,7 @@ HERE = {"device": "a CPU", "threads_per_rank": "2", "torch": "2.7.0"}
 
 
 def contract(*overrides: str, **more: Any) -> Contract:
-    facts = {
+    facts: dict[str, Any] = {
         "fingerprint": "abc", "val_fingerprint": "def", "decoder": "pillow", "num_classes": 10, "precision": "fp32",
         "world_size": 2, "environment": HERE, "is_bit_exact": True,
     }  # fmt: skip
@@ -133,7 +133,7 @@ class Half(torch.nn.Module):
 
     def step(self, *layers: torch.nn.Module) -> None:
         self.optimizer.zero_grad()
-        sum(layer(torch.ones(1, 3)).square().sum() for layer in layers).backward()  # type: ignore[union-attr]  # a tensor
+        torch.stack([layer(torch.ones(1, 3)).square().sum() for layer in layers]).sum().backward()
         self.optimizer.step()
 
 

@@ -27,10 +27,10 @@ def watch(skips: int, asked: signal.Signals | None = None) -> BatchWatch:
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, guard: BatchWatch, *, bad: bool) -> None:
     state = state_of(model, optimizer)
     optimizer.zero_grad()
-    guard.before_train_batch(state, None)  # type: ignore[arg-type]  # needs no logger
+    guard.before_train_batch(state, None)  # needs no logger
     images = torch.randn(4, 3) * (float("inf") if bad else 1)
     model(images).sum().backward()
-    guard.after_train_batch(state, None)  # type: ignore[arg-type]  # nor here
+    guard.after_train_batch(state, None)  # nor here
     optimizer.step()
 
 

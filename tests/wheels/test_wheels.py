@@ -58,7 +58,7 @@ def test_the_wheel_of_this_machine_decodes_in_an_environment_of_its_own(
     """torch, numpy and Pillow are those of the tests; the library is nowhere but in the wheel."""
     python = tmp_path / "env/bin/python"
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
-    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     run(sys.executable, *install, wheels[os.uname().machine], cwd=tmp_path)
     site_packages = Path(
         run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()

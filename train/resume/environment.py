@@ -24,7 +24,7 @@ def environment_of(device: Device, *, decoder_version: str) -> dict[str, Any]:
     mine = {"torch": torch.__version__, "decoder": decoder_version}  # torch's has its CUDA, such as 2.7.0+cu126
     mine |= {name: version(package) for name, package in PACKAGES.items()}
     if device.name == "gpu":
-        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no types there
+        cudnn = torch.backends.cudnn.version()
         mine |= {"device": torch.cuda.get_device_name(), "cudnn": str(cudnn), "step": str(STEP)}
     else:
         mine |= {"device": processor_name(), "threads_per_rank": str(torch.get_num_threads())}
