@@ -42,8 +42,7 @@ def main(args: argparse.Namespace) -> None:
             distributed.broadcast(buffer, 0)  # BatchNorm's statistics, which each rank has from its own images
         model.eval()
         with torch.no_grad():  # a repeat that fills up has the label -100, and matches nothing
-            hits = [torch.stack([(model(x).argmax(1) == y).sum(), (y >= 0).sum()]) for x, y in val]
-        counts = torch.stack(hits).sum(0)
+            counts = torch.tensor([((model(x).argmax(1) == y).sum(), (y >= 0).sum()) for x, y in val]).sum(0).to(device)
         model.train()
         distributed.all_reduce(counts)
         if distributed.get_rank() == 0:
