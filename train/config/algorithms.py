@@ -83,6 +83,12 @@ class BlurPool(AlgorithmConfig):
     blur_first: bool = Field(True, description="blur before the convolution")
     min_channels: int = Field(16, ge=1, le=256, description="convolutions with fewer input channels stay as they are")
 
+    def build(self) -> ComposerAlgorithm:
+        from train.lean import pad_without_reading_back
+
+        pad_without_reading_back()
+        return super().build()
+
     @field_validator("replace_maxpools")
     @classmethod
     def _something_is_replaced(cls, value: bool, info: ValidationInfo) -> bool:
