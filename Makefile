@@ -60,8 +60,8 @@ demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate
 quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
-test: $(READY_DEV)  ## the tests, on two processes
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not exhaustive and not machine and not gpu"
+test: $(READY_DEV)  ## the tests, on two processes; without those of the examples, which are test-examples
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) --ignore tests/examples -m "not exhaustive and not machine and not gpu"
 
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not machine and not gpu"
