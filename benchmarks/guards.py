@@ -47,8 +47,8 @@ class Step:
         self.view_hashes = torch.arange(batch)
         # No epoch ends, and no checkpoint is saved.
         self.loader: Any = SimpleNamespace(steps_per_epoch=1000, step=0, book=Ledger(place))
-        self.guard = ResumeGuard({}, seed=17, loader=self.loader)  # type: ignore[arg-type]
-        self.watch = BatchWatch(listen(saves=True), SimpleNamespace(), skips=0)  # type: ignore[arg-type]  # nothing is saved
+        self.guard = ResumeGuard({}, seed=17, loader=self.loader)  # type: ignore[arg-type]  # no contract is saved
+        self.watch = BatchWatch(listen(saves=True), SimpleNamespace(), skips=0)  # type: ignore[arg-type]  # nor a checkpoint
         self.state: Any = SimpleNamespace(
             model=self.model, device=device, scaler=None, timestamp=SimpleNamespace(batch=0), total_loss_dict={}
         )

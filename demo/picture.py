@@ -34,6 +34,8 @@ def draw(
     begin = 1
     for kill, log in zip(killed, logs, strict=True):
         before = [point for point in losses_of(log) if begin <= point[0] <= kill.batch]
+        if not before:  # killed before its console had shown a batch
+            continue
         axis.plot(*zip(*before, strict=True), color="#d1495b", linewidth=1.6, label="_")
         axis.plot(*before[-1], "x", color="#d1495b", markersize=11, markeredgewidth=3, label="_")
         axis.annotate(

@@ -16,11 +16,11 @@ from imagestream.data.buffers import SharedBlocks
 from imagestream.data.dataset import IGNORED_LABEL, StreamingEvalImages, StreamingImages
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.ledger import Ledger
-from imagestream.data.opening import StreamOptions, open_eval, open_train
+from imagestream.data.opening import StreamOptions, check_nodes, open_eval, open_train
 from imagestream.data.per_sample import ImageFunction
 from imagestream.data.timed_loader import TimedLoader, start_worker
 from imagestream.data.watchdog import StallWatch
-from imagestream.decode.backends import open_decoder
+from imagestream.decode.backends import Decoder, open_decoder
 from imagestream.decode.crops import ALGORITHM, CenterCrop, RandomResizedCrop
 from imagestream.decode.native.decoder import ResizeIn
 from imagestream.world import World
@@ -151,48 +151,14 @@ class Loader(TimedLoader):
     ) -> None:
         _check_count("batch_size", batch_size, least=1)
         _check_count("seed", seed, least=0)
-        if not isinstance(crop, RandomResizedCrop | CenterCrop):
-            raise ValueError(f"crop: {crop!r} must be imagestream.RandomResizedCrop or imagestream.CenterCrop")
+        _check_crop(crop, transforms)
         place = worlds.detect() if world is None else _checked(world)
-        workers = worker_count(num_workers, place.local_size)
-        where = files_of(data, cache, columns)
-        target = _device(device)
-        found = open_decoder(decoder, resize_in=resize_in)
-        opening: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "place": place}
+        workers, target = worker_count(num_workers, place.local_size), _device(device)
+        self.files, self.split, self.world, self._options = files_of(data, cache, columns), split, place, options
         self.is_training = isinstance(crop, RandomResizedCrop)
-        dataset: StreamingImages | StreamingEvalImages
-        collate: TrainCollate | EvalCollate
-        if isinstance(crop, RandomResizedCrop):
-            dataset = open_train(where, split, options, seed=seed, **opening)
-            collate = TrainCollate(found, crop, seed=seed, transforms=transforms)
-        else:
-            if transforms:
-                raise ValueError("transforms: they are for training; with CenterCrop leave them out")
-            dataset = open_eval(where, split, options, **opening)
-            collate = EvalCollate(found, crop)
-        collate.name_of = dataset.name_of
-        collate.blocks = SharedBlocks(workers, options.prefetch_factor + BLOCKS_BEYOND_PREFETCH)
-        watch = StallWatch(options.stall_limit_s, workers=workers, rank=place.rank, doing=dataset.status)
-        super().__init__(
-            dataset,
-            batch_size=batch_size,
-            collate_fn=collate,
-            num_workers=workers,
-            prefetch_factor=options.prefetch_factor if workers else None,
-            persistent_workers=workers > 0,
-            worker_init_fn=partial(start_worker, watch),
-            pin_memory=target.type == "cuda",
-            drop_last=self.is_training,
-            multiprocessing_context="fork" if workers else None,
-            generator=torch.Generator(),  # or each iteration would draw from the global one, which loops restore
-        )
-        self.watch, self.blocks = watch, collate.blocks
-        self.device = target if target.type == "cuda" else None
-        self.world, self.files, self.split = place, where, split
-        self.book = Ledger(target)
-        self._to_device = ToDevice(target, normalize)
+        found = open_decoder(decoder, resize_in=resize_in)
         self._settings = {
-            "fingerprint": where.fingerprint(split),
+            "fingerprint": self.files.fingerprint(split),
             "seed": seed,
             "global_batch_size": batch_size * place.size,
             "shuffle": [options.shuffle_algo, options.shuffle_block_size, options.num_canonical_nodes],
@@ -200,14 +166,57 @@ class Loader(TimedLoader):
             "augmentation": ALGORITHM,
             "crop": _describe(crop),
         }
+        # Before anything is opened together, for the ranks would wait for each other.
         _check_same_everywhere(self._settings | {"split": split, "options": repr(options)})
-        self._epoch = self._batch = 0
-        self._iterations = 0
-        self._is_fresh = True  # no iteration has begun at this place
+        dataset, collate = self._open(crop, found, transforms, batch_size=batch_size, seed=seed, workers=workers)
+        self.watch = StallWatch(options.stall_limit_s, workers=workers, rank=place.rank, doing=dataset.status)
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=collate,
+            num_workers=workers,
+            prefetch_factor=options.prefetch_factor if workers else None,
+            persistent_workers=workers > 0,
+            worker_init_fn=partial(start_worker, self.watch),
+            pin_memory=target.type == "cuda",
+            drop_last=self.is_training,
+            multiprocessing_context="fork" if workers else None,
+            generator=torch.Generator(),  # or each iteration would draw from the global one, which loops restore
+        )
+        self.blocks, self.book, self._to_device = collate.blocks, Ledger(target), ToDevice(target, normalize)
+        self.device = target if target.type == "cuda" else None
+        self._epoch = self._batch = self._iterations = 0
+        self._is_fresh, self._was_loaded = True, False  # no iteration has begun at this place; it is a state's
+
+    def _open(
+        self,
+        crop: RandomResizedCrop | CenterCrop,
+        decoder: Decoder,
+        transforms: Sequence[ImageFunction],
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int,
+    ) -> tuple[StreamingImages | StreamingEvalImages, TrainCollate | EvalCollate]:
+        """Return the split as the crop wants it, and what makes batches of its samples; collective."""
+        where = (self.files, self.split, self._options)
+        opening: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "place": self.world}
+        dataset: StreamingImages | StreamingEvalImages
+        collate: TrainCollate | EvalCollate
+        if isinstance(crop, RandomResizedCrop):
+            dataset = open_train(*where, seed=seed, **opening)
+            collate = TrainCollate(decoder, crop, seed=seed, transforms=transforms)
+        else:
+            dataset, collate = open_eval(*where, **opening), EvalCollate(decoder, crop)
+        collate.name_of = dataset.name_of
+        collate.blocks = SharedBlocks(workers, self._options.prefetch_factor + BLOCKS_BEYOND_PREFETCH)
+        return dataset, collate
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # type: ignore[override]  # as above
         if self.is_training and not self._is_fresh and self._batch:
             self._epoch, self._batch = self._epoch + 1, 0  # the loop before this one was left early
+        if self.is_training and not self._was_loaded:  # an order that was begun goes on, on any number of machines
+            check_nodes(self._options.num_canonical_nodes, self.world.nodes)
         self._is_fresh = False
         self._iterations += 1
         mine = self._iterations
@@ -299,7 +308,7 @@ class Loader(TimedLoader):
     def begin_at(self, epoch: int, batch: int, order: dict[str, Any] | None = None) -> None:
         """Have the next iteration begin at a batch of an epoch, both from 0; each rank does so."""
         self.dataset.begin_at(epoch, batch, order)
-        self._epoch, self._batch, self._is_fresh = epoch, batch, True
+        self._epoch, self._batch, self._is_fresh, self._was_loaded = epoch, batch, True, True
 
 
 def files_of(
@@ -367,6 +376,13 @@ def _describe(crop: RandomResizedCrop | CenterCrop) -> list[Any]:
         return [crop.size, crop.resize]
     size = crop.size if isinstance(crop.size, int) else "by step"
     return [size, *map(float, (*crop.scale, *crop.ratio, crop.flip_prob))]
+
+
+def _check_crop(crop: Any, transforms: Sequence[ImageFunction]) -> None:
+    if not isinstance(crop, RandomResizedCrop | CenterCrop):
+        raise ValueError(f"crop: {crop!r} must be imagestream.RandomResizedCrop or imagestream.CenterCrop")
+    if transforms and isinstance(crop, CenterCrop):
+        raise ValueError("transforms: they are for training; with CenterCrop leave them out")
 
 
 def _check_count(name: str, value: Any, *, least: int) -> None:

@@ -55,7 +55,7 @@ def _with_momentum(
     new = [at for at, buffer in enumerate(buffers) if buffer is None]
     for at in new:
         buffers[at] = torch.clone(gradients[at]).detach()
-    old = [at for at in range(len(buffers)) if at not in set(new)] if new else range(len(buffers))
+    old = sorted({*range(len(buffers))} - {*new})
     if there := [buffer for at in old if (buffer := buffers[at]) is not None]:
         torch._foreach_mul_(there, momentum)
         torch._foreach_add_(there, [gradients[at] for at in old], alpha=1 - dampening)

@@ -324,7 +324,7 @@ class StreamingImages(StreamingDataset):
                 self.prepare_shard(shard, False)
             if self._shard_states[shard] == _ShardState.LOCAL:
                 return True
-            time.sleep(TICK)
+            time.sleep(TICK)  # until the shard is there, or a failure ends the iterator
             return False
 
         self._run_ahead(it, "ready_index", missing, wait_for)
@@ -353,7 +353,7 @@ class StreamingImages(StreamingDataset):
             ahead = it.total if self.predownload is None else it.yield_index + self.predownload + 1
             end = min(it.total, ahead, at + SAMPLES_AT_A_LOOK)
             if end < min(it.total, at + few):
-                time.sleep(TICK)
+                time.sleep(TICK)  # until the reader has come nearer; `should_exit` ends it
                 continue
             stops = np.flatnonzero(missing(shards[at:end]))
             at = at + int(stops[0]) if len(stops) else end

@@ -69,7 +69,6 @@ def open_train(
         workers: loader processes of each, from 0.
     """
     global_batch_size = batch_size * place.size
-    check_nodes(options.num_canonical_nodes, place.nodes)
     check_samples(options.num_canonical_nodes, files.count(split))
     dataset: StreamingImages = _open(
         StreamingImages,

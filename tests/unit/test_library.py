@@ -253,13 +253,31 @@ def test_a_damaged_state_is_refused(shards: Path, damage: Any, words: str) -> No
         ({"world": World(2, 2)}, "must have a rank from 0 to its size - 1"),
         ({"world": World(0, 4, 0, 2)}, "which need torch.distributed to share memory"),
         ({"options": StreamOptions(num_canonical_nodes=101)}, "101 is more than the 100 samples of the split"),
-        ({"world": World(0, 3), "options": StreamOptions(num_canonical_nodes=2)}, "do not go together"),
         ({"crop": CenterCrop(32), "transforms": [drawing]}, "transforms: they are for training"),
     ],
 )
 def test_settings_out_of_range_are_refused(shards: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         loader_of(shards, **changes)
+
+
+def test_machines_that_do_not_divide_may_go_on_and_not_begin(shards: Path) -> None:
+    """Three machines with an order for two: as when a run that two began goes on on three."""
+    options = StreamOptions(num_canonical_nodes=2)
+    alone = loader_of(shards, batch_size=12, options=options)
+    next(iter(alone))
+    with pytest.raises(DataError, match="2 and the 3 nodes of this run do not go together"):
+        next(iter(loader_of(shards, batch_size=4, world=World(0, 3), options=options)))
+    three = [loader_of(shards, batch_size=4, world=World(rank, 3), options=options) for rank in range(3)]
+    for loader in three:
+        loader.load_state_dict(alone.state_dict())
+    again = loader_of(shards, batch_size=12, options=options)
+    again.load_state_dict(alone.state_dict())
+    batches = list(zip(again, *three, strict=True))
+    assert len(batches) == 7
+    for (whole, _), *parts in batches:
+        pixels = sorted(image.numpy().tobytes() for image in whole)
+        assert pixels == sorted(image.numpy().tobytes() for images, _ in parts for image in images)
 
 
 @pytest.mark.parametrize(
