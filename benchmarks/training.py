@@ -35,19 +35,18 @@ import torch
 from composer import Trainer
 from composer.core import Callback, DataSpec, State
 from composer.loggers import Logger
-from composer.utils import dist, get_device, reproducibility
+from composer.utils import dist, get_device
 from tqdm import tqdm
 
 from benchmarks import loader_peers
 from benchmarks.loader import last_cores, ratio_of, spread
 from benchmarks.loader_stores import Stores
+from benchmarks.step_trainers import trainer_of
 from imagestream.data.batches import RawBatch
 from imagestream.loader import Normalize, ToDevice
 from train.config.run_config import Config, load_config
 from train.data import dataset_files, train_loader, train_spec, workers_of
-from train.model import build_model
-from train.optim import build_optimizer
-from train.process import microbatch_size_on, precision_on, torch_device
+from train.process import precision_on, torch_device
 
 WARM_UP = 20  # batches, so that what workers have made ready before is used up
 OURS, PEER, SYNTHETIC = "ours", "mosaicml", "synthetic"
@@ -225,21 +224,8 @@ def spec_of(batches: Iterable[Any], transform: Callable[[Any], Any]) -> DataSpec
 def trainer_for(spec: DataSpec, cfg: Config, device: Any) -> tuple[Trainer, Clock]:
     """The recipe's training, without evaluation, checkpoints and loggers."""
     clock = Clock(len(spec.dataloader))
-    reproducibility.seed_all(cfg.seed)
-    model = build_model(cfg.model, CLASSES)
-    trainer = Trainer(
-        model=model,
-        train_dataloader=spec,
-        max_duration="1000ep",
-        optimizers=build_optimizer(model, cfg.optimizer),
-        algorithms=cfg.build_algorithms(),
-        callbacks=[clock],
-        progress_bar=False,
-        device=device,
-        precision=precision_on(device, cfg),
-        device_train_microbatch_size=microbatch_size_on(device, cfg),
-        seed=cfg.seed,
-    )
+    cfg = cfg.model_copy(update={"max_duration": "1000ep"})
+    trainer = trainer_of("ours", cfg, spec, device, callbacks=[clock])
     return trainer, clock
 
 

@@ -11,6 +11,7 @@ killed in the middle of an upload.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torchvision
 from boto3.s3.transfer import TransferConfig
@@ -35,11 +36,13 @@ PART_BYTES = 5 << 20
 class SmallResNet(ResNet):
     """torchvision's, each of its layers with fewer channels; the layers' names, kinds and order are the same."""
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], layers: list[int], num_classes: int) -> None:
-        super().__init__(block, layers, num_classes)
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], layers: list[int], num_classes: int, norm_layer: Callable[..., Any]
+    ) -> None:
+        super().__init__(block, layers, num_classes, norm_layer=norm_layer)
         first, last = 64 // SHARE, 512 // SHARE * block.expansion
         self.conv1 = nn.Conv2d(3, first, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(first)
+        self.bn1 = norm_layer(first)
         self.fc = nn.Linear(last, num_classes)
 
     def _make_layer(self, block: type[BasicBlock | Bottleneck], planes: int, *more: int, **named: int) -> nn.Sequential:
@@ -57,4 +60,4 @@ def install() -> None:
 
 def constructor(name: str) -> Callable[..., nn.Module]:
     """Return what stands in for torchvision's function of that name."""
-    return lambda num_classes: SmallResNet(*LAYERS[name], num_classes)
+    return lambda num_classes, norm_layer: SmallResNet(*LAYERS[name], num_classes, norm_layer)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torchvision
-from composer.loss import binary_cross_entropy_with_logits, soft_cross_entropy
+from composer.loss import binary_cross_entropy_with_logits
 from composer.models import ComposerModel
 from composer.models.initializers import Initializer
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torchmetrics import Metric
 
 from imagestream.data.dataset import IGNORED_LABEL
 from train.config.sections import ModelConfig
+from train.step.network import BatchNorm2d, LayersTogether
+from train.step.upstream import soft_cross_entropy
 
 LOSSES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy_with_logits}
 
@@ -107,6 +109,8 @@ class ImageClassifier(ComposerModel):
         super().__init__()
         self.module = module
         self.loss_name = loss
+        self.has_unused_layers = False  # of some training steps: StochasticDepth leaves out whole blocks
+        self._layers: LayersTogether | None = None
         self.metrics: dict[str, Metric] = {
             "top1": TopK(1),
             "top5": TopK(5),
@@ -116,7 +120,15 @@ class ImageClassifier(ComposerModel):
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return logits (B, classes)."""
-        logits: Tensor = self.module(batch[0])
+        if not self.training:
+            return self._logits(batch[0])
+        if self._layers is None:  # not before: algorithms change the layers
+            self._layers = LayersTogether(self.module, casts_weights=not self.has_unused_layers)
+        with self._layers.forward(batch[0].device):
+            return self._logits(batch[0])
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module(images)
         return logits
 
     def eval_forward(self, batch: tuple[Tensor, Tensor], outputs: Tensor | None = None) -> Tensor:
@@ -150,7 +162,7 @@ def build_model(cfg: ModelConfig, num_classes: int) -> ImageClassifier:
     layers, BatchNorm weights from U[0, 1], and with binary cross-entropy a last bias of -log(classes), so that the
     first predictions are 1 / classes.
     """
-    module = getattr(torchvision.models, cfg.name)(num_classes=num_classes)
+    module = getattr(torchvision.models, cfg.name)(num_classes=num_classes, norm_layer=BatchNorm2d)
     if cfg.init == "mosaic":
         initializers = [Initializer.KAIMING_NORMAL, Initializer.BN_UNIFORM]
         if cfg.loss == "binary_cross_entropy":

@@ -12,18 +12,23 @@ from composer.optim.scheduler import ComposerScheduler
 from torch import nn
 
 from train.config.sections import DecoupledSGDWConfig, LinearSchedule, Optimizer, Scheduler, StepSchedule
-from train.lean import DecoupledSGDW
+from train.step.optimizers import SGD, DecoupledSGDW
 
 
-def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
-    """Return SGD over all parameters of `model`: in one group, or with BatchNorm's in a second one without decay."""
-    kind = DecoupledSGDW if isinstance(cfg, DecoupledSGDWConfig) else torch.optim.SGD
+def build_optimizer(model: nn.Module, cfg: Optimizer, *, is_fused: bool) -> torch.optim.Optimizer:
+    """Return SGD over all parameters of `model`: in one group, or with BatchNorm's in a second one without decay.
+
+    Args:
+        is_fused: whether it takes one operation for all (`train.step.optimizers`), as it does on a GPU.
+    """
+    kind = DecoupledSGDW if isinstance(cfg, DecoupledSGDWConfig) else SGD
     return kind(
         parameter_groups(model, decay_batchnorm=cfg.decay_batchnorm),
         lr=cfg.lr,
         momentum=cfg.momentum,
         weight_decay=cfg.weight_decay,
         nesterov=cfg.nesterov,
+        is_fused=is_fused,
     )
 
 

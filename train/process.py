@@ -11,9 +11,9 @@ from composer.utils import dist, get_device
 from imagestream.cores import threads_per_rank
 from train.config.run_config import Config, ConfigError
 from train.resume.checkpoint_file import only_load_safely
+from train.step.upstream import replace_upstream
 
 HARMLESS_WARNINGS = (
-    "Some targets have less than 1 total probability",  # Composer's label smoothing, by float32's rounding
     "Cannot split tensor of length",  # the last batch of an evaluation is a short one
 )
 
@@ -30,6 +30,7 @@ def start_process(dist_timeout: float) -> Device:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     for ours in ("train", "imagestream"):
         logging.getLogger(ours).setLevel(logging.INFO if dist.get_global_rank() == 0 else logging.WARNING)
+    replace_upstream()
     for harmless in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=harmless)
     only_load_safely()
@@ -67,12 +68,17 @@ def precision_on(device: Device, cfg: Config) -> Precision:
     """
     if cfg.precision == "auto":
         return Precision.AMP_BF16 if device.name == "gpu" else Precision.FP32
-    if cfg.precision != "fp32" and device.name != "gpu":
+    if cfg.precision == "amp_fp16" and device.name != "gpu":
         raise ConfigError(f"precision: '{cfg.precision}' needs a GPU, and here is none; give precision=fp32, or auto")
     return Precision(cfg.precision)
 
 
-def microbatch_size_on(device: Device, cfg: Config) -> int | str | None:
-    """Return images per forward pass; None is the whole device batch, which `auto` means on a CPU."""
+def microbatch_size_of(cfg: Config) -> int | None:
+    """Return images per forward pass; None is the whole device batch, which `auto` begins with."""
     wanted = cfg.device_train_microbatch_size
-    return None if wanted == "auto" and device.name != "gpu" else wanted
+    return wanted if isinstance(wanted, int) else None
+
+
+def searches_microbatch(device: Device, cfg: Config) -> bool:
+    """Return whether the images of a forward pass are as many as fit: `auto`, where a device has memory of its own."""
+    return device.name == "gpu" and cfg.device_train_microbatch_size == "auto"

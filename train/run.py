@@ -25,6 +25,7 @@ from train.resume.fence import TakenOverError, release
 from train.resume.guard import ResumeGuard
 from train.resume.start import find_start
 from train.signals import listen
+from train.step.statistics import StepStatistics
 from train.stopping import BatchWatch, StopRequested
 from train.trainer import build_trainer, end_last_epoch, is_finished, open_loaders
 
@@ -59,10 +60,15 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         torch.set_num_threads(int(start.contract.environment["threads_per_rank"].partition(" ")[0]))
 
     train_batches, val_batches = open_loaders(cfg, facts, torch_device(device))
-    guard = ResumeGuard(start.contract, seed=cfg.seed, loader=train_batches, changes=start.changes)
-    record = RunRecord(describe(cfg, facts), folder, guard)
-    saver = DurableCheckpointSaver(folder, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep)
-    watch = BatchWatch(signals, saver, skips=cfg.nonfinite_skips)
+    statistics = StepStatistics()
+    guard = ResumeGuard(
+        start.contract, seed=cfg.seed, loader=train_batches, statistics=statistics, changes=start.changes
+    )
+    record = RunRecord(describe(cfg, facts), folder, guard, statistics)
+    saver = DurableCheckpointSaver(
+        folder, statistics, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep
+    )
+    watch = BatchWatch(signals, saver, statistics, skips=cfg.nonfinite_skips)
 
     with on_every_node(folder, start.checkpoint) as load_path:
         trainer = build_trainer(

@@ -4,12 +4,15 @@ import logging
 from typing import Any
 
 import torch
+from composer.algorithms.sam.sam import SAMOptimizer
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+from torch import Tensor
 
 from train.resume.checkpoints import DurableCheckpointSaver
 from train.signals import StopSignals
+from train.step.statistics import Step, StepStatistics
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,11 @@ class NonFiniteError(RuntimeError):
 
 
 class BatchWatch(Callback):
-    """Ends the run at a batch's end where a rank has got a signal, and before its step where gradients are not finite.
+    """Ends the run at a batch's end where a rank has got a signal, or gradients were not finite.
+
+    From the first batch on whose gradients are not finite no step is taken, and the host, which reads of it a batch
+    later, ends the run; nothing is saved in between. With `skips` the host waits for each batch's gradients, and leaves
+    a bad one's step out as if the batch had not been; so it does with SAM, which takes two steps a batch.
 
     Args:
         signals: what this rank has been told.
@@ -34,27 +41,64 @@ class BatchWatch(Callback):
             first one.
     """
 
-    def __init__(self, signals: StopSignals, saver: DurableCheckpointSaver, *, skips: int) -> None:
-        self.signals, self.saver, self.skips = signals, saver, skips
+    def __init__(
+        self, signals: StopSignals, saver: DurableCheckpointSaver, statistics: StepStatistics, *, skips: int
+    ) -> None:
+        self.signals, self.saver, self.statistics, self.skips = signals, saver, statistics, skips
         self.skipped: list[int] = []
         self._stop = False
-        self._buffers: list[torch.Tensor] = []
+        self._nonfinite: Tensor | None = None  # on the device, float32: 1 from the first bad batch on
+        self._buffers: list[Tensor] = []
+        statistics.tell(self._read)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        device = next(state.model.parameters()).device
+        self._nonfinite = torch.zeros((), device=device)
+        if self._waits(state):
+            self.statistics.lag_steps = 0
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         if self.skips:  # BatchNorm takes the bad batch into its averages before anybody knows that it is bad
             self._buffers = [buffer.clone() for buffer in state.model.buffers()]
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
+        if _scales_gradients(state):
+            return  # infinite ones are its daily business
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-        votes = torch.zeros(2, device=state.device.tensor_to_device(torch.zeros(0)).device)
-        if not _scales_gradients(state):  # then infinite ones are its daily business
-            votes[0] = ~torch.nn.utils.get_total_norm(gradients).isfinite()
-        votes[1] = float(self.signals.seen is not None)
-        dist.all_reduce(votes, reduce_operation="SUM")
-        bad, asked = (bool(vote) for vote in votes.tolist())
-        self._stop = asked
-        if bad:
-            self._leave_out_or_stop(state)
+        is_bad = ~torch.nn.utils.get_total_norm(gradients, foreach=True).isfinite()
+        if self._waits(state):
+            vote = is_bad.float()
+            dist.all_reduce(vote, reduce_operation="SUM")
+            if bool(vote):
+                self._leave_out_or_stop(state)
+            return
+        assert self._nonfinite is not None
+        self._nonfinite = torch.maximum(self._nonfinite, is_bad)  # of two types: float32
+        for optimizer in state.optimizers:
+            optimizer.found_inf = self._nonfinite
+
+    def send(self, state: State, loss: Tensor) -> None:
+        """Send a step's figures, and act on what is known of those before it. Collective.
+
+        Args:
+            loss: the rank's mean, float32 of one element.
+        """
+        assert self._nonfinite is not None
+        self.statistics.send(state, loss, self._nonfinite, is_stop_asked=self.signals.seen is not None)
+
+    def _read(self, step: Step) -> None:
+        if not step.is_finite:
+            raise NonFiniteError(_what_is_wrong(step.name, step.loss, step.learning_rate))
+        self._stop = self._stop or step.is_stop_asked
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self.statistics.settle()
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self.statistics.settle()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.statistics.settle()
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Composer's event for saving at the end of a batch."""
@@ -80,11 +124,7 @@ class BatchWatch(Callback):
         seen = f"batch {int(now.batch)} (batch {int(now.batch_in_epoch)} of epoch {int(now.epoch)})"
         if len(self.skipped) >= self.skips:
             skipped = f" after {len(self.skipped)} skipped ones" if self.skips else ""
-            raise NonFiniteError(
-                f"{seen}{skipped}: the gradients are not finite (loss {_loss(state):g}, learning rate "
-                f"{state.schedulers[0].get_last_lr()[0]:g}). The run has ended before that step; its checkpoints are "
-                "good. Lower the learning rate, clip gradients, or leave such batches out with on_nonfinite: skip N"
-            )
+            raise NonFiniteError(_what_is_wrong(seen + skipped, _loss(state), state.schedulers[0].get_last_lr()[0]))
         self.skipped.append(int(now.batch))
         log.warning(
             "%s: the gradients are not finite, its step is left out (%d of %d)", seen, len(self.skipped), self.skips
@@ -94,6 +134,17 @@ class BatchWatch(Callback):
         for buffer, before in zip(state.model.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
 
+    def _waits(self, state: State) -> bool:
+        return self.skips > 0 or any(isinstance(optimizer, SAMOptimizer) for optimizer in state.optimizers)
+
+
+def _what_is_wrong(seen: str, loss: float, learning_rate: float) -> str:
+    return (
+        f"{seen}: the gradients are not finite (loss {loss:g}, learning rate {learning_rate:g}). The run has ended "
+        "without that step; its checkpoints are good. Lower the learning rate, clip gradients, or leave such batches "
+        "out with on_nonfinite: skip N"
+    )
+
 
 def _scales_gradients(state: State) -> bool:
     return state.scaler is not None and state.scaler.is_enabled()
@@ -102,4 +153,4 @@ def _scales_gradients(state: State) -> bool:
 def _loss(state: State) -> float:
     """The last microbatch's loss on this rank."""
     loss = state.loss
-    return float(loss) if isinstance(loss, torch.Tensor) else float("nan")
+    return float(loss) if isinstance(loss, Tensor) else float("nan")

@@ -21,12 +21,14 @@ from train.data import eval_loader, eval_spec, train_loader, train_spec
 from train.facts import Facts
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
-from train.process import microbatch_size_on, precision_on
+from train.process import microbatch_size_of, precision_on, searches_microbatch
 from train.record.log_files import LogFile, TensorboardFiles
 from train.resolution import Resolution
 from train.resume.checkpoint_file import CheckpointError, one_line
 from train.resume.guard import ResumeGuard
 from train.resume.start import RefusedError
+from train.step.trainer import StepTrainer
+from train.stopping import BatchWatch
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def build_trainer(
 ) -> Trainer:
     """Return Composer's Trainer for a run, with the checkpoint loaded where there is one."""
     guard = next(callback for callback in callbacks if isinstance(callback, ResumeGuard))
+    watch = next(callback for callback in callbacks if isinstance(callback, BatchWatch))
     reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
     model = build_model(cfg.model, facts.num_classes)
     log.info(
@@ -76,13 +79,15 @@ def build_trainer(
         f"{facts.total_steps:,}",
     )
     with refusing(load_path):
-        return Trainer(
+        return StepTrainer(
+            watch=watch,
+            search_px=cfg.data.crop_size if searches_microbatch(device, cfg) else None,
             model=model,
             train_dataloader=train_spec(train_batches, guard.on_batch),
             eval_dataloader=Evaluator(label="eval", dataloader=eval_spec(val_batches)),
             max_duration=cfg.max_duration,
             eval_interval=cfg.eval_interval,
-            optimizers=build_optimizer(model, cfg.optimizer),
+            optimizers=build_optimizer(model, cfg.optimizer, is_fused=device.name == "gpu"),
             schedulers=build_scheduler(cfg.scheduler),
             algorithms=cfg.build_algorithms(),
             callbacks=callbacks,
@@ -93,7 +98,7 @@ def build_trainer(
             run_name=cfg.run_name,
             device=device,
             precision=precision_on(device, cfg),
-            device_train_microbatch_size=microbatch_size_on(device, cfg),
+            device_train_microbatch_size=microbatch_size_of(cfg),
             seed=cfg.seed,
             deterministic_mode=cfg.deterministic,
             load_path=load_path,

@@ -91,7 +91,7 @@ def test_both_optimizers_hold_every_parameter_once() -> None:
     model = build_model(config(), 10)
     values: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
     for section in (SGDConfig(name="sgd", **values), DecoupledSGDWConfig(name="decoupled_sgdw", **values)):
-        optimizer = build_optimizer(model, section)
+        optimizer = build_optimizer(model, section, is_fused=False)
         held = [p for group in optimizer.param_groups for p in group["params"]]
         assert [id(p) for p in held] == [id(p) for p in model.parameters()]
         assert optimizer.param_groups[0]["weight_decay"] == 1e-4
@@ -102,7 +102,7 @@ def test_batchnorm_may_go_without_decay_and_nothing_else(kind: type[Any]) -> Non
     name = "sgd" if kind is SGDConfig else "decoupled_sgdw"
     section = kind(name=name, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=False, decay_batchnorm=False)
     model = build_model(config(name="resnet50"), 1000)
-    decayed, free = build_optimizer(model, section).param_groups
+    decayed, free = build_optimizer(model, section, is_fused=False).param_groups
     # 53 convolutions and the last layer's weight and bias; 53 BatchNorms, those of the shortcuts as well, of two each
     assert (len(decayed["params"]), len(free["params"])) == (53 + 2, 2 * 53)
     assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0.0)
@@ -119,7 +119,7 @@ def test_layers_that_algorithms_replace_stay_in_their_group() -> None:
         "nesterov": False,
         "decay_batchnorm": False,
     }
-    optimizer = build_optimizer(model, SGDConfig(name="sgd", **values))
+    optimizer = build_optimizer(model, SGDConfig(name="sgd", **values), is_fused=False)
     before = [len(group["params"]) for group in optimizer.param_groups]
     apply_blurpool(model, optimizers=optimizer)
     assert [len(group["params"]) for group in optimizer.param_groups] == before

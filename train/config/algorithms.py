@@ -36,10 +36,10 @@ class AlgorithmConfig(Section):
         """Return the Composer algorithm."""
         import composer.algorithms  # here, not above: it imports torch and takes seconds
 
-        from train import lean
         from train.resume import resumable
+        from train.step import averages
 
-        homes = (resumable, lean, composer.algorithms)
+        homes = (resumable, averages, composer.algorithms)
         kind = next(getattr(home, self.composer_class) for home in homes if hasattr(home, self.composer_class))
         algorithm: ComposerAlgorithm = kind(**self.model_dump(exclude={"name"}))
         return algorithm
@@ -82,12 +82,6 @@ class BlurPool(AlgorithmConfig):
     replace_maxpools: bool = Field(True, description="blur max pools")
     blur_first: bool = Field(True, description="blur before the convolution")
     min_channels: int = Field(16, ge=1, le=256, description="convolutions with fewer input channels stay as they are")
-
-    def build(self) -> ComposerAlgorithm:
-        from train.lean import pad_without_reading_back
-
-        pad_without_reading_back()
-        return super().build()
 
     @field_validator("replace_maxpools")
     @classmethod

@@ -19,6 +19,7 @@ from train.model import weights_sha256
 from train.ranks import on_first_rank
 from train.record.stages import Speed
 from train.resume.guard import ResumeGuard
+from train.step.statistics import Step, StepStatistics
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class RunRecord(Callback):
         folder: where `run.json` and `report.png` go.
     """
 
-    def __init__(self, facts: dict[str, Any], folder: Folder, guard: ResumeGuard) -> None:
+    def __init__(self, facts: dict[str, Any], folder: Folder, guard: ResumeGuard, statistics: StepStatistics) -> None:
         self.facts, self.folder, self.guard = facts, folder, guard
         self.epochs: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
@@ -51,6 +52,8 @@ class RunRecord(Callback):
         self._asked_at = 0.0
         self._image_px = 0
         self._reported_at = time.monotonic()
+        self._open_points: dict[int, dict[str, Any]] = {}  # of the curve, by batch: their losses are still to come
+        statistics.tell(self._take_loss)
 
     # What Composer calls, in the order of a step -----------------------------------------------------------------
 
@@ -61,22 +64,23 @@ class RunRecord(Callback):
         self._image_px = int(state.batch[0].shape[-1])
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        loss = float(state.total_loss_dict["loss/train/total"])
-        self._epoch_losses.add(loss)
-        self._point_losses.add(loss)
         samples = int(state.timestamp.sample - (state.previous_timestamp or state.timestamp).sample)
         self._speed.add(samples, time.perf_counter() - self._asked_at, state.dataloader)
         batch = int(state.timestamp.batch)
         if batch % self._batches_per_point(state) == 0:
-            self.curve.append(
-                {
-                    "batch": batch,
-                    "loss": self._point_losses.take(),
-                    "lr": state.schedulers[0].get_last_lr()[0],
-                    "image_px": self._image_px,
-                    "images_per_sec": self._speed.take_point(),
-                }
-            )
+            self._open_points[batch] = {
+                "batch": batch,
+                "loss": None,
+                "lr": state.schedulers[0].get_last_lr()[0],
+                "image_px": self._image_px,
+                "images_per_sec": self._speed.take_point(),
+            }
+
+    def _take_loss(self, step: Step) -> None:
+        self._epoch_losses.add(step.loss)
+        self._point_losses.add(step.loss)
+        if point := self._open_points.pop(step.batch + 1, None):
+            self.curve.append(point | {"loss": self._point_losses.take()})
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         row = {

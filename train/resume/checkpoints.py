@@ -26,6 +26,7 @@ from imagestream.data.job_dir import scratch_folder
 from imagestream.storage.folders import PART, Folder, FolderError, cannot_be_written
 from train.ranks import on_first_rank, raise_first_of_any_rank
 from train.resume.checkpoint_file import CheckpointError, hash_of, load_with_hash, write
+from train.step.statistics import StepStatistics
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +41,14 @@ class DurableCheckpointSaver(CheckpointSaver):
 
     Args:
         folder: where checkpoints go, as `ep<epochs>-ba<batches>.pt`.
+        statistics: of the steps, which are all in a checkpoint.
         save_interval: Composer time string; there is always one at the end.
         keep: how many to keep; older ones are deleted after a newer one is safe.
     """
 
-    def __init__(self, folder: Folder, *, save_interval: str, keep: int) -> None:
+    def __init__(self, folder: Folder, statistics: StepStatistics, *, save_interval: str, keep: int) -> None:
         self.store, self.keep = folder, keep
+        self._statistics = statistics
         self._first_host = _host_of_first_rank()
         # A rename is atomic within a file system only, so what is meant for a disk is written there.
         self._scratch = folder.path or scratch_folder()
@@ -70,6 +73,7 @@ class DurableCheckpointSaver(CheckpointSaver):
         Composer 0.32.1's own (`composer.utils.checkpoint._save_checkpoint`) makes the same content, but writes it on
         rank 0 alone while the others wait in a barrier: they would never hear that it failed.
         """
+        self._statistics.settle()  # nothing is saved after a batch whose gradients were not finite
         self.last_checkpoint_batch = state.timestamp.batch
         name = f"ep{int(state.timestamp.epoch)}-ba{int(state.timestamp.batch)}.pt"
         content = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}  # collective, both

@@ -9,7 +9,7 @@ import torch
 from composer.devices import Device
 from composer.utils import dist
 
-from train.lean import STEP
+from train.step import STEP
 
 PACKAGES = {"torchvision": "torchvision", "composer": "mosaicml", "streaming": "mosaicml-streaming"}
 CPUINFO = Path("/proc/cpuinfo")

@@ -1,8 +1,8 @@
 """What makes an interrupted run end as if it had never stopped.
 
 Streaming restores the order of the samples. Here is what it and Composer leave out: randomness that is keyed by batch
-rather than carried along, the same BatchNorm statistics on every rank, a ledger by which two runs' data can be
-compared, and the refusal to continue a run under settings that would make it another one.
+rather than carried along, the same BatchNorm statistics on every rank for who reads them, a ledger by which two runs'
+data can be compared, and the refusal to continue a run under settings that would make it another one.
 """
 
 import hashlib
@@ -20,23 +20,32 @@ from imagestream.data.dataset import ShortEpochError
 from imagestream.loader import BatchOrderError, Loader
 from train.resume.contract import Contract
 from train.resume.gradient_buckets import fix_gradient_buckets
+from train.step.buffers import share_buffers
+from train.step.statistics import StepStatistics
 
 
 class ResumeGuard(Callback):
-    """Reseeds before and evens out after each batch, carries the loader's ledger and the contract, checks the order.
+    """Reseeds before each batch, carries the loader's ledger and the contract, checks the order.
 
     Args:
         changes: what of the contract has changed at this resumption; those of earlier ones are in the checkpoint.
     """
 
     def __init__(
-        self, contract: Contract, *, seed: int, loader: Loader, changes: Sequence[dict[str, Any]] = ()
+        self,
+        contract: Contract,
+        *,
+        seed: int,
+        loader: Loader,
+        statistics: StepStatistics,
+        changes: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.contract, self.changes = contract, list(changes)
         self.epoch_ledgers: list[str] = []
         self.losses: list[float] = []  # rank 0's of each batch: by them and the ledger's entries two runs are compared
         self._seed, self._loader = seed, loader  # (train/compare.py)
         self._state: State
+        statistics.tell(lambda step: self.losses.append(step.loss))
 
     @property
     def ledger(self) -> str:
@@ -69,11 +78,8 @@ class ResumeGuard(Callback):
             )
         seed_batch(self._seed, now, dist.get_global_rank())
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
+    def eval_start(self, state: State, logger: Logger) -> None:
         share_buffers(state.model)
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        self.losses.append(float(state.total_loss_dict["loss/train/total"]))
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         assert state.previous_timestamp is not None
@@ -127,18 +133,3 @@ def make_momentum(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"] if group["momentum"] else ():
             if "momentum_buffer" not in optimizer.state[parameter]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def share_buffers(model: torch.nn.Module) -> None:
-    """Give all ranks the first one's BatchNorm statistics; collective.
-
-    Each rank updates its own by its own samples, and DistributedDataParallel evens them out at the next training step
-    alone. Until then EMA would average, and an evaluation use, others than the checkpoint holds, which are rank 0's.
-    """
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    if dist.get_world_size() == 1 or not buffers:
-        return
-    flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-    dist.broadcast(flat, src=0)
-    for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(values.view_as(buffer))

@@ -14,6 +14,8 @@ from composer.algorithms.sam.sam import SAMOptimizer as ComposerSAMOptimizer
 from composer.core import Event, State
 from composer.loggers import Logger
 
+from train.step.buffers import share_buffers
+
 
 class SAMOptimizer(ComposerSAMOptimizer):
     """Upstream's saves neither the base optimizer's momentum nor its own step. It also comes back from `w + e` by
@@ -82,9 +84,11 @@ class SAM(ComposerSAM):
 
 class SWA(ComposerSWA):
     """Upstream's averages the DistributedDataParallel wrapper on several ranks, whose keys are other ones than those
-    that the average is loaded into."""
+    that the average is loaded into, and takes each rank's own BatchNorm statistics."""
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event != Event.INIT:
+            share_buffers(state.model)
         with _unwrapped(state):
             super().apply(event, state, logger)
 

@@ -1,0 +1,140 @@
+"""Our optimizers have torch's and Composer's bits and states with a few launches, and leave a step out when told to."""
+
+from typing import Any
+
+import pytest
+import torch
+from composer.optim import DecoupledSGDW as ComposerDecoupledSGDW
+from torchvision.models import resnet18
+
+from tests.launches import Launches
+from train.resume.guard import make_momentum
+from train.step.optimizers import SGD, DecoupledSGDW
+
+STEPS = 200
+TORCHS_OWN = 2  # operations by which a profiler is told of `step`, and which launch nothing
+
+UPSTREAMS: dict[Any, Any] = {DecoupledSGDW: ComposerDecoupledSGDW, SGD: torch.optim.SGD}
+
+
+def optimized(kind: Any, steps: int, **settings: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """Parameters of many shapes after as many steps of gradients that follow from the step, now and then one less."""
+    shapes = [(64, 3, 7, 7), (64,), (1,), (17, 33), (128, 64, 3, 3), (1000, 5)]
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    groups = [{"params": parameters[:4]}, {"params": parameters[4:], "weight_decay": 0.0}]
+    optimizer = kind(groups, **settings)
+    if settings.get("is_fused"):
+        make_momentum(optimizer)  # as each run does; torch's fused one takes momentum for all parameters, or for none
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] * (1 - step / STEPS)
+        for at, parameter in enumerate(parameters):
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = None if (at, step % 5) == (2, 0) else gradient
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters], optimizer.state_dict()
+
+
+def buffers_of(state: dict[str, Any]) -> dict[int, torch.Tensor | None]:
+    assert all(of_one.keys() == {"momentum_buffer"} for of_one in state["state"].values())
+    return {place: of_one["momentum_buffer"] for place, of_one in state["state"].items()}
+
+
+@pytest.mark.parametrize("kind", UPSTREAMS)
+@pytest.mark.parametrize("momentum", [0.0, 0.875])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
+def test_an_optimizer_has_upstreams_bits_over_200_steps(
+    kind: Any, momentum: float, nesterov: bool, weight_decay: float
+) -> None:
+    settings = {"lr": 2.048, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov and momentum > 0}
+    mine, my_state = optimized(kind, STEPS, **settings)
+    theirs, their_state = optimized(UPSTREAMS[kind], STEPS, **settings)
+    assert all(map(torch.equal, mine, theirs))
+    for group in their_state["param_groups"] if kind is SGD else ():
+        group["foreach"], group["fused"] = True, False
+    assert my_state["param_groups"] == their_state["param_groups"]
+    buffers, their_buffers = buffers_of(my_state), buffers_of(their_state)
+    assert buffers.keys() == their_buffers.keys()
+    assert buffers.keys() == (set(range(6)) if momentum or kind is DecoupledSGDW else set())
+    for place, buffer in buffers.items():
+        other = their_buffers[place]
+        assert buffer is other if buffer is None or other is None else torch.equal(buffer, other)
+        assert (buffer is None) == (momentum == 0)
+
+
+def test_a_step_of_resnet_18_takes_four_launches_of_the_optimizer() -> None:
+    counts = {}
+    for kind in (DecoupledSGDW, ComposerDecoupledSGDW):
+        model = resnet18()
+        optimizer = kind(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        for _ in range(2):  # the first makes the momentum
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            with Launches() as launches:
+                optimizer.step()
+        counts[kind] = launches.count - TORCHS_OWN
+    assert counts == {DecoupledSGDW: 4, ComposerDecoupledSGDW: 4 * len(list(model.parameters()))}
+
+
+@pytest.mark.parametrize("kind", UPSTREAMS)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_fused_as_on_a_gpu_it_differs_by_rounding_alone(kind: Any, nesterov: bool) -> None:
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": nesterov}
+    mine, _ = optimized(kind, STEPS, is_fused=True, **settings)
+    theirs, _ = optimized(UPSTREAMS[kind], STEPS, **settings)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", UPSTREAMS)
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_step_that_is_left_out_changes_neither_weights_nor_momentum(kind: Any, is_fused: bool) -> None:
+    parameter = torch.nn.Parameter(torch.randn(64, generator=torch.Generator().manual_seed(0)))
+    optimizer = kind([parameter], lr=0.1, momentum=0.9, weight_decay=0.01, is_fused=is_fused)
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    seen = []
+    for gradient, found_inf in [(1.0, 0.0), (float("nan"), 1.0), (2.0, 1.0), (2.0, 0.0)]:
+        parameter.grad = torch.full((64,), gradient)
+        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.step()
+        seen.append((parameter.detach().clone(), optimizer.state[parameter]["momentum_buffer"].clone()))
+    first, second, third, last = seen
+    for left_out in (second, third):
+        assert all(map(torch.equal, first, left_out))
+    assert not any(map(torch.equal, first, last)) and last[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", UPSTREAMS)
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_torchs_gradient_scaler_leaves_a_step_out_without_reading_anything(kind: Any, is_fused: bool) -> None:
+    """float16's way: infinite gradients halve the scale, and the step is not taken."""
+    parameter = torch.nn.Parameter(torch.ones(64))
+    optimizer = kind([parameter], lr=0.1, momentum=0.9, is_fused=is_fused)
+    optimizer.param_groups[0]["initial_lr"] = 0.1
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    seen = []
+    for factor in (1.0, float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale((parameter * factor).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        seen.append((float(parameter.detach()[0]), scaler.get_scale()))
+    weights, scales = zip(*seen, strict=True)
+    assert weights[0] == weights[1] and scales == (4.0, 2.0, 2.0)
+    assert [weights[0], weights[2]] == pytest.approx([0.9, 0.9 - 0.19])
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_checkpoints_way_of_updating_is_not_taken_over(is_fused: bool) -> None:
+    """torch's loads `fused` with the learning rate; one of an older version would have a GPU take the slow way."""
+    parameter = torch.nn.Parameter(torch.ones(4))
+    optimizer = SGD([parameter], lr=0.1, is_fused=is_fused)
+    optimizer.load_state_dict(torch.optim.SGD([torch.nn.Parameter(torch.ones(4))], lr=0.2).state_dict())
+    parameter.grad = torch.ones(4)
+    with Launches() as launches:
+        optimizer.step()
+    assert ("_fused_sgd_" in launches.names) == is_fused
+    assert optimizer.param_groups[0]["lr"] == 0.2

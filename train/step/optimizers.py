@@ -1,0 +1,136 @@
+"""SGD with a few launches for all parameters together, which leaves a step out without the host's knowing.
+
+A step is left out where the optimizer's `found_inf`, a tensor of no dimensions on the parameters' device, is 1: torch's
+own way of it (`torch.amp.GradScaler`). On a GPU one fused operation updates everything and reads `found_inf` there. On
+a CPU, where reading it waits for nothing, the arithmetic is upstream's, operation by operation, and so are the bits
+(`tests/unit/test_optimizers.py`); torch's fused SGD for CPUs rounds the last few numbers of a tensor in another way.
+
+Names and states are upstream's: a checkpoint of either is one of the other.
+"""
+
+from typing import Any
+
+import torch
+from composer.optim import DecoupledSGDW as ComposerDecoupledSGDW
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+
+class _LeavesStepsOut(Optimizer):
+    """What both optimizers share.
+
+    Args:
+        is_fused: whether the parameters' device has a fused operation with the bits that are wanted there.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then sets `found_inf`, and waits for nothing
+
+    def __init__(self, *args: Any, is_fused: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_fused = is_fused
+
+    def found_inf_here(self) -> Tensor | None:
+        """Return the flag, where somebody has set one."""
+        return getattr(self, "found_inf", None)
+
+    def is_left_out(self) -> bool:
+        """Return whether this step is not to be taken, as far as the host can know; it reads the flag."""
+        flag = None if self.is_fused else self.found_inf_here()
+        return flag is not None and bool(flag)
+
+
+class SGD(_LeavesStepsOut, torch.optim.SGD):
+    """torch's, by its loops over all parameters at once."""
+
+    def step(self, closure: Any = None) -> Any:
+        if self.is_left_out():
+            return None
+        for group in self.param_groups:  # here, for a checkpoint brings its own
+            group["foreach"], group["fused"] = not self.is_fused, self.is_fused
+        flag = None if self.is_fused else self.__dict__.pop("found_inf", None)  # torch's loops take none
+        try:
+            return super().step(closure)
+        finally:
+            if flag is not None:
+                self.found_inf = flag
+
+
+class DecoupledSGDW(_LeavesStepsOut, ComposerDecoupledSGDW):
+    """Composer's, without its loop over the parameters (`composer.optim.DecoupledSGDW.sgdw`, four operations each)."""
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.is_left_out() else super().step(closure)
+
+    def sgdw(  # upstream calls it by the instance, too
+        self,
+        params: list[Tensor],
+        d_p_list: list[Tensor],
+        momentum_buffer_list: list[Tensor | None],
+        *,
+        weight_decay: float,
+        momentum: float,
+        lr: float,
+        initial_lr: float,
+        dampening: float,
+        nesterov: bool,
+    ) -> None:
+        """Update parameters and momentum in place; see upstream for the arguments."""
+        if not params:
+            return
+        kept = 1 - (lr / initial_lr if initial_lr else 1.0) * weight_decay
+        if self.is_fused:
+            flag = self.found_inf_here()
+            if weight_decay:
+                decay(params, kept, flag)
+            torch._fused_sgd_(
+                params,
+                d_p_list,
+                _filled(momentum_buffer_list, d_p_list) if momentum else [],
+                weight_decay=0.0,
+                momentum=momentum,
+                lr=lr,
+                dampening=dampening,
+                nesterov=nesterov,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=None,
+                found_inf=flag,
+            )
+            return
+        updates = d_p_list
+        if momentum:
+            buffers = _with_momentum(d_p_list, momentum_buffer_list, momentum, dampening)
+            updates = list(torch._foreach_add(d_p_list, buffers, alpha=momentum)) if nesterov else buffers
+        if weight_decay:
+            torch._foreach_mul_(params, kept)
+        torch._foreach_add_(params, updates, alpha=-lr)
+
+
+def decay(params: list[Tensor], kept: float, found_inf: Tensor | None) -> None:
+    """Multiply all parameters by `kept`, a number or, where `found_inf` is 1, not at all."""
+    if found_inf is None:
+        torch._foreach_mul_(params, kept)
+    else:
+        torch._foreach_mul_(params, torch.where(found_inf == 1, 1.0, kept))
+
+
+def _filled(buffers: list[Tensor | None], gradients: list[Tensor]) -> list[Tensor]:
+    """Return the buffers, with zeros, also in the list given, for those that are not there yet."""
+    for at, buffer in enumerate(buffers):
+        if buffer is None:
+            buffers[at] = torch.zeros_like(gradients[at])
+    return [buffer for buffer in buffers if buffer is not None]
+
+
+def _with_momentum(
+    gradients: list[Tensor], buffers: list[Tensor | None], momentum: float, dampening: float
+) -> list[Tensor]:
+    """Return the buffers with the gradients added; those that are not there yet begin as the gradients."""
+    new = [at for at, buffer in enumerate(buffers) if buffer is None]
+    for at in new:
+        buffers[at] = torch.clone(gradients[at]).detach()
+    old = sorted({*range(len(buffers))} - {*new})
+    if there := [buffer for at in old if (buffer := buffers[at]) is not None]:
+        torch._foreach_mul_(there, momentum)
+        torch._foreach_add_(there, [gradients[at] for at in old], alpha=1 - dampening)
+    return [buffer for buffer in buffers if buffer is not None]

@@ -1,0 +1,125 @@
+"""Composer's Trainer with a training step of its own, in which the host waits for nothing.
+
+Upstream's step (Composer 0.32.1, `Trainer._train_batch` and what it calls) reads eleven numbers back from the GPU, most
+of which the host knows: how many samples the ranks have together, how long a batch took. Each time the GPU runs out of
+work until the host has launched more. Here a step's figures go to `train.step.statistics`, and come a step later.
+
+The events are upstream's, in upstream's order, and so is the arithmetic: on a CPU weights and losses are the same, bit
+for bit (`tests/unit/test_step.py`, which also compares the source of what is replaced).
+"""
+
+import datetime
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from composer import Trainer
+from composer.algorithms.sam.sam import SAMOptimizer
+from composer.core import Event
+from composer.distributed import ddp_sync_context
+from composer.utils import dist
+from torch import Tensor
+
+from train.step.memory import largest_microbatch
+from train.step.statistics import Step
+from train.step.upstream import precision_context
+from train.stopping import BatchWatch
+
+log = logging.getLogger(__name__)
+
+
+class StepTrainer(Trainer):
+    """Composer's Trainer, but for what it does between having a batch and the end of the optimizer's step.
+
+    Args:
+        watch: ends the run, or leaves a step out; one of the callbacks too.
+        search_px: the edge of the run's largest images where the images of a forward pass are to be as many as fit the
+            device's memory; None: `device_train_microbatch_size` says how many.
+    """
+
+    def __init__(self, *, watch: BatchWatch, search_px: int | None = None, **kwargs: Any) -> None:
+        self._watch, self._search_px = watch, search_px
+        self.statistics = watch.statistics
+        self.statistics.tell(self._log_loss)
+        super().__init__(**kwargs)
+        self._original_model.has_unused_layers = self._find_unused_parameters
+
+    def _train_batch(self, use_grad_scaling: bool) -> Any:
+        """Train on `state.batch`; return None, which upstream's loop passes over: it would wait for the losses."""
+        state = self.state
+        if any(isinstance(optimizer, SAMOptimizer) for optimizer in state.optimizers):
+            loss = super()._train_batch(use_grad_scaling)["loss/train/total"]  # SAM asks for gradients twice
+        else:
+            if self._search_px is not None:
+                state.device_train_microbatch_size = largest_microbatch(self, self._search_px)
+                self._search_px = None
+            loss = self._gradients(use_grad_scaling)
+            for optimizer in state.optimizers:
+                if use_grad_scaling:
+                    state.scaler.step(optimizer)
+                else:
+                    optimizer.step()
+            self.first_train_batch_complete = True
+        self._watch.send(state, loss)
+        return None
+
+    def _gradients(self, use_grad_scaling: bool) -> Tensor:
+        """Give the parameters the batch's gradients; return its mean loss on this rank, float32 of one element."""
+        state, spec = self.state, self._train_data_spec
+        assert spec is not None and state.device_train_microbatch_size is not None
+        batch, images = state.batch, spec.get_num_samples_in_batch(state.batch)
+        microbatches = spec.split_batch(batch, state.device_train_microbatch_size)
+        self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for at, microbatch in enumerate(microbatches):
+            state.batch = spec.microbatch_transforms(state.device.batch_to_device(microbatch))
+            share = spec.get_num_samples_in_batch(state.batch) / images
+            with ddp_sync_context(state, at + 1 == len(microbatches), self._ddp_sync_strategy):
+                losses.append(self._microbatch_gradients(share, use_grad_scaling))
+        state.batch = batch
+        if use_grad_scaling:
+            for optimizer in state.optimizers:
+                state.scaler.unscale_(optimizer)
+        self.engine.run_event(Event.AFTER_TRAIN_BATCH)
+        return _sum(losses)
+
+    def _microbatch_gradients(self, share: float, use_grad_scaling: bool) -> Tensor:
+        """Add the gradients of `state.batch`, which has that share of the batch's images; return its loss times it."""
+        state = self.state
+        self.engine.run_event(Event.BEFORE_FORWARD)
+        with precision_context(state.precision):
+            state.outputs = state.model(state.batch)
+        self.engine.run_event(Event.AFTER_FORWARD)
+        self.engine.run_event(Event.BEFORE_LOSS)
+        with precision_context(state.precision):
+            state.loss = self._original_model.loss(state.outputs, state.batch)
+        self.engine.run_event(Event.AFTER_LOSS)
+        self.engine.run_event(Event.BEFORE_BACKWARD)
+        assert isinstance(state.loss, Tensor)
+        loss = state.scaler.scale(state.loss) if use_grad_scaling and state.scaler else state.loss
+        _times(loss, share).backward()
+        self.engine.run_event(Event.AFTER_BACKWARD)
+        return _times(state.loss.detach(), share)
+
+    def _accumulate_time_across_ranks(
+        self, num_samples: int | float, num_tokens: int, batch_time: datetime.timedelta
+    ) -> tuple[int, int, datetime.timedelta]:
+        """Each rank has as many samples as the next; the time is this rank's, and rank 0's is what is kept."""
+        ranks = dist.get_world_size()
+        return int(num_samples) * ranks, num_tokens * ranks, batch_time
+
+    def _log_loss(self, step: Step) -> None:
+        self.logger.log_metrics({"loss/train/total": step.loss}, step=step.batch)
+
+
+def _times(loss: Tensor, share: float) -> Tensor:
+    return loss if share == 1 else loss * share
+
+
+def _sum(losses: Sequence[Tensor]) -> Tensor:
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total
