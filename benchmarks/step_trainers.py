@@ -84,7 +84,7 @@ def trainer_of(
 ) -> Trainer:
     """Return the recipe's training by a kind of KINDS, without evaluation, checkpoints and loggers."""
     reproducibility.seed_all(cfg.seed)
-    model: ComposerModel = build_model(cfg.model, classes)
+    model = build_model(cfg.model, classes, training_step=cfg.training_step)
     shared: dict[str, Any] = {
         "train_dataloader": spec,
         "max_duration": cfg.max_duration,

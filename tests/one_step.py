@@ -22,8 +22,8 @@ def main(argv: Sequence[str]) -> int:
     trainer: Any = train.trainer
     build_model, models = trainer.build_model, []
 
-    def build_frozen(*args: Any) -> nn.Module:
-        model = build_model(*args)
+    def build_frozen(*args: Any, **named: Any) -> nn.Module:
+        model = build_model(*args, **named)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()

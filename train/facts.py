@@ -21,7 +21,7 @@ from train.capacity import (
 )
 from train.config.run_config import Config, device_batch_size, resolved_yaml
 from train.data import dataset_files, workers_of
-from train.process import precision_on
+from train.process import check_training_step, precision_on
 from train.record.log_files import refuse_wandb_without_key
 from train.resume.checkpoints import (
     list_checkpoints,
@@ -61,6 +61,7 @@ def gather_facts(cfg: Config) -> Facts:
         DataError: the shards or their labels are not usable.
     """
     precision_on(get_device(None), cfg)
+    check_training_step(get_device(None), cfg)
     refuse_wandb_without_key(cfg.loggers)
     world_size = dist.get_world_size()
     per_device = device_batch_size(cfg, world_size)

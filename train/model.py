@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torchmetrics import Metric
 
 from imagestream.data.dataset import IGNORED_LABEL
 from train.config.sections import ModelConfig
+from train.step.compiling import compiled
+from train.step.graphs import RecordedStages
 from train.step.network import BatchNorm2d, LayersTogether
 from train.step.upstream import soft_cross_entropy
 
@@ -25,7 +28,9 @@ LOSS_UNIT = 2.0**-24
 """Losses are rounded to multiples of this, in nats: float64 then adds 2**29 nats of them without rounding, so that the
 sum is the same in any order and for any number of ranks. It is finer than float32 is from a loss of 1 on."""
 
-EVAL_PASS = 32  # images in each forward pass of an evaluation, whatever its batch size
+EVAL_PASS = {"cpu": 32, "cuda": 128}
+"""Images in each forward pass of an evaluation, whatever its batch size. A GPU is done with fewer before the processor
+has launched the next pass; of a CPU more would only take memory."""
 
 
 def best_classes(logits: Tensor) -> Tensor:
@@ -110,7 +115,9 @@ class ImageClassifier(ComposerModel):
         self.module = module
         self.loss_name = loss
         self.has_unused_layers = False  # of some training steps: StochasticDepth leaves out whole blocks
+        self.training_step = "eager"  # or another of Config.training_step; an evaluation is always eager
         self._layers: LayersTogether | None = None
+        self._trained: Callable[[Tensor], Tensor]
         self.metrics: dict[str, Metric] = {
             "top1": TopK(1),
             "top5": TopK(5),
@@ -121,26 +128,29 @@ class ImageClassifier(ComposerModel):
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return logits (B, classes)."""
         if not self.training:
-            return self._logits(batch[0])
+            logits: Tensor = self.module(batch[0])
+            return logits
         if self._layers is None:  # not before: algorithms change the layers
-            self._layers = LayersTogether(self.module, casts_weights=not self.has_unused_layers)
+            is_eager = self.training_step == "eager"
+            self._layers = LayersTogether(
+                self.module,
+                casts_weights=is_eager and not self.has_unused_layers,
+                is_recorded=self.training_step == "cuda_graphs",
+            )
+            self._trained = trained_by(self.training_step, self.module)
         with self._layers.forward(batch[0].device):
-            return self._logits(batch[0])
-
-    def _logits(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.module(images)
-        return logits
+            return self._trained(batch[0])
 
     def eval_forward(self, batch: tuple[Tensor, Tensor], outputs: Tensor | None = None) -> Tensor:
-        """Return logits (B, classes), worked out EVAL_PASS images at a time.
+        """Return logits (B, classes), worked out so many images at a time as EVAL_PASS says.
 
         Kernels add in another order for other batch sizes; so a sample's logits depend on nothing but the sample.
         """
         if outputs is not None:
             return outputs
-        count = len(batch[0])
-        images = nn.functional.pad(batch[0], (0,) * 7 + (-count % EVAL_PASS,))  # black ones after the last
-        return torch.cat([self.forward((part, batch[1])) for part in torch.split(images, EVAL_PASS)])[:count]
+        count, size = len(batch[0]), EVAL_PASS[batch[0].device.type]
+        images = nn.functional.pad(batch[0], (0,) * 7 + (-count % size,))  # black ones after the last
+        return torch.cat([self.forward((part, batch[1])) for part in torch.split(images, size)])[:count]
 
     def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean loss of the batch, in nats a sample."""
@@ -155,7 +165,14 @@ class ImageClassifier(ComposerModel):
         metric.update(outputs, batch[1])
 
 
-def build_model(cfg: ModelConfig, num_classes: int) -> ImageClassifier:
+def trained_by(training_step: str, network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the network's forward pass in training, by Config.training_step."""
+    if training_step == "compile":
+        return compiled(network)
+    return RecordedStages(network).forward if training_step == "cuda_graphs" else network.forward
+
+
+def build_model(cfg: ModelConfig, num_classes: int, *, training_step: str = "eager") -> ImageClassifier:
     """Return a freshly initialised ResNet; torch's global generator decides the weights, so seed it first.
 
     `init: mosaic` is MosaicML's recipe (Composer's ResNet example): Kaiming-normal (fan in) convolutions and linear
@@ -169,7 +186,9 @@ def build_model(cfg: ModelConfig, num_classes: int) -> ImageClassifier:
             initializers.append(Initializer.LINEAR_LOG_CONSTANT_BIAS)
         for initializer in initializers:
             module.apply(initializer.get_initializer())
-    return ImageClassifier(module, cfg.loss)
+    model = ImageClassifier(module, cfg.loss)
+    model.training_step = training_step
+    return model
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -69,8 +69,20 @@ def precision_on(device: Device, cfg: Config) -> Precision:
     if cfg.precision == "auto":
         return Precision.AMP_BF16 if device.name == "gpu" else Precision.FP32
     if cfg.precision == "amp_fp16" and device.name != "gpu":
-        raise ConfigError(f"precision: '{cfg.precision}' needs a GPU, and here is none; give precision=fp32, or auto")
+        raise ConfigError(
+            f"precision: '{cfg.precision}' needs a GPU, and here is none; give precision=fp32, amp_bf16 or auto"
+        )
     return Precision(cfg.precision)
+
+
+def check_training_step(device: Device, cfg: Config) -> None:
+    """Refuse a way of training that this device has not.
+
+    Raises:
+        ConfigError: CUDA graphs without CUDA.
+    """
+    if cfg.training_step == "cuda_graphs" and device.name != "gpu":
+        raise ConfigError("training_step: 'cuda_graphs' needs a GPU, and here is none; give training_step=eager")
 
 
 def microbatch_size_of(cfg: Config) -> int | None:

@@ -20,6 +20,11 @@ EXIT_STOPPED = 75
 """sysexits.h's EX_TEMPFAIL: a checkpoint has been saved, and the same command goes on. Launchers requeue on it."""
 
 
+LEAST_SCALE = 1.0
+"""In float16 infinite gradients are a matter of course, and their steps are left out: the loss is then multiplied by
+half as much. Sixteen in a row bring that factor from its beginning below 1; then nothing is left that would help."""
+
+
 class StopRequested(Exception):
     """A signal has asked the run to end; the message says after which batch, and where the checkpoint is."""
 
@@ -62,8 +67,10 @@ class BatchWatch(Callback):
             self._buffers = [buffer.clone() for buffer in state.model.buffers()]
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
+        assert self._nonfinite is not None
         if _scales_gradients(state):
-            return  # infinite ones are its daily business
+            self._nonfinite = torch.maximum(self._nonfinite, _scale_of(state) < LEAST_SCALE)
+            return
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
         is_bad = ~torch.nn.utils.get_total_norm(gradients, foreach=True).isfinite()
         if self._waits(state):
@@ -72,7 +79,6 @@ class BatchWatch(Callback):
             if bool(vote):
                 self._leave_out_or_stop(state)
             return
-        assert self._nonfinite is not None
         self._nonfinite = torch.maximum(self._nonfinite, is_bad)  # of two types: float32
         for optimizer in state.optimizers:
             optimizer.found_inf = self._nonfinite
@@ -144,6 +150,12 @@ def _what_is_wrong(seen: str, loss: float, learning_rate: float) -> str:
         "without that step; its checkpoints are good. Lower the learning rate, clip gradients, or leave such batches "
         "out with on_nonfinite: skip N"
     )
+
+
+def _scale_of(state: State) -> Tensor:
+    """Return the factor by which losses are multiplied in float16, on the device: halved at each infinite gradient."""
+    assert state.scaler is not None and isinstance(state.scaler._scale, Tensor)
+    return state.scaler._scale
 
 
 def _scales_gradients(state: State) -> bool:

@@ -66,7 +66,7 @@ def build_trainer(
     guard = next(callback for callback in callbacks if isinstance(callback, ResumeGuard))
     watch = next(callback for callback in callbacks if isinstance(callback, BatchWatch))
     reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
-    model = build_model(cfg.model, facts.num_classes)
+    model = build_model(cfg.model, facts.num_classes, training_step=cfg.training_step)
     log.info(
         "train: %s, %s parameters, %d classes; %s samples, global batch %d = %d ranks x %d, %s steps",
         cfg.model.name,
@@ -81,6 +81,7 @@ def build_trainer(
     with refusing(load_path):
         return StepTrainer(
             watch=watch,
+            gradient_compression=cfg.gradient_compression,
             search_px=cfg.data.crop_size if searches_microbatch(device, cfg) else None,
             model=model,
             train_dataloader=train_spec(train_batches, guard.on_batch),

@@ -30,6 +30,23 @@ def test_gradients_are_averaged_over_ranks_and_microbatches(shards: Path, tmp_pa
         assert [name for name in other if not torch.allclose(other[name], weights[0][name], rtol=0, atol=1e-6)] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["bf16", pytest.param("fp16", marks=pytest.mark.exhaustive)])
+def test_gradients_that_are_exchanged_in_16_bits_are_rounded_and_the_same_on_all_ranks(
+    shards: Path, tmp_path: Path, bits: str
+) -> None:
+    weights = []
+    for compression in ("none", bits):
+        folder = tmp_path / compression
+        argv = command(shards, folder, *ONE_PLAIN_STEP, f"gradient_compression={compression}")
+        code, output = run(argv, tmp_path / f"log{compression}", ranks=2, program="tests.one_step")
+        assert code == 0 and "2 ranks hold the same weights" in output, output
+        weights.append(load(folder / "ep0-ba1.pt")["state"]["model"]["module.fc.weight"])
+    whole, rounded = weights
+    assert not torch.equal(whole, rounded)
+    assert torch.allclose(whole, rounded, rtol=0, atol=1e-3)
+
+
 def test_the_number_of_loader_workers_does_not_change_a_bit(shards: Path, tmp_path: Path) -> None:
     hashes = []
     for workers in (0, 1, 3):

@@ -112,6 +112,48 @@ def test_resume_after_kill_9_ends_with_identical_weights(
     assert what_must_match(record_of(tmp_path)) == what_must_match(record_of(finished(ranks, *DEFAULTS)))
 
 
+BF16 = ("precision=amp_bf16", "device_train_microbatch_size=2", "gradient_compression=bf16")
+COMPILED = (
+    "training_step=compile",
+    "data.crop_size=48",
+    "algorithms=[{name: blurpool}, {name: progressive_resizing, mode: decode, initial_scale: 0.67, "
+    "delay_fraction: 0.3, finetune_fraction: 0.3, size_increment: 16}]",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "ranks", "has_cache"),
+    [
+        pytest.param(BF16, 1, True, id="bf16-1"),
+        pytest.param(BF16, 3, True, id="bf16-3", marks=pytest.mark.exhaustive),
+        pytest.param(COMPILED, 1, True, id="compile-1-cached", marks=pytest.mark.exhaustive),
+        pytest.param(COMPILED, 1, False, id="compile-1-anew", marks=pytest.mark.exhaustive),
+        pytest.param(COMPILED, 2, True, id="compile-2-cached", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_killed_in_sixteen_bits_or_compiled_it_ends_with_identical_weights(
+    shards: Path, tmp_path: Path, step: tuple[str, ...], ranks: int, has_cache: bool
+) -> None:
+    """Compiled, the second process sees the second size of images first."""
+    folders = [tmp_path / name for name in ("undisturbed", "killed")]
+    argvs = [command(shards, folder, *TWELVE, *DEFAULTS, *step) for folder in folders]
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    code, output = run(argvs[0], tmp_path / "log", ranks=ranks, env=env)
+    assert code == 0, output
+    started = start(argvs[1], tmp_path / "first", ranks=ranks, env=env)
+    started.kill_when((folders[1] / "ep1-ba8.pt").exists)
+    if not has_cache:
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "another cache")
+    code, output = run(argvs[1], tmp_path / "again", ranks=ranks, env=env)
+    assert code == 0, output
+    assert f"resume: from {folders[1]}/ep1-ba8.pt" in output
+    records = [record_of(folder) for folder in folders]
+    assert what_must_match(records[0]) == what_must_match(records[1])
+    if step is COMPILED:
+        assert {point["image_px"] for point in records[0]["curve"]} == {32, 48}
+
+
 def test_a_finished_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:
     argv = command(shards, tmp_path, "max_duration=2ba", "algorithms=[{name: ema, half_life: 1ba}]")
     first, output = run(argv, tmp_path / "log")

@@ -11,7 +11,11 @@ from train.resume.checkpoint_file import load, write
 pytestmark = pytest.mark.slow
 
 REFUSED = [
-    ("precision=amp_bf16", "precision: 'amp_bf16' needs a GPU, and here is none; give precision=fp32, or auto"),
+    (
+        "precision=amp_fp16",
+        "precision: 'amp_fp16' needs a GPU, and here is none; give precision=fp32, amp_bf16",
+    ),
+    ("training_step=cuda_graphs", "training_step: 'cuda_graphs' needs a GPU, and here is none; give training_step="),
     ("data.train_split=nope", "nope/index.json does not exist; convert the images first, or correct"),
     ("data.val_split=''", "index.json does not exist"),
     ("data.validate_hash=md5", "data.validate_hash: md5 is not among the index's hashes"),

@@ -26,6 +26,8 @@ class AlgorithmConfig(Section):
     """One of Composer's algorithms. The fields but `name` are the arguments of `composer.algorithms.<class>`."""
 
     composer_class: ClassVar[str]
+    fits_any_step: ClassVar[bool] = True
+    """Whether it leaves each step with the same operations, so that they can be compiled or recorded."""
 
     @property
     def runs_in_loader(self) -> bool:
@@ -290,6 +292,7 @@ class StochasticDepth(AlgorithmConfig):
     """Residual blocks left out at random (Huang et al. 2016, arXiv:1603.09382); ResNet-50 and deeper."""
 
     composer_class = "StochasticDepth"
+    fits_any_step = False
     name: Literal["stochastic_depth"]
     target_layer_name: Literal["ResNetBottleneck"] = Field("ResNetBottleneck", description="ResNetBottleneck")
     stochastic_method: Literal["block", "sample"] = Field("block", description="leave out a block, or samples in it")
@@ -326,6 +329,7 @@ class SAM(AlgorithmConfig):
     """Steps that look for flat minima (Foret et al. 2020, arXiv:2010.01412); one that does costs two."""
 
     composer_class = "SAM"
+    fits_any_step = False
     name: Literal["sam"]
     rho: float = Field(0.05, gt=0, le=100, description="radius of the neighbourhood")
     epsilon: float = Field(1.0e-12, gt=0, le=1, description="added to the gradient's norm")

@@ -81,6 +81,12 @@ class Config(Section):
     precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16"] = Field(
         description="arithmetic; auto: amp_bf16 on GPU, fp32 on CPU"
     )
+    training_step: Literal["eager", "compile", "cuda_graphs"] = Field(
+        "eager", description="eager; compile: the forward pass by torch.compile; cuda_graphs: recorded once, replayed"
+    )
+    gradient_compression: Literal["none", "bf16", "fp16"] = Field(
+        "none", description="in how many bits ranks exchange gradients: none (32), or 16 as bf16 or fp16"
+    )
     on_nonfinite: Annotated[str, AfterValidator(_check_on_nonfinite)] = Field(
         description="when gradients are not finite: stop, or skip N (leave out at most N steps of the run)"
     )
@@ -207,6 +213,11 @@ class Config(Section):
         fault = fault_of_pairs(value, model=info.data["model"].name if "model" in info.data else "")
         if fault:
             raise _fault_at(fault.value, fault.words, fault.place, fault.key)
+        step = info.data.get("training_step", "eager")
+        for i, algorithm in enumerate(value):
+            if step != "eager" and not algorithm.fits_any_step:
+                words = f"cannot go with training_step: {step}, for which every step must be the same; give eager"
+                raise _fault_at(algorithm.name, words, i, "name")
         return value
 
 

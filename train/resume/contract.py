@@ -22,6 +22,8 @@ DATA_PART_OF_THE_CONTRACT = (
     "num_canonical_nodes",
 )
 DATA_THAT_IS_NOTED = ("val_split", "eval_resize_size", "eval_crop_size")
+WHAT_WAS_BEFORE = {"training_step": "eager", "gradient_compression": "none"}
+"""Settings that a checkpoint of an earlier version lacks, with what it was trained by."""
 _ABSENT = object()
 
 
@@ -71,7 +73,7 @@ class Contract:
         Raises:
             ResumeError: something has changed that may not; one line for each difference.
         """
-        settings = _differences(saved.get("settings", {}), self.settings, "")
+        settings = _differences(WHAT_WAS_BEFORE | saved.get("settings", {}), self.settings, "")
         environment = _differences(saved.get("environment", {}), self.environment, "environment.")
         noted = _differences(saved.get("noted", {}), self.noted, "")
         # With another number of ranks sums are rounded otherwise in any case.

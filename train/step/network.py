@@ -34,9 +34,11 @@ class LayersTogether:
     Args:
         casts_weights: whether every layer takes part in every forward pass. A stage's weights get their gradients
             together, so that one that took no part would get zeros where it must get none.
+        is_recorded: whether passes are replayed, of which the layers see nothing: then each counts every one.
     """
 
-    def __init__(self, network: nn.Module, *, casts_weights: bool) -> None:
+    def __init__(self, network: nn.Module, *, casts_weights: bool, is_recorded: bool = False) -> None:
+        self._is_recorded = is_recorded
         self._norms = [layer for layer in network.modules() if isinstance(layer, BatchNorm2d)]
         stages = [[layer for layer in child.modules() if isinstance(layer, CAST)] for child in network.children()]
         self._stages = [layers for layers in stages if len(layers) > 1 and casts_weights]
@@ -62,6 +64,9 @@ class LayersTogether:
         return own
 
     def _count(self) -> None:
+        if self._is_recorded:
+            for layer in self._norms:
+                layer.uncounted = 1
         layers = [layer for layer in self._norms if layer.uncounted]
         counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
         if counters:

@@ -9,7 +9,6 @@ for bit (`tests/unit/test_step.py`, which also compares the source of what is re
 """
 
 import datetime
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +18,16 @@ from composer.core import Event
 from composer.distributed import ddp_sync_context
 from composer.utils import dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
 
+from train.config.run_config import ConfigError
 from train.step.memory import largest_microbatch
 from train.step.statistics import Step
 from train.step.upstream import precision_context
 from train.stopping import BatchWatch
 
-log = logging.getLogger(__name__)
+COMPRESSIONS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
 
 
 class StepTrainer(Trainer):
@@ -33,16 +35,21 @@ class StepTrainer(Trainer):
 
     Args:
         watch: ends the run, or leaves a step out; one of the callbacks too.
+        gradient_compression: in what the ranks exchange their gradients: "none", "bf16" or "fp16".
         search_px: the edge of the run's largest images where the images of a forward pass are to be as many as fit the
             device's memory; None: `device_train_microbatch_size` says how many.
     """
 
-    def __init__(self, *, watch: BatchWatch, search_px: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, watch: BatchWatch, gradient_compression: str = "none", search_px: int | None = None, **kwargs: Any
+    ) -> None:
         self._watch, self._search_px = watch, search_px
         self.statistics = watch.statistics
         self.statistics.tell(self._log_loss)
         super().__init__(**kwargs)
         self._original_model.has_unused_layers = self._find_unused_parameters
+        if gradient_compression in COMPRESSIONS and isinstance(self.state.model, DistributedDataParallel):
+            self.state.model.register_comm_hook(None, COMPRESSIONS[gradient_compression])
 
     def _train_batch(self, use_grad_scaling: bool) -> Any:
         """Train on `state.batch`; return None, which upstream's loop passes over: it would wait for the losses."""
@@ -69,6 +76,11 @@ class StepTrainer(Trainer):
         assert spec is not None and state.device_train_microbatch_size is not None
         batch, images = state.batch, spec.get_num_samples_in_batch(state.batch)
         microbatches = spec.split_batch(batch, state.device_train_microbatch_size)
+        if len(microbatches) > 1 and self._original_model.training_step == "cuda_graphs":
+            raise ConfigError(
+                f"training_step: 'cuda_graphs' takes a batch in one forward pass, and here are {len(microbatches)} of "
+                f"{state.device_train_microbatch_size} images; give training_step=eager, or lower global_batch_size"
+            )
         self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
