@@ -12,7 +12,7 @@ import torch
 from composer.core import Callback, DataSpec, State
 from composer.loggers import Logger
 from composer.trainer import trainer as composer_trainer
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from benchmarks.step_trainers import trainer_of
@@ -92,11 +92,15 @@ def train(kind: str, steps: int, overrides: list[str]) -> dict[str, Any]:
         ],
     )
     spec = DataSpec(Epoch(dist.get_global_rank()), get_num_samples_in_batch=lambda batch: len(batch[1]))
+    if cfg.deterministic:
+        reproducibility.configure_deterministic_mode()
     losses = Losses()
     trainer = trainer_of(kind, cfg, spec, device, callbacks=[Start(), losses], classes=CLASSES)
     assert isinstance(trainer, StepTrainer) == (kind == "ours")
     assert (composer_trainer.prepare_ddp_module is upstream.prepare_ddp_module) == (kind == "ours")
     if isinstance(trainer, StepTrainer):
+        for optimizer in trainer.state.optimizers:
+            optimizer.is_fused = False  # on a GPU too: the fused operation rounds in a way of its own
         trainer.statistics.tell(lambda step: losses.losses.append(step.loss))
     trainer.fit()
     return {
@@ -118,5 +122,5 @@ def averages_of(algorithm: Any) -> str:
 def sha256(tensors: list[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

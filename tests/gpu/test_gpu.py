@@ -88,29 +88,31 @@ class Growing:
         return min(crop_size, 96 + 32 * epoch)
 
 
-def test_resume_after_kill_9_ends_with_identical_weights_on_a_gpu(shards: Path, tmp_path: Path) -> None:
-    """In bfloat16 and with loader workers, as a production run."""
-    assert train(shards, tmp_path / "undisturbed").wait(SECONDS) == 0, output(tmp_path / "undisturbed")
+@pytest.mark.parametrize("step", ["precision=amp_bf16", "precision=amp_fp16", "training_step=cuda_graphs"])
+def test_resume_after_kill_9_ends_with_identical_weights_on_a_gpu(shards: Path, tmp_path: Path, step: str) -> None:
+    """With loader workers, as a production run; CUDA graphs in bfloat16."""
+    assert train(shards, tmp_path / "undisturbed", step).wait(SECONDS) == 0, output(tmp_path / "undisturbed")
     killed = tmp_path / "killed"
-    process = train(shards, killed)
+    process = train(shards, killed, step)
     deadline = time.monotonic() + SECONDS
     while not (killed / "ep0-ba2.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline, output(killed)
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
-    assert train(shards, killed).wait(SECONDS) == 0, output(killed)
+    assert train(shards, killed, step).wait(SECONDS) == 0, output(killed)
     assert "resume: from" in output(killed)
     undisturbed = record_of(tmp_path / "undisturbed")
     assert undisturbed["hardware"]["device"] == torch.cuda.get_device_name()
     assert what_must_match(record_of(killed)) == what_must_match(undisturbed)
 
 
-def train(shards: Path, folder: Path) -> "subprocess.Popen[bytes]":
+def train(shards: Path, folder: Path, step: str) -> "subprocess.Popen[bytes]":
     """Start a run as a user does: tests.processes forks its runs, and CUDA must not have begun before a fork."""
     settings = [
         *("model.name=resnet50", "deterministic=true", "device_train_microbatch_size=16", "data.num_workers=2"),
         "loggers.file=false",
+        step,
     ]
     argv = [sys.executable, "train/main.py", *command(shards, folder, *settings)]
     with Path(f"{folder}.log").open("ab") as log:

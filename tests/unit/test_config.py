@@ -218,7 +218,7 @@ def test_a_fault_in_one_key_does_not_hide_a_check_across_keys(run_in: Path) -> N
 def test_remote_and_local_must_fit_together(run_in: Path) -> None:
     path = write("base: base.yaml\n")
     assert told(path, "data.remote=s3://bucket/mds") == [
-        "base.yaml:19: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache"
+        "base.yaml:21: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache"
     ]
     assert told(path, "data.remote=gone", "data.local=cache") == [
         "override 'data.remote=gone': data.remote: 'gone' is not a folder; "

@@ -9,7 +9,7 @@ import torch
 from composer.devices import Device
 from composer.utils import dist
 
-from train.step import STEP
+from train.step.version import STEP
 
 PACKAGES = {"torchvision": "torchvision", "composer": "mosaicml", "streaming": "mosaicml-streaming"}
 CPUINFO = Path("/proc/cpuinfo")
