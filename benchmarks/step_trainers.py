@@ -99,7 +99,8 @@ def trainer_of(
         watch = BatchWatch(listen(saves=True), None, statistics, skips=cfg.nonfinite_skips)  # type: ignore[arg-type]  # saves nothing
         return StepTrainer(
             watch=watch,
-            search_px=cfg.data.crop_size if searches_microbatch(device, cfg) else None,
+            sizes_px=[cfg.data.crop_size],
+            searches_microbatch=searches_microbatch(device, cfg),
             model=model,
             optimizers=build_optimizer(model, cfg.optimizer, is_fused=device.name == "gpu"),
             algorithms=cfg.build_algorithms(),

@@ -16,6 +16,7 @@ from composer.utils import reproducibility
 from imagestream.data.labels import Labels
 from imagestream.loader import Loader
 from imagestream.storage.folders import LocalFolder, open_folder
+from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config
 from train.data import eval_loader, eval_spec, train_loader, train_spec
 from train.facts import Facts
@@ -82,7 +83,8 @@ def build_trainer(
         return StepTrainer(
             watch=watch,
             gradient_compression=cfg.gradient_compression,
-            search_px=cfg.data.crop_size if searches_microbatch(device, cfg) else None,
+            sizes_px=sizes_of(cfg, facts),
+            searches_microbatch=searches_microbatch(device, cfg),
             model=model,
             train_dataloader=train_spec(train_batches, guard.on_batch),
             eval_dataloader=Evaluator(label="eval", dataloader=eval_spec(val_batches)),
@@ -106,6 +108,13 @@ def build_trainer(
             spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
             dist_timeout=cfg.dist_timeout,
         )
+
+
+def sizes_of(cfg: Config, facts: Facts) -> list[int]:
+    """Return the edges, px, of the images that are trained on, wherever they are made so small."""
+    schedule = next((algorithm for algorithm in cfg.algorithms if isinstance(algorithm, SizeSchedule)), None)
+    sizes = Resolution(cfg.data.crop_size, facts.steps_per_epoch, cfg.max_duration, schedule)
+    return sorted({sizes(step) for step in range(facts.total_steps)})
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ def test_killed_in_sixteen_bits_or_compiled_it_ends_with_identical_weights(
     started = start(argvs[1], tmp_path / "first", ranks=ranks, env=env)
     started.kill_when((folders[1] / "ep1-ba8.pt").exists)
     if not has_cache:
-        env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "another cache")
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "another-cache")
     code, output = run(argvs[1], tmp_path / "again", ranks=ranks, env=env)
     assert code == 0, output
     assert f"resume: from {folders[1]}/ep1-ba8.pt" in output

@@ -22,8 +22,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from train.config.run_config import ConfigError
-from train.step.memory import largest_microbatch
 from train.step.statistics import Step
+from train.step.trial import compile_ahead, largest_microbatch
 from train.step.upstream import precision_context
 from train.stopping import BatchWatch
 
@@ -36,14 +36,22 @@ class StepTrainer(Trainer):
     Args:
         watch: ends the run, or leaves a step out; one of the callbacks too.
         gradient_compression: in what the ranks exchange their gradients: "none", "bf16" or "fp16".
-        search_px: the edge of the run's largest images where the images of a forward pass are to be as many as fit the
-            device's memory; None: `device_train_microbatch_size` says how many.
+        sizes_px: the edges of the run's images.
+        searches_microbatch: whether the images of a forward pass are to be as many as fit the device's memory, whatever
+            `device_train_microbatch_size`.
     """
 
     def __init__(
-        self, *, watch: BatchWatch, gradient_compression: str = "none", search_px: int | None = None, **kwargs: Any
+        self,
+        *,
+        watch: BatchWatch,
+        sizes_px: Sequence[int],
+        searches_microbatch: bool,
+        gradient_compression: str = "none",
+        **kwargs: Any,
     ) -> None:
-        self._watch, self._search_px = watch, search_px
+        self._watch, self._sizes_px, self._searches_microbatch = watch, sizes_px, searches_microbatch
+        self._is_prepared = False
         self.statistics = watch.statistics
         self.statistics.tell(self._log_loss)
         super().__init__(**kwargs)
@@ -57,9 +65,9 @@ class StepTrainer(Trainer):
         if any(isinstance(optimizer, SAMOptimizer) for optimizer in state.optimizers):
             loss = super()._train_batch(use_grad_scaling)["loss/train/total"]  # SAM asks for gradients twice
         else:
-            if self._search_px is not None:
-                state.device_train_microbatch_size = largest_microbatch(self, self._search_px)
-                self._search_px = None
+            if not self._is_prepared:
+                self._prepare()
+                self._is_prepared = True
             loss = self._gradients(use_grad_scaling)
             for optimizer in state.optimizers:
                 if use_grad_scaling:
@@ -69,6 +77,14 @@ class StepTrainer(Trainer):
             self.first_train_batch_complete = True
         self._watch.send(state, loss)
         return None
+
+    def _prepare(self) -> None:
+        """Find the images of a pass, and compile, once optimizer and averages have their memory."""
+        state, images = self.state, len(self.state.batch[1])
+        if self._searches_microbatch:
+            state.device_train_microbatch_size = largest_microbatch(self, max(self._sizes_px))
+        if self._original_model.training_step == "compile" and len(self._sizes_px) > 1:
+            compile_ahead(self, min(images, int(state.device_train_microbatch_size or images)), self._sizes_px)
 
     def _gradients(self, use_grad_scaling: bool) -> Tensor:
         """Give the parameters the batch's gradients; return its mean loss on this rank, float32 of one element."""

@@ -1,4 +1,4 @@
-"""The images of a forward pass are as many as fit, and looking for them leaves no trace."""
+"""The images of a forward pass are as many as fit, and trial passes leave no trace."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.step.memory import largest_microbatch
+from train.step.trial import compile_ahead, largest_microbatch
 
 
 class Hungry(nn.Module):
@@ -44,6 +44,19 @@ def test_it_halves_until_images_of_the_largest_edge_fit(most_images: int, found:
     generator = torch.random.get_rng_state()
     assert largest_microbatch(trainer_of(model, 10), 16) == found
     assert {shape[1:] for shape in model.seen} == {(3, 16, 16)}
+    leaves_no_trace(model, before, generator)
+
+
+def test_each_size_is_compiled_by_a_pass_of_as_many_images_as_a_step_has() -> None:
+    model = Hungry(10**9)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.random.get_rng_state()
+    compile_ahead(trainer_of(model, 10), 5, [24, 8, 16])
+    assert model.seen == [(5, 3, 8, 8), (5, 3, 16, 16), (5, 3, 24, 24)]
+    leaves_no_trace(model, before, generator)
+
+
+def leaves_no_trace(model: nn.Module, before: dict[str, Tensor], generator: Tensor) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.random.get_rng_state(), generator)
