@@ -5,7 +5,7 @@ of which the host knows: how many samples the ranks have together, how long a ba
 work until the host has launched more. Here a step's figures go to `train.step.statistics`, and come a step later.
 
 The events are upstream's, in upstream's order, and so is the arithmetic: on a CPU weights and losses are the same, bit
-for bit (`tests/unit/test_step.py`, which also compares the source of what is replaced).
+for bit (`tests/integration/test_step.py`; `tests/unit/test_step_upstream.py` compares the source of what is replaced).
 """
 
 import datetime
