@@ -45,9 +45,9 @@ from convert.pool import WorkersDied, in_order
 from imagestream.cores import available_cores
 from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
 from imagestream.mds.names import printable, shown
-from imagestream.storage.errors import OutputError
-from imagestream.storage.files import Files, LocalFiles, open_files
-from imagestream.storage.outputs import open_output
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import Place, read_if_there
 
 EXIT_OK, EXIT_FINDINGS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -125,7 +125,7 @@ def audit(args: Args) -> Audited:
         check_report_folder(args.report, files)
     findings = Findings()
     try:
-        splits, manifest_bytes = find_splits(files), _read_manifest(files)
+        splits, manifest_bytes = find_splits(files), read_if_there(files, MANIFEST_NAME)
     except OSError as error:
         raise UsageError(f"{args.dataset} cannot be read: {error}") from error
     if not splits and manifest_bytes is None:
@@ -143,31 +143,26 @@ def audit(args: Args) -> Audited:
     return Audited(args.dataset, files, manifest, rows, findings, decoded, args.decode, args.workers)
 
 
-def _open(dataset: str) -> Files:
+def _open(dataset: str) -> Place:
     try:
-        files = open_files(dataset)
-        if not isinstance(files, LocalFiles):
-            open_output(dataset).check()  # says within seconds that a bucket is dead or a key is wrong
-    except (ValueError, OutputError) as error:
+        files = open_place(dataset)
+        if files.path is None:
+            from imagestream.storage.s3 import reach  # here, since boto3 takes long to import
+
+            reach(files)
+    except PlaceError as error:
         raise UsageError(str(error)) from error
-    if isinstance(files, LocalFiles) and not files.root.is_dir():
+    if files.path is not None and not files.path.is_dir():
         raise UsageError(f"{dataset} is not a folder; give the one that holds {MANIFEST_NAME} or train/index.json")
     return files
 
 
-def _nothing_there(dataset: str, files: Files) -> str:
+def _nothing_there(dataset: str, files: Place) -> str:
     names = files.names()
     if UNFINISHED_FOLDER in names:
         return f"{dataset} holds an unfinished conversion and no split that is whole; finish the conversion first"
     held = ", ".join(map(printable, names[:5])) or "nothing"
     return f"{dataset} has no index.json, at its root or one folder below; it holds {held}"
-
-
-def _read_manifest(files: Files) -> bytes | None:
-    try:
-        return files.read(MANIFEST_NAME)
-    except FileNotFoundError:
-        return None
 
 
 def _parse_manifest(text: bytes, findings: Findings) -> Manifest | None:
@@ -179,7 +174,7 @@ def _parse_manifest(text: bytes, findings: Findings) -> Manifest | None:
         return None
 
 
-def _read_indexes(files: Files, splits: Iterable[str], findings: Findings, *, ours: bool) -> dict[str, SplitIndex]:
+def _read_indexes(files: Place, splits: Iterable[str], findings: Findings, *, ours: bool) -> dict[str, SplitIndex]:
     indexes = {}
     for split in splits:
         indexes[split], faults = read_index(files, split, ours=ours)
@@ -192,7 +187,7 @@ def _read_indexes(files: Files, splits: Iterable[str], findings: Findings, *, ou
 
 
 def _read_shards(
-    files: Files, indexes: dict[str, SplitIndex], rules: Rules, findings: Findings, *, workers: int
+    files: Place, indexes: dict[str, SplitIndex], rules: Rules, findings: Findings, *, workers: int
 ) -> tuple[list[SplitRows], int]:
     """Read every shard; return what is known of the records of each split, and how many images were decoded."""
     tasks = [task for index in indexes.values() for task in _tasks(index)]
@@ -214,7 +209,7 @@ def _read_shards(
 
 
 def _audits(
-    tasks: Iterable[ShardToAudit], files: Files, rules: Rules, *, workers: int
+    tasks: Iterable[ShardToAudit], files: Place, rules: Rules, *, workers: int
 ) -> Generator[ShardAudit, None, None]:
     """The audit of each shard. An image that kills its worker is found, and the rest goes on without it."""
     waiting = iter(tasks)

@@ -32,8 +32,8 @@ from convert.workers import Job, build_shards
 from imagestream import __version__
 from imagestream.mds.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
 from imagestream.mds.shards import INDEX_NAME, encode_index, is_our_name
-from imagestream.storage.errors import OutputError
-from imagestream.storage.outputs import LocalOutput, Output, final_name
+from imagestream.storage.local import final_name
+from imagestream.storage.protocol import Place, read_if_there
 
 logger = logging.getLogger("convert")
 
@@ -51,6 +51,10 @@ class UsageError(ValueError):
 
 class BadImagesError(RuntimeError):
     """There are images that cannot be converted, and --on-bad says to fail."""
+
+
+class OutputError(RuntimeError):
+    """The output holds something that a conversion cannot go on with."""
 
 
 @dataclass(slots=True)
@@ -74,7 +78,7 @@ class Conversion:
 
     args: Args
     source: Source
-    output: Output
+    output: Place
     names: list[str]  # of the classes
     splits: list[Split]
     manifest: Manifest | None  # what the output has so far
@@ -82,7 +86,7 @@ class Conversion:
     started: float = field(default_factory=time.monotonic)
 
 
-def look(args: Args, source: Source, found: Sequence[str], output: Output) -> Conversion:
+def look(args: Args, source: Source, found: Sequence[str], output: Place) -> Conversion:
     """List the splits `found` in the source, plan the shards, and compare with what the output holds. Writes nothing.
 
     Raises:
@@ -112,11 +116,10 @@ def convert(conversion: Conversion) -> None:
     """Do it. Whatever ends it, the same command goes on where it was.
 
     Raises:
-        BadImagesError, OutputError, WorkerError: the message says what is the matter.
+        BadImagesError, OutputError, PlaceError, WorkerError: the message says what is the matter.
     """
     args, output = conversion.args, conversion.output
-    aborted = output.abort_uploads()
-    if aborted:
+    if aborted := _abort_uploads(output):
         logger.info("ended %s that an earlier run had left unfinished", counted(aborted, "upload"))
     for split in conversion.splits:
         if not split.complete:
@@ -127,6 +130,14 @@ def convert(conversion: Conversion) -> None:
         turn = args.exif == "apply"
         _build(conversion, tasks, Job(conversion.source.files, output, args.on_bad, args.form, args.resizing, turn))
     _publish(conversion)
+
+
+def _abort_uploads(output: Place) -> int:
+    if output.path is not None:
+        return 0
+    from imagestream.storage.s3 import abort_uploads  # here, since boto3 takes long to import for those who need none
+
+    return abort_uploads(output)
 
 
 def _in_class_order(names: list[str], args: Args) -> list[str]:
@@ -204,8 +215,8 @@ def _tools() -> dict[str, str]:
     return {"format": FORMAT, "convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}
 
 
-def _existing_manifest(output: Output, out: str) -> Manifest | None:
-    text = output.read(MANIFEST_NAME)
+def _existing_manifest(output: Place, out: str) -> Manifest | None:
+    text = read_if_there(output, MANIFEST_NAME)
     return None if text is None else parse_manifest(text, where=f"{out}/{MANIFEST_NAME}")
 
 
@@ -247,7 +258,7 @@ def _has_encoded(conversion: Conversion, split: Split) -> bool:
     return any(record.result.mended for record in Journal(conversion.output, split.name).records())
 
 
-def _our_files(output: Output, split: str) -> list[str]:
+def _our_files(output: Place, split: str) -> list[str]:
     """The files in a split's folder that a conversion, finished or not, has left there."""
     return [name for name in output.sizes(split) if is_our_name(final_name(name))]
 
@@ -324,9 +335,9 @@ def _open_tasks(conversion: Conversion, split: Split) -> list[ShardTask]:
     return [task for task in split.tasks if task.index in missing]
 
 
-def _index(output: Output, split: str) -> list[dict[str, Any]]:
+def _index(output: Place, split: str) -> list[dict[str, Any]]:
     try:
-        entries: list[dict[str, Any]] = json.loads(output.read(f"{split}/{INDEX_NAME}") or b"")["shards"]
+        entries: list[dict[str, Any]] = json.loads(read_if_there(output, f"{split}/{INDEX_NAME}") or b"")["shards"]
         return entries
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{split}/{INDEX_NAME} is damaged ({error}); replace the split with --overwrite") from error
@@ -419,7 +430,7 @@ def warnings_of(split: Split, names: Sequence[str]) -> Iterator[str]:
         )
 
 
-def _check_remade(output: Output, split: Split) -> None:
+def _check_remade(output: Place, split: Split) -> None:
     """Shards that were missing from a complete split must have come out as its index has them."""
     listed = {entry["raw_data"]["basename"]: entry for entry in _index(output, split.name)}
     for entry in split.tally.entries:
@@ -454,7 +465,7 @@ def _describe(listing: Listing, names: Sequence[str]) -> None:
 
 def _warn_of_little_space(conversion: Conversion) -> None:
     output = conversion.output
-    if not isinstance(output, LocalOutput):
+    if output.path is None:
         return
     fresh: Iterable[Split] = (split for split in conversion.splits if not split.complete)
     resize = conversion.args.resizing
@@ -463,6 +474,6 @@ def _warn_of_little_space(conversion: Conversion) -> None:
         sizes = [sample.size_bytes for sample in split.listing.samples]
         needed += sum(resize.expected_bytes(size) for size in sizes) if resize else sum(sizes)
         needed -= sum(output.sizes(split.name).values())
-    free = shutil.disk_usage(output.root).free
+    free = shutil.disk_usage(output.path).free
     if free < needed:
-        logger.warning("warning: %s has %.0f MB free, %.0f MB are needed", output.root, free / 1e6, needed / 1e6)
+        logger.warning("warning: %s has %.0f MB free, %.0f MB are needed", output.path, free / 1e6, needed / 1e6)

@@ -34,7 +34,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 from convert.arguments import Args, parse_args
-from convert.conversion import BadImagesError, Conversion, UsageError, convert, look, warnings_of
+from convert.conversion import BadImagesError, Conversion, OutputError, UsageError, convert, look, warnings_of
 from convert.journal import FOLDER
 from convert.lock import LockedError, only_converter
 from convert.sources import SourceError, open_source
@@ -42,8 +42,9 @@ from convert.sources.base import DEFAULT_SPLITS
 from convert.workers import WorkerError
 from imagestream.mds.manifest import ManifestError
 from imagestream.mds.names import shown
-from imagestream.storage.errors import OutputError
-from imagestream.storage.outputs import LocalOutput, Output, open_output
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import Place
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error, EXIT_USAGE)
     except (BadImagesError, LockedError, OutputError, WorkerError) as error:
         return _report(error, EXIT_FAILED)
+    except PlaceError as error:
+        full = ". Free some space or choose another --out; a dataset takes as much room as its images"
+        return _report(f"{error}{full * error.is_full}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _report("interrupted", EXIT_INTERRUPTED)
     return EXIT_OK
@@ -80,7 +84,7 @@ def run(args: Args) -> None:
     spool = _spool(args, output)
     source = open_source(args.source, args.layout, spool=spool)
     splits = source.splits(args.splits)
-    output.check()
+    _check_reachable(output)
     with only_converter(output, args.out):
         conversion = look(args, source, splits, output)
         convert(conversion)
@@ -89,28 +93,38 @@ def run(args: Args) -> None:
     _summarise(conversion)
 
 
-def _open_output(out: str) -> Output:
+def _open_output(out: str) -> Place:
     try:
-        return open_output(out)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        return open_place(out)
+    except PlaceError as error:
+        raise UsageError(f"--out {error}") from error
 
 
-def _refuse_out_inside_source(source: str, output: Output) -> None:
-    if isinstance(output, LocalOutput):
-        inside = "://" not in source and output.root.resolve().is_relative_to(Path(source).resolve())
+def _check_reachable(output: Place) -> None:
+    """Raise PlaceError now rather than after an hour's work where the output cannot be written."""
+    if output.path is not None:
+        output.check_writable()
+        return
+    from imagestream.storage.s3 import reach  # here, since boto3 takes long to import for those who need no bucket
+
+    reach(output)
+
+
+def _refuse_out_inside_source(source: str, output: Place) -> None:
+    if output.path is not None:
+        inside = "://" not in source and output.path.resolve().is_relative_to(Path(source).resolve())
     else:
         inside = f"{output}/".startswith(f"{source.rstrip('/')}/")
     if inside:
         raise UsageError(f"--out {output} lies inside --source {source}; choose a place outside of it")
 
 
-def _spool(args: Args, output: Output) -> Path:
+def _spool(args: Args, output: Place) -> Path:
     """Where sources that cannot be read in place are unpacked: the same place when the command is repeated."""
     if args.spool:
         return Path(args.spool)
-    if isinstance(output, LocalOutput):
-        return output.root / FOLDER / "spool"
+    if output.path is not None:
+        return output.path / FOLDER / "spool"
     name = hashlib.sha256(os.path.abspath(args.source).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"convert-spool-{os.getuid()}-{name}"
 

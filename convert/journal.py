@@ -7,11 +7,12 @@ is written after the shard. Both are gone once the split is complete.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import xxhash
 from pydantic import TypeAdapter, ValidationError
 
 from convert.tally import ShardResult
 from imagestream.mds.manifest import Identity
-from imagestream.storage.outputs import Output
+from imagestream.storage.protocol import Place, Stat, read_if_there
 
 FOLDER = ".convert"
 PLAN_NAME = "plan.json"
@@ -19,7 +20,7 @@ PLAN_NAME = "plan.json"
 
 @dataclass(frozen=True)
 class Record:
-    """One finished shard. `receipt` is the output's, by which it knows its file again."""
+    """One finished shard. By its `receipt` the file is known again."""
 
     result: ShardResult
     file: str | None  # None: all of its images were refused
@@ -30,16 +31,31 @@ class Record:
 _RECORD = TypeAdapter(Record)
 
 
+def receipt_of(stored: Stat, data: bytes) -> str:
+    """What a file that was written is known again by: the tag that a bucket gives its content, or a hash."""
+    return stored.tag or xxhash.xxh64(data).hexdigest()
+
+
+def is_as_written(output: Place, record: Record) -> bool:
+    """Whether a shard's file is there just as it was written."""
+    if record.file is None:
+        return True
+    seen = output.stat(record.file)
+    if seen is None or seen.size_bytes != record.file_bytes:
+        return False
+    return record.receipt == receipt_of(seen, b"" if seen.tag else output.read(record.file))
+
+
 class Journal:
     """The records of one split. Instances are pickled into worker processes."""
 
-    def __init__(self, output: Output, split: str) -> None:
+    def __init__(self, output: Place, split: str) -> None:
         self.output, self.split = output, split
         self._folder = f"{FOLDER}/{split}"
 
     def identity(self) -> Identity | None:
         """What is being made there; None where nothing is, or nothing that can be gone on with."""
-        text = self.output.read(f"{self._folder}/{PLAN_NAME}")
+        text = read_if_there(self.output, f"{self._folder}/{PLAN_NAME}")
         try:
             return None if text is None else Identity.model_validate_json(text)
         except ValidationError:
@@ -53,7 +69,7 @@ class Journal:
 
     def get(self, index: int) -> Record | None:
         """The record of a shard; None where there is none, or a damaged one."""
-        text = self.output.read(self._name(index))
+        text = read_if_there(self.output, self._name(index))
         try:
             return None if text is None else _RECORD.validate_json(text)
         except ValidationError:

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import struct
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+
+from imagestream.data.worker import end_with_parent
 
 AHEAD = 3  # tasks under way for each worker, so that a slow one does not leave the others idle
 
@@ -156,16 +157,11 @@ def _start(notes: Any, taken: Any) -> None:
     with taken.get_lock():
         number, taken.value = taken.value, taken.value + 1
     _slot = memoryview(notes).cast("B")[number * _SLOT_BYTES : (number + 1) * _SLOT_BYTES]
-    end_with_parent()
+    end_with_pool()
 
 
-def end_with_parent() -> None:
-    """End this worker when its parent is gone, even by kill -9; else it would wait for tasks for ever."""
+def end_with_pool() -> None:
+    """Have this process end when the one that started it does; else it would wait for tasks for ever."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    assert parent is not None and parent.pid is not None
+    end_with_parent(parent.pid)

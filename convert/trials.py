@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from convert.pool import end_with_parent, how_it_ended
+from convert.pool import end_with_pool, how_it_ended
 
 TRIES = 3  # in the same process: a heap that the first has damaged may fail at the next allocation only
 LIMIT_S = 120  # for one image; what takes longer is slow, and not deadly
@@ -45,7 +45,7 @@ def which_kill(load: Callable[[], Iterable[tuple[int, bytes]]], work: Callable[[
 def _try_all(
     load: Callable[[], Iterable[tuple[int, bytes]]], work: Callable[[bytes], object], to: "Connection"
 ) -> None:
-    end_with_parent()
+    end_with_pool()
     for number, data in load():
         how = _try_one(work, data)
         if how:

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Literal
 
 from convert.images import MAX_FILE_BYTES, Checked, Resize, check_image
-from convert.journal import Journal, Record
+from convert.journal import Journal, Record, is_as_written, receipt_of
 from convert.mending import BadImage
 from convert.plan import ShardTask
 from convert.pool import Death, WorkersDied, in_order, note
@@ -23,8 +23,7 @@ from convert.trials import which_kill
 from imagestream.mds.manifest import MendedFile, RefusedFile
 from imagestream.mds.names import printable
 from imagestream.mds.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
-from imagestream.storage.files import Files
-from imagestream.storage.outputs import Output
+from imagestream.storage.protocol import Place
 
 OnBad = Literal["fail", "skip"]
 
@@ -40,8 +39,8 @@ class Job:
     `deadly` holds (split, sample id) -> the reason of images known to kill the process that checks them.
     """
 
-    files: Files
-    output: Output
+    files: Place
+    output: Place
     on_bad: OnBad
     form: ShardFormat
     resize: Resize | None = None
@@ -58,7 +57,7 @@ def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Gener
 
     Raises:
         WorkerError: an image's file cannot be read, or a worker was killed and no image is to blame.
-        OutputError: a shard cannot be written.
+        PlaceError: a shard cannot be written.
     """
     stopped = False
 
@@ -130,14 +129,17 @@ def build_shard(task: ShardTask, job: Job) -> ShardResult:
     """
     journal = Journal(job.output, task.split)
     known = journal.get(task.index)
-    if known and (known.file is None or job.output.holds(known.file, known.file_bytes, known.receipt)):
+    if known and is_as_written(job.output, known):
         return replace(known.result, reused=True)
     result, shard = make_shard(task, job)
     if result.refused and job.on_bad == "fail":
         return result
-    receipt = job.output.write(f"{task.split}/{shard.file}", shard.data) if shard else ""
-    file, size_bytes = (f"{task.split}/{shard.file}", len(shard.data)) if shard else (None, 0)
-    journal.add(Record(result, file, size_bytes, receipt))
+    if shard is None:
+        journal.add(Record(result, None, 0, ""))
+        return result
+    file = f"{task.split}/{shard.file}"
+    receipt = receipt_of(job.output.write(file, shard.data), shard.data)
+    journal.add(Record(result, file, len(shard.data), receipt))
     return result
 
 
@@ -177,7 +179,7 @@ def _check(sample: Sample, data: bytes, job: Job, deadly: str | None) -> Checked
     return check_image(data, job.resize, turn=job.turn)
 
 
-def _read_all(samples: Sequence[tuple[int, Sample]], files: Files) -> Iterator[bytes]:
+def _read_all(samples: Sequence[tuple[int, Sample]], files: Place) -> Iterator[bytes]:
     """The bytes of the samples in order; from a place that takes its time to answer, several at once."""
     if files.concurrency == 1:
         for _, sample in samples:
@@ -193,7 +195,7 @@ def _read_all(samples: Sequence[tuple[int, Sample]], files: Files) -> Iterator[b
             yield ahead.popleft().result()
 
 
-def _read(files: Files, sample: Sample) -> bytes:
+def _read(files: Place, sample: Sample) -> bytes:
     if sample.size_bytes > MAX_FILE_BYTES:
         return b""  # it will be refused for its size, and need not fill the memory before
     try:
@@ -204,4 +206,4 @@ def _read(files: Files, sample: Sample) -> bytes:
             raise OSError(0, f"it had {sample.size_bytes:,} bytes when the conversion began, now {len(data):,}")
         return data
     except OSError as error:  # a failing disk must not pass for a bad image, which --on-bad skip would leave out
-        raise WorkerError(f"cannot read {printable(sample.key)}: {error.strerror}") from error
+        raise WorkerError(f"cannot read {printable(sample.key)}: {error.strerror or error}") from error

@@ -142,11 +142,12 @@ def locked_memory() -> Finding:
 
 def s3(place: str) -> Finding:
     """Whether a folder can be listed with the credentials there are."""
-    from imagestream.storage.folders import FolderError, open_folder
+    from imagestream.storage.errors import PlaceError
+    from imagestream.storage.places import open_place
 
     try:
-        names = open_folder(place).names()
-    except FolderError as error:
+        names = list(open_place(place).sizes())
+    except PlaceError as error:
         return Finding(AMISS, "S3", str(error))
     endpoint = os.environ.get("S3_ENDPOINT_URL") or "AWS"
     return Finding(OK if names else NOTE, "S3", f"{place} at {endpoint}: {len(names)} files ({', '.join(names[:3])})")

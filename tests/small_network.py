@@ -18,7 +18,7 @@ from boto3.s3.transfer import TransferConfig
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from imagestream.storage import folders
+from imagestream.storage import s3
 
 SHARE = 4
 """A ResNet's channels to this network's: 64 to 16 after the first layer."""
@@ -55,7 +55,7 @@ def install() -> None:
     """Let this process build small networks from now on, under the names of the real ones, and store them in parts."""
     for name in LAYERS:
         setattr(torchvision.models, name, constructor(name))
-    folders.TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8)
+    s3.TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8)
 
 
 def constructor(name: str) -> Callable[..., nn.Module]:

@@ -143,6 +143,7 @@ def check(cfg: Config, shards: Path) -> None:
 
     from imagestream.data.dataset import ShortEpochError
     from imagestream.decode.pillow import DecodeError
+    from train.config.argument_keys import in_yaml
     from train.data import workers_of
     from train.facts import gather_facts
     from train.resume.start import RefusedError
@@ -157,7 +158,7 @@ def check(cfg: Config, shards: Path) -> None:
         one_worker = images_per_sec / max(1, workers_of(cfg.data))
         speeds = measure_speeds(cfg, facts.files, samples=facts.train_samples, images_per_sec=one_worker)
     except RefusedError as error:
-        raise CheckError(str(error)) from error
+        raise CheckError(in_yaml(error)) from error
     except (DecodeError, ShortEpochError) as error:  # a worker's comes with its traceback, the reason last
         raise CheckError(str(error).strip().splitlines()[-1]) from error
     print(speed_table(speeds, cfg.data.crop_size))

@@ -25,7 +25,9 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 import torch
 
 from imagestream.mds.names import shown
-from imagestream.storage.folders import Folder, FolderError, open_folder
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import Place
 from train.resume.checkpoint_file import CheckpointError, load
 from train.resume.checkpoints import list_checkpoints
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     try:
         found = compare(args.run_a, args.run_b)
-    except (CompareError, CheckpointError, FolderError) as error:
+    except (CompareError, CheckpointError, PlaceError) as error:
         print(shown(f"compare: {error}"), file=sys.stderr)
         return EXIT_CANNOT_TELL
     print(shown("\n".join(found)))
@@ -84,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
 
 def compare(run_a: str, run_b: str) -> list[str]:
     """What there is to say of two runs, a line each; the last one is the verdict."""
-    folders = [open_folder(run_a), open_folder(run_b)]
+    folders = [open_place(run_a), open_place(run_b)]
     common = _common_checkpoints(folders, (run_a, run_b))
     for place, name in enumerate(common, start=1):
         one, other = (_load(folder, name, run) for folder, run in zip(folders, (run_a, run_b), strict=True))
@@ -149,7 +151,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-def _common_checkpoints(folders: Sequence[Folder], names: Sequence[str]) -> list[str]:
+def _common_checkpoints(folders: Sequence[Place], names: Sequence[str]) -> list[str]:
     found = [list_checkpoints(folder) for folder in folders]
     for name, checkpoints in zip(names, found, strict=True):
         if not checkpoints:
@@ -163,13 +165,13 @@ def _common_checkpoints(folders: Sequence[Folder], names: Sequence[str]) -> list
     return common
 
 
-def _load(folder: Folder, name: str, run: str) -> dict[str, Any]:
+def _load(folder: Place, name: str, run: str) -> dict[str, Any]:
     """Load a checkpoint that was listed; the run may still be going on, and delete its old ones."""
     try:
         with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
             return load(folder.get(name, Path(scratch)))
-    except (OSError, CheckpointError) as error:  # FolderError is an OSError
-        if name in folder.names():
+    except (OSError, CheckpointError) as error:  # PlaceError is an OSError
+        if folder.stat(name) is not None:
             raise
         raise CompareError(
             f"{name} in {run} was listed and cannot be loaded: {error}. If that run is still going on, it may have "

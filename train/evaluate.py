@@ -28,8 +28,7 @@ from composer.utils import dist
 
 from imagestream.data.labels import labels_for
 from imagestream.mds.names import shown
-from imagestream.storage.folders import open_folder
-from imagestream.storage.places import folder_and_name
+from imagestream.storage.places import folder_and_name, open_place
 from train.config.run_config import Config, config_from_dict
 from train.data import dataset_files, eval_loader, eval_spec
 from train.model import build_model, weights_sha256
@@ -90,7 +89,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     device = start_process(DIST_TIMEOUT_SECONDS)
     where, name = folder_and_name(args.checkpoint)
     predictions = None if args.predictions is None else Predictions(args.predictions)
-    with on_every_node(open_folder(where), Found(name)) as path:
+    with on_every_node(open_place(where), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
         cfg = with_data(config_from_dict(saved["config"]), args)

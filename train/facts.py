@@ -11,7 +11,7 @@ from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.opening import check_nodes, check_samples
 from imagestream.decode.backends import open_decoder
 from imagestream.mds.index import DataError
-from imagestream.storage.folders import open_folder
+from imagestream.storage.places import open_place
 from train.capacity import (
     check_shared_memory,
     check_smallest_pass,
@@ -146,7 +146,7 @@ def shared_memory_of(cfg: Config, facts: Facts) -> int:
 def plan(cfg: Config) -> str:
     """Return the resolved configuration and the arithmetic of the run, after checking data and save folder."""
     facts = gather_facts(cfg)
-    folder = open_folder(cfg.checkpoint.save_folder)
+    folder = open_place(cfg.checkpoint.save_folder)
     folder.check_writable()
     if not list_checkpoints(folder):
         check_nodes(cfg.data.num_canonical_nodes, node_count())

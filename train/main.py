@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
 def run(args: argparse.Namespace) -> int:
     """Train, or say why not; return the exit code."""
     from imagestream.cores import wait_passively
+    from train.config.argument_keys import in_yaml
     from train.config.run_config import ConfigError, load_config
 
     try:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         return refuse(error)
     except RefusedError as error:
-        return refuse(error)
+        return refuse(in_yaml(error))
     except StopRequested as error:
         return say(error, EXIT_STOPPED)
     except (NonFiniteError, SavingFailedError) as error:
@@ -81,12 +82,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def refuse(error: Exception) -> int:
+def refuse(error: object) -> int:
     """Say why nothing is done, once."""
     return say(error, EXIT_REFUSED)
 
 
-def say(error: Exception, code: int) -> int:
+def say(error: object, code: int) -> int:
     """Say on the first rank alone why this is the end."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(shown(str(error)), file=sys.stderr)

@@ -14,8 +14,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from imagestream.data.dataset import IGNORED_LABEL, StreamingImages
-from imagestream.storage.folders import open_folder
-from imagestream.storage.places import folder_and_name
+from imagestream.storage.places import folder_and_name, open_place
 from train.model import best_classes, sample_losses
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -34,12 +33,12 @@ class Predictions(Callback):
         location: the file, local or s3://.
 
     Raises:
-        FolderError: the file's folder cannot be written; before anything is evaluated.
+        PlaceError: the file's folder cannot be written; before anything is evaluated.
     """
 
     def __init__(self, location: str) -> None:
         where, self.name = folder_and_name(location)
-        self.folder = open_folder(where)
+        self.folder = open_place(where)
         self.folder.check_writable()
         self._batches: list[Columns] = []
         self._seen = 0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from composer.utils import dist
 
-from imagestream.storage.folders import FolderError
+from imagestream.storage.errors import PlaceError
 
 
 def on_first_rank(action: Callable[[], None]) -> None:
@@ -13,14 +13,14 @@ def on_first_rank(action: Callable[[], None]) -> None:
     Otherwise the other ranks would wait for rank 0 in their next exchange with it, and end in a traceback.
 
     Raises:
-        FolderError: on all ranks alike.
+        PlaceError: on all ranks alike.
     """
-    outcome: list[FolderError | None] = [None]
+    outcome: list[PlaceError | None] = [None]
     if dist.get_global_rank() == 0:
         try:
             action()
         except OSError as error:
-            outcome[0] = error if isinstance(error, FolderError) else FolderError(str(error))
+            outcome[0] = error if isinstance(error, PlaceError) else PlaceError(str(error))
     dist.broadcast_object_list(outcome)
     raise_first(outcome)
 
@@ -30,7 +30,7 @@ def raise_first_of_any_rank(error: Exception | None) -> None:
     raise_first(dist.all_gather_object(error))
 
 
-def raise_first(errors: list[Exception | None] | list[FolderError | None]) -> None:
+def raise_first(errors: list[Exception | None] | list[PlaceError | None]) -> None:
     """Raise the first error of a list, in which None is no error."""
     for error in errors:
         if error is not None:

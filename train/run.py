@@ -9,7 +9,9 @@ import torch
 from composer import Trainer
 
 from imagestream.data.opening import check_nodes
-from imagestream.storage.folders import Folder, FolderError, open_folder
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import Place
 from train.capacity import check_shared_memory, node_count
 from train.config.run_config import Config
 from train.facts import contract_for, describe, gather_facts, shared_memory_of
@@ -50,7 +52,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     signals = listen(saves=True)
     choose_kernels(cfg, device)
     facts = gather_facts(cfg)
-    folder = open_folder(cfg.checkpoint.save_folder)
+    folder = open_place(cfg.checkpoint.save_folder)
     check_shared_memory(shared_memory_of(cfg, facts))
     start = find_start(cfg, folder, contract_for(cfg, facts, device), allowed)
     folder = start.folder
@@ -100,7 +102,7 @@ class SavingFailedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def saving(trainer: Trainer, folder: Folder) -> Iterator[None]:
+def saving(trainer: Trainer, folder: Place) -> Iterator[None]:
     """Give the save folder back at the end, and say of a run that could not save what it has ended for.
 
     Raises:
@@ -115,7 +117,7 @@ def saving(trainer: Trainer, folder: Folder) -> Iterator[None]:
         raise SavingFailedError(
             f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}"
         ) from error
-    except FolderError as error:
+    except PlaceError as error:
         raise SavingFailedError(
             f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}; once that is mended, the "
             "same command goes on from the newest checkpoint"

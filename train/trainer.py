@@ -15,7 +15,8 @@ from composer.utils import reproducibility
 
 from imagestream.data.labels import Labels
 from imagestream.loader import Loader
-from imagestream.storage.folders import LocalFolder, open_folder
+from imagestream.storage.local import LocalPlace
+from imagestream.storage.places import open_place
 from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config
 from train.data import eval_loader, eval_spec, train_loader, train_spec
@@ -137,8 +138,8 @@ def refusing(load_path: str | None) -> Iterator[None]:
 
 def build_loggers(cfg: Config) -> list[LoggerDestination]:
     """Return the loggers that the config asks for; files go to the save folder, or to runs/ when that is in S3."""
-    folder = open_folder(cfg.checkpoint.save_folder)
-    root = str(folder.path) if isinstance(folder, LocalFolder) else os.path.join("runs", cfg.run_name)
+    folder = open_place(cfg.checkpoint.save_folder)
+    root = str(folder.path) if isinstance(folder, LocalPlace) else os.path.join("runs", cfg.run_name)
     loggers: list[LoggerDestination] = []
     if cfg.loggers.file:
         started = time.strftime("%Y%m%d-%H%M%S")

@@ -16,7 +16,7 @@ from imagestream.mds.manifest import MANIFEST_NAME
 from imagestream.mds.names import fault_of_name
 from imagestream.mds.shard_reader import Columns, ShardError, columns_of
 from imagestream.mds.shards import INDEX_NAME
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
 
 UNFINISHED_FOLDER = ".convert/"
 OUR_COLUMNS = {"i": "int", "x": "jpeg", "y": "int"}
@@ -95,15 +95,15 @@ class SplitIndex:
         return path_in(self.split, self.shards[shard].stored.basename)
 
 
-def find_splits(files: Files) -> list[str]:
+def find_splits(files: Place) -> list[str]:
     """The folders that have an index.json; [""] where it lies at the root instead. Raises OSError."""
     names = files.names()
     folders = [name.rstrip("/") for name in names if name.endswith("/") and not name.startswith(".")]
-    splits = [folder for folder in folders if files.size(f"{folder}/{INDEX_NAME}") is not None]
+    splits = [folder for folder in folders if files.stat(f"{folder}/{INDEX_NAME}") is not None]
     return splits or ([""] if INDEX_NAME in names else [])
 
 
-def read_index(files: Files, split: str, *, ours: bool) -> tuple[SplitIndex, list[Finding]]:
+def read_index(files: Place, split: str, *, ours: bool) -> tuple[SplitIndex, list[Finding]]:
     """A split's index.json and its faults. What cannot be used of it is left out, so the rest can be looked at."""
     where = path_in(split, INDEX_NAME)
     findings: list[Finding] = []
@@ -146,7 +146,7 @@ def hash_hex(name: str, data: bytes) -> str | None:
     return None
 
 
-def leftovers(files: Files, splits: Iterable[SplitIndex]) -> Iterator[Finding]:
+def leftovers(files: Place, splits: Iterable[SplitIndex]) -> Iterator[Finding]:
     """Files that no index.json accounts for. Files of other kinds are nobody's business."""
     indexes = {index.split: index for index in splits}
     names = files.names()

@@ -18,7 +18,7 @@ from convert.images import FORMATS, MAX_PIXELS
 from convert.jpeg_header import is_safe_to_scale
 from convert.pool import note
 from imagestream.mds.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
 
 PER_CLASS = 8  # pictures in a class's sheet
 PER_CLASS_OF_OTHERS = 2  # of these from each split but the largest
@@ -82,7 +82,7 @@ def by_shard(wanted: Iterable[Wanted], splits: Sequence[SplitRows]) -> list[Pict
     ]
 
 
-def pictures(task: PicturesOfShard, *, files: Files) -> dict[Wanted, bytes]:
+def pictures(task: PicturesOfShard, *, files: Place) -> dict[Wanted, bytes]:
     """The pictures as JPEGs; those that cannot be read or decoded are left out, as the audit has told why."""
     made: dict[Wanted, bytes] = {}
     note(task.name)
@@ -140,11 +140,12 @@ def tiles_of(groups: Iterable[Iterable[RecordAt]], made: Mapping[Wanted, bytes])
     return [[made.get(Wanted(at, True)) for at in group] for group in groups]
 
 
-def _reader(files: Files, split: str, entry: ShardEntry) -> Callable[[int], bytes]:
+def _reader(files: Place, split: str, entry: ShardEntry) -> Callable[[int], bytes]:
     """How to read a record of a shard: by itself where the shard is not compressed, else out of the whole."""
     samples, raw = entry.samples, entry.raw_data
     path = path_in(split, raw.basename)
-    if files.size(path) == raw.bytes:
+    seen = files.stat(path)
+    if seen is not None and seen.size_bytes == raw.bytes:
         head = files.read(path, 0, struct.calcsize(f"<{samples + 2}I"))
         offsets = record_offsets(head, samples=samples, shard_bytes=raw.bytes)
         return lambda record: files.read(path, offsets[record], offsets[record + 1] - offsets[record])

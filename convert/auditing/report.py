@@ -30,7 +30,7 @@ from convert.images import MAX_FILE_BYTES
 from convert.pool import WorkersDied, in_order
 from imagestream.mds.manifest import MendedFile
 from imagestream.mds.names import printable
-from imagestream.storage.files import Files, LocalFiles
+from imagestream.storage.protocol import Place
 
 PAGE, PICTURES = "index.html", "pictures"
 MENDED_SHOWN = 100  # of each split
@@ -55,10 +55,10 @@ class ReportError(ValueError):
     """The report cannot be written where it is asked for."""
 
 
-def check_report_folder(folder: Path, dataset: Files) -> None:
+def check_report_folder(folder: Path, dataset: Place) -> None:
     """Raise ReportError now, rather than after hours of reading, where a report must not or cannot be written."""
-    if isinstance(dataset, LocalFiles) and folder.resolve().is_relative_to(dataset.root.resolve()):
-        raise ReportError(f"--report {folder} lies inside the dataset {dataset.root}; choose a folder outside of it")
+    if dataset.path is not None and folder.resolve().is_relative_to(dataset.path.resolve()):
+        raise ReportError(f"--report {folder} lies inside the dataset {dataset}; choose a folder outside of it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / PAGE

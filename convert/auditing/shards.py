@@ -20,7 +20,7 @@ from convert.mending import BadImage
 from convert.pool import WorkersDied, note
 from convert.trials import which_kill
 from imagestream.mds.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
 
 # One row a record. A digest of 16 bytes tells 1.28 million images apart: two alike by chance are out of reach.
 ROW = np.dtype(
@@ -67,7 +67,7 @@ class ShardAudit:
     decoded: int = 0
 
 
-def audit_shard(task: ShardToAudit, *, files: Files, rules: Rules) -> ShardAudit:
+def audit_shard(task: ShardToAudit, *, files: Place, rules: Rules) -> ShardAudit:
     """Check one shard in full."""
     audit = ShardAudit(task)
     note(_path(task))
@@ -89,7 +89,7 @@ def audit_shard(task: ShardToAudit, *, files: Files, rules: Rules) -> ShardAudit
     return audit
 
 
-def deadly_images(died: WorkersDied, files: Files, rules: Rules) -> dict[RecordAt, str]:
+def deadly_images(died: WorkersDied, files: Place, rules: Rules) -> dict[RecordAt, str]:
     """The images of the shards at which workers died that kill a process by themselves, and how."""
     found: dict[RecordAt, str] = {}
     for task in died.unfinished:
@@ -99,7 +99,7 @@ def deadly_images(died: WorkersDied, files: Files, rules: Rules) -> dict[RecordA
     return found
 
 
-def _images_of(task: ShardToAudit, files: Files, rules: Rules) -> Iterator[tuple[int, bytes]]:
+def _images_of(task: ShardToAudit, files: Place, rules: Rules) -> Iterator[tuple[int, bytes]]:
     """(record, image) of the records of a shard that can be read and are not known to be deadly."""
     shard = _sound_bytes(files, task, [])
     with contextlib.suppress(ShardError):
@@ -122,18 +122,19 @@ def _path(task: ShardToAudit) -> str:
     return path_in(task.split, task.entry.stored.basename)
 
 
-def _sound_bytes(files: Files, task: ShardToAudit, findings: list[Finding]) -> bytes | None:
+def _sound_bytes(files: Place, task: ShardToAudit, findings: list[Finding]) -> bytes | None:
     """A shard's bytes before compression; None where there are none of the right size."""
     entry, raw, any_file = task.entry, None, False
     for file in entry.files:
         path = path_in(task.split, file.basename)
         try:
-            size = files.size(path)
-            if size is None:
+            seen = files.stat(path)
+            if seen is None:
                 continue
             any_file = True
-            if size != file.bytes:
-                findings.append(Finding(Kind.SIZE, path, f"has {size:,} bytes, index.json says {file.bytes:,}"))
+            if seen.size_bytes != file.bytes:
+                what = f"has {seen.size_bytes:,} bytes, index.json says {file.bytes:,}"
+                findings.append(Finding(Kind.SIZE, path, what))
                 continue
             data = files.read(path)
         except OSError as error:

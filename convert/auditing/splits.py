@@ -10,7 +10,7 @@ from convert.auditing.index import SplitIndex
 from convert.auditing.shards import Rows
 from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, SplitInfo, index_fingerprint
 from imagestream.mds.shards import INDEX_NAME
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Audited:
     """What an audit saw: all that is needed to tell of it."""
 
     dataset: str
-    files: Files
+    files: Place
     manifest: Manifest | None
     splits: list[SplitRows]
     findings: Findings

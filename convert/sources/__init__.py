@@ -23,7 +23,9 @@ from convert.sources.parquet import Parquet, is_parquet
 from convert.sources.spool import make_spool
 from convert.sources.tars import Tars, is_tars
 from convert.sources.webdataset import WebDataset, is_webdataset
-from imagestream.storage.files import Files, LocalFiles, open_files
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import Place
 
 __all__ = ["LAYOUTS", "ImageFolder", "Listing", "Sample", "Source", "SourceError", "open_source"]
 
@@ -31,22 +33,22 @@ __all__ = ["LAYOUTS", "ImageFolder", "Listing", "Sample", "Source", "SourceError
 @dataclass(frozen=True, slots=True)
 class _Layout:
     looks: str
-    is_here: Callable[[Files], bool]
-    open: Callable[[Files, Path | None], Source]
+    is_here: Callable[[Place], bool]
+    open: Callable[[Place, Path | None], Source]
     in_buckets: bool = False
 
 
-def _is_folder(files: Files) -> bool:
+def _is_folder(files: Place) -> bool:
     return any(_folders(files, name) for split in DEFAULT_SPLITS for name in names_of(split))
 
 
-def _folders(files: Files, folder: str = "") -> list[str]:
+def _folders(files: Place, folder: str = "") -> list[str]:
     return [name for name in files.names(folder) if name.endswith("/") and not is_hidden(name)]
 
 
-def _root(files: Files) -> Path:
-    assert isinstance(files, LocalFiles)
-    return files.root
+def _root(files: Place) -> Path:
+    assert files.path is not None
+    return files.path
 
 
 _LAYOUTS = {
@@ -112,7 +114,7 @@ def open_source(source: str, layout: str | None = None, *, spool: Path | None = 
         if name not in _LAYOUTS:
             raise SourceError(f"--layout {name} is not known; choose one of {', '.join(LAYOUTS)}")
         chosen = _LAYOUTS[name]
-        if not chosen.in_buckets and not isinstance(files, LocalFiles):
+        if not chosen.in_buckets and files.path is None:
             raise SourceError(
                 f"--layout {name} needs a local folder, and {source} is a bucket. Copy it to a disk (aws s3 sync), or "
                 f"mount it. {', '.join(n for n in LAYOUTS if _LAYOUTS[n].in_buckets)} can be read from a bucket."
@@ -122,19 +124,19 @@ def open_source(source: str, layout: str | None = None, *, spool: Path | None = 
         return chosen.open(files, spool)
 
 
-def _open_place(source: str) -> Files:
+def _open_place(source: str) -> Place:
     try:
-        files = open_files(source)
-    except ValueError as error:
+        files = open_place(source)
+    except PlaceError as error:
         raise SourceError(f"--source {error}") from error
-    if isinstance(files, LocalFiles) and not files.root.is_dir():
-        if not files.root.exists():
+    if files.path is not None and not files.path.is_dir():
+        if not files.path.exists():
             raise SourceError(f"--source {source} does not exist")
-        raise SourceError(f"--source {source} is not a folder; give the folder that it lies in, {files.root.parent}")
+        raise SourceError(f"--source {source} is not a folder; give the folder that it lies in, {files.path.parent}")
     return files
 
 
-def _recognised(files: Files, source: str) -> str:
+def _recognised(files: Place, source: str) -> str:
     """The one layout that is here."""
     here = [name for name, layout in _LAYOUTS.items() if layout.is_here(files)]
     if "kaggle" in here or "annotated" in here:  # which are folders as well

@@ -25,15 +25,16 @@ from convert.sources.base import (
     logger,
 )
 from convert.sources.folders import class_folders, flat_listing, lines_of, outside_of_classes, walk
-from imagestream.storage.files import Files, LocalFiles
+from imagestream.storage.local import LocalPlace
+from imagestream.storage.protocol import Place
 
 CLASS_LIST = "wnids.txt"
 READABLE = "words.txt"
 
 
-def is_annotated(files: Files) -> bool:
+def is_annotated(files: Place) -> bool:
     """Whether this folder holds such lists."""
-    return any(files.size(name) is not None for name in (CLASS_LIST, *_lists("val")))
+    return any(files.stat(name) is not None for name in (CLASS_LIST, *_lists("val")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class Annotated:
     layout: ClassVar[str] = "annotated"
 
     @property
-    def files(self) -> LocalFiles:
-        return LocalFiles(self.root)
+    def files(self) -> LocalPlace:
+        return LocalPlace(self.root)
 
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         wanted = requested or DEFAULT_SPLITS

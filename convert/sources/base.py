@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 from imagestream.mds.names import printable
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,7 +68,7 @@ class Source(Protocol):
         ...
 
     @property
-    def files(self) -> Files:
+    def files(self) -> Place:
         """Where the bytes of the samples are; the workers read from here."""
         ...
 
@@ -136,7 +136,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.rstrip("/") in _NOT_OURS
 
 
-def all_but(files: Files, used: Collection[str], folder: str = "") -> list[str]:
+def all_but(files: Place, used: Collection[str], folder: str = "") -> list[str]:
     """The names in a folder but for those used; hidden ones are nobody's business."""
     return [f"{folder}{name}" for name in files.names(folder) if name.rstrip("/") not in used and not is_hidden(name)]
 
@@ -162,7 +162,13 @@ def each(
         pool.shutdown(cancel_futures=True)
 
 
-def glimpse(files: Files, folder: str = "") -> str:
+def size_of(files: Place, name: str) -> int:
+    """The size of a file in bytes; 0 where there is none."""
+    seen = files.stat(name)
+    return seen.size_bytes if seen else 0
+
+
+def glimpse(files: Place, folder: str = "") -> str:
     """What a folder holds, in a few words: `3 folders (a/, b/, c/) and 2 files (x, y)`."""
     names = files.names(folder)
     folders = [name for name in names if name.endswith("/")]

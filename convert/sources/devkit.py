@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.sources.base import SourceError
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
 
 FOLDER = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{FOLDER}.tar.gz"
@@ -31,21 +31,21 @@ class Devkit:
     where: str
 
 
-def has_devkit(files: Files) -> bool:
+def has_devkit(files: Place) -> bool:
     """Whether the development kit lies in this folder, as its archive or unpacked."""
-    return files.size(ARCHIVE) is not None or files.size(f"{FOLDER}/{META}") is not None
+    return files.stat(ARCHIVE) is not None or files.stat(f"{FOLDER}/{META}") is not None
 
 
-def load_devkit(files: Files) -> Devkit:
+def load_devkit(files: Place) -> Devkit:
     """Read the development kit.
 
     Raises:
         SourceError: it is missing or damaged; the message says where to get it.
     """
-    if files.size(ARCHIVE) is not None:
+    if files.stat(ARCHIVE) is not None:
         where = f"{files}/{ARCHIVE}"
         meta, truth = _from_archive(files.read(ARCHIVE), where)
-    elif files.size(f"{FOLDER}/{META}") is not None:
+    elif files.stat(f"{FOLDER}/{META}") is not None:
         where = f"{files}/{FOLDER}"
         meta, truth = files.read(f"{FOLDER}/{META}"), files.read(f"{FOLDER}/{GROUND_TRUTH}")
     else:

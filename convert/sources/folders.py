@@ -20,7 +20,7 @@ from convert.sources.base import (
     reading,
 )
 from imagestream.mds.names import printable
-from imagestream.storage.files import LocalFiles
+from imagestream.storage.local import LocalPlace
 
 HIDDEN = "hidden file or folder"
 
@@ -35,7 +35,7 @@ def class_folders(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
     if not names:
         raise SourceError(
-            f"{folder} has no class folders; it holds {glimpse(LocalFiles(folder))}. Each image must lie in a folder "
+            f"{folder} has no class folders; it holds {glimpse(LocalPlace(folder))}. Each image must lie in a folder "
             "named after its class; ImageNet's flat validation files have to be sorted into theirs first, or come "
             "with one of the lists that --layout tars, kaggle and annotated know."
         )
@@ -106,7 +106,7 @@ def flat_listing(
             f"{first_few(sorted(unlabelled))}. Remove what is no image of this split, or mend the list."
         )
     if not found:
-        raise SourceError(f"{root / folder} has no images; it holds {glimpse(LocalFiles(root / folder))}")
+        raise SourceError(f"{root / folder} has no images; it holds {glimpse(LocalPlace(root / folder))}")
     if len(found) < len(wnid_of):
         ignored[f"line of {labels.name} without its image"] += len(wnid_of) - len(found)
     index_of = indexes_of(classes, {wnid for wnid, _, _ in found}, where=labels)

@@ -22,7 +22,7 @@ from convert.sources.base import (
     names_of,
 )
 from convert.sources.folders import class_folders, outside_of_classes, walk
-from imagestream.storage.files import LocalFiles
+from imagestream.storage.local import LocalPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class ImageFolder:
     layout: ClassVar[str] = "folder"
 
     @property
-    def files(self) -> LocalFiles:
-        return LocalFiles(self.root)
+    def files(self) -> LocalPlace:
+        return LocalPlace(self.root)
 
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         if not self.root.is_dir():
@@ -88,7 +88,7 @@ class ImageFolder:
     def _has_classes_of_train(self, folder: str) -> bool:
         train = self._folder("train")
         own, known = (
-            {name for name in LocalFiles(self.root).names(each or "") if name.endswith("/") and not is_hidden(name)}
+            {name for name in LocalPlace(self.root).names(each or "") if name.endswith("/") and not is_hidden(name)}
             for each in (folder, train)
         )
         return train is not None and bool(own) and own <= known

@@ -9,14 +9,15 @@ from typing import ClassVar
 from convert.sources.base import DEFAULT_SPLITS, Listing, SourceError, all_but, glimpse, labelled_splits
 from convert.sources.folders import class_folders, flat_listing, lines_of
 from convert.sources.image_folder import ImageFolder
-from imagestream.storage.files import Files, LocalFiles
+from imagestream.storage.local import LocalPlace
+from imagestream.storage.protocol import Place
 
 IMAGES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # the second where --source is the folder ILSVRC itself
 SYNSETS = "LOC_synset_mapping.txt"
 VAL_LABELS = "LOC_val_solution.csv"
 
 
-def is_kaggle(files: Files) -> bool:
+def is_kaggle(files: Place) -> bool:
     """Whether this folder holds Kaggle's layout."""
     return any(files.names(images) for images in IMAGES)
 
@@ -29,8 +30,8 @@ class Kaggle:
     layout: ClassVar[str] = "kaggle"
 
     @property
-    def files(self) -> LocalFiles:
-        return LocalFiles(self._images)
+    def files(self) -> LocalPlace:
+        return LocalPlace(self._images)
 
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         found = [split for split in DEFAULT_SPLITS if (self._images / split).is_dir()]
@@ -65,7 +66,7 @@ class Kaggle:
         path = self._find(name)
         if path is None:
             raise SourceError(
-                f"{what} are in {name}, which is not in {self.root} (it holds {glimpse(LocalFiles(self.root))}). "
+                f"{what} are in {name}, which is not in {self.root} (it holds {glimpse(LocalPlace(self.root))}). "
                 "Download it from the competition's page, imagenet-object-localization-challenge, and put it there; "
                 "--splits train needs no such file."
             )
@@ -96,4 +97,4 @@ def _solution(path: Path) -> dict[str, str]:
 
 
 def _has_folders(folder: Path) -> bool:
-    return any(name.endswith("/") and not name.startswith(".") for name in LocalFiles(folder).names())
+    return any(name.endswith("/") and not name.startswith(".") for name in LocalPlace(folder).names())

@@ -28,18 +28,19 @@ from convert.sources.class_names import MAX_UNNAMED_CLASSES, numbered_names, war
 from convert.sources.mds_shards import INDEX_NAME, Rows, in_place, read_index, read_rows
 from convert.sources.spool import make_spool
 from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
-from imagestream.storage.files import Files, LocalFiles
+from imagestream.storage.local import LocalPlace
+from imagestream.storage.protocol import Place
 
 SHARDS_AT_ONCE = 4  # each is held in memory, packed and unpacked
 FOLDERS_LOOKED_INTO = 20
 
 
-def is_mds(files: Files) -> bool:
+def is_mds(files: Place) -> bool:
     """Whether this folder, or one in it, holds the index of an MDS dataset."""
     return bool(_folders_with_index(files))
 
 
-def open_mds(files: Files, spool: Path | None) -> "Mds":
+def open_mds(files: Place, spool: Path | None) -> "Mds":
     """The dataset; `spool` is needed where its shards cannot be read in place."""
     with reading(files):
         folders = _folders_with_index(files)
@@ -59,14 +60,14 @@ class Mds:
         spool: where its shards are unpacked; None: they are read in place.
     """
 
-    source: Files
+    source: Place
     spool: Path | None
     layout: ClassVar[str] = "mds"
     _read: dict[str, list[Rows]] = field(default_factory=dict, repr=False)  # split -> its shards, read once
 
     @property
-    def files(self) -> Files:
-        return self.source if self.spool is None else LocalFiles(self.spool)
+    def files(self) -> Place:
+        return self.source if self.spool is None else LocalPlace(self.spool)
 
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         with reading(self.source):
@@ -116,7 +117,7 @@ class Mds:
 
     def _folder(self, split: str) -> str | None:
         """The name of a split's folder; None where there is none."""
-        return next((name for name in names_of(split) if self.source.size(f"{name}/{INDEX_NAME}") is not None), None)
+        return next((name for name in names_of(split) if self.source.stat(f"{name}/{INDEX_NAME}") is not None), None)
 
     def readable_names(self) -> dict[str, str]:
         with reading(self.source):
@@ -124,10 +125,10 @@ class Mds:
         return {info.wnid: info.name for info in manifest.classes if info.name != info.wnid} if manifest else {}
 
     def _is_one_split(self) -> bool:
-        return self.source.size(INDEX_NAME) is not None
+        return self.source.stat(INDEX_NAME) is not None
 
     def _manifest(self) -> Manifest | None:
-        if self.source.size(MANIFEST_NAME) is None:
+        if self.source.stat(MANIFEST_NAME) is None:
             return None
         where = f"{self.source}/{MANIFEST_NAME}"
         try:
@@ -171,12 +172,12 @@ class Mds:
                 )
 
 
-def _folders_with_index(files: Files) -> list[str]:
+def _folders_with_index(files: Place) -> list[str]:
     """'' or the folders, each with a '/', that have an index.json."""
-    if files.size(INDEX_NAME) is not None:
+    if files.stat(INDEX_NAME) is not None:
         return [""]
     folders = [name for name in files.names() if name.endswith("/") and not name.startswith(".")]
     usual = [f"{split}/" for split in DEFAULT_SPLITS if f"{split}/" in folders]
     # Among the classes of a folder of images there is no split to be found: a bucket would be asked 1,000 times.
     others = [name for name in folders if name not in usual] if len(folders) <= FOLDERS_LOOKED_INTO else []
-    return [folder for folder in usual + others if files.size(folder + INDEX_NAME) is not None]
+    return [folder for folder in usual + others if files.stat(folder + INDEX_NAME) is not None]

@@ -24,7 +24,7 @@ from imagestream.mds.shard_reader import (
     raw_bytes,
     record_offsets,
 )
-from imagestream.storage.files import Files, LocalFiles
+from imagestream.storage.protocol import Place
 
 INDEX_NAME = "index.json"
 # Those that streaming can write, the fast ones first: one is checked.
@@ -78,7 +78,7 @@ class Rows:
     ids: "array[int]"
 
 
-def read_index(files: Files, folder: str) -> list[Shard]:
+def read_index(files: Place, folder: str) -> list[Shard]:
     """The shards of a split. Raises SourceError where index.json is damaged or describes no shards of images."""
     name = folder + INDEX_NAME
     try:
@@ -92,7 +92,7 @@ def read_index(files: Files, folder: str) -> list[Shard]:
     return shards
 
 
-def read_rows(files: Files, shard: Shard, spool: Path | None) -> Rows:
+def read_rows(files: Place, shard: Shard, spool: Path | None) -> Rows:
     """Find the images of a shard, having checked its hash.
 
     Args:
@@ -131,7 +131,7 @@ def _rows(data: bytes, shard: Shard, file: str) -> Rows:
     return rows
 
 
-def _spooled(files: Files, shard: Shard, spool: Path) -> tuple[bytes, str]:
+def _spooled(files: Place, shard: Shard, spool: Path) -> tuple[bytes, str]:
     """The raw shard and its name in the spool, where one of an earlier run is used if it is whole."""
     # The name says which shard it is, of which dataset: one spool may serve several.
     identity = f"{files}|{shard}".encode()
@@ -141,7 +141,7 @@ def _spooled(files: Files, shard: Shard, spool: Path) -> tuple[bytes, str]:
         return _checked(path.read_bytes(), shard.raw), name
     except (FileNotFoundError, ShardError):
         pass  # a damaged one is replaced
-    if shard.packed is None or files.size(shard.packed.name) is None:
+    if shard.packed is None or files.stat(shard.packed.name) is None:
         data = files.read(shard.raw.name)
     else:
         packed = _checked(files.read(shard.packed.name), shard.packed)
@@ -182,8 +182,8 @@ def _stored_file(folder: str, entry: Mapping[str, Any]) -> StoredFile:
     return StoredFile(folder + name, int(entry["bytes"]), dict(entry.get("hashes") or {}))
 
 
-def in_place(files: Files, shards: list[Shard]) -> bool:
+def in_place(files: Place, shards: list[Shard]) -> bool:
     """Whether the images of these shards can be read where they are."""
-    return isinstance(files, LocalFiles) and all(
-        files.size(shard.raw.name) is not None or shard.packed is None for shard in shards
+    return files.path is not None and all(
+        files.stat(shard.raw.name) is not None or shard.packed is None for shard in shards
     )

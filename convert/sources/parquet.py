@@ -36,7 +36,9 @@ from convert.sources.parquet_images import (
     open_parquet,
     unpack,
 )
-from imagestream.storage.files import Files, LocalFiles
+from imagestream.storage.local import LocalPlace
+from imagestream.storage.protocol import Place
+from imagestream.storage.reading import open_file
 
 FOLDERS = ("", "data/")
 SPLIT_NAMES = {"validation": "val", "valid": "val"}  # theirs -> ours
@@ -47,12 +49,12 @@ FOLDERS_LOOKED_INTO = 20
 _LABELS_IN_PATH = re.compile(rf"(?P<stem>.*)_(?P<wnid>{WNID.pattern})")
 
 
-def is_parquet(files: Files) -> bool:
+def is_parquet(files: Place) -> bool:
     """Whether this folder holds parquet files of images, by their names."""
     return bool(_configurations(files))
 
 
-def _configurations(files: Files) -> dict[str, dict[str, list[str]]]:
+def _configurations(files: Place) -> dict[str, dict[str, list[str]]]:
     """Folder -> split -> its parquet files: of the source and `data/`, else of each folder, as `plain_text/`."""
     for folder in FOLDERS:
         if found := _splits_in(files, folder):
@@ -63,7 +65,7 @@ def _configurations(files: Files) -> dict[str, dict[str, list[str]]]:
     return {folder: found for folder in folders if (found := _splits_in(files, folder))}
 
 
-def _splits_in(files: Files, folder: str) -> dict[str, list[str]]:
+def _splits_in(files: Place, folder: str) -> dict[str, list[str]]:
     """Split -> its files, `<split>-00000-of-00002.parquet` or `<split>/0000.parquet`, as Hugging Face converts them."""
     found: dict[str, list[str]] = {}
     for name in files.names(folder):
@@ -82,13 +84,13 @@ def _splits_in(files: Files, folder: str) -> dict[str, list[str]]:
 class Parquet:
     """Parquet files, local or in a bucket, unpacked into `spool`, which exists."""
 
-    source: Files
+    source: Place
     spool: Path
     layout: ClassVar[str] = "parquet"
 
     @property
-    def files(self) -> LocalFiles:
-        return LocalFiles(self.spool)
+    def files(self) -> LocalPlace:
+        return LocalPlace(self.spool)
 
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         with reading(self.source):
@@ -191,7 +193,7 @@ class Parquet:
         return names
 
     def _declared(self, name: str) -> list[str] | None:
-        with self.source.open(name) as file:
+        with open_file(self.source, name) as file:
             return class_names(open_parquet(file, f"{self.source}/{name}"))
 
     def _classes_by_label(self, split: str) -> list[str]:
@@ -213,7 +215,7 @@ class Parquet:
         seen: dict[int, str] = {}
         largest = -1
         for name in names:
-            with self.source.open(name) as file:
+            with open_file(self.source, name) as file:
                 for label, path in labels_and_paths(open_parquet(file, name), f"{self.source}/{name}"):
                     if label is None or label < 0:
                         continue  # the listing says where

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from convert.sources.base import SourceError
+from convert.sources.base import SourceError, size_of
 from convert.sources.spool import scratch_file, whole_file
 from imagestream.mds.names import printable
-from imagestream.storage.files import Files, LocalFiles
+from imagestream.storage.protocol import Place
+from imagestream.storage.reading import open_file
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -48,13 +49,13 @@ class Unpacked:
     version: int = SIDECAR_VERSION
 
 
-def unpack(files: Files, name: str, spool: Path) -> Unpacked:
+def unpack(files: Place, name: str, spool: Path) -> Unpacked:
     """The images of a parquet file in the spool, where an earlier run's are used if they are whole.
 
     Raises:
         SourceError: the parquet file is damaged or holds no images, or the spool's disk is full.
     """
-    size_bytes = files.size(name) or 0
+    size_bytes = size_of(files, name)
     tail = files.read(name, max(0, size_bytes - TAIL_BYTES), min(size_bytes, TAIL_BYTES))
     tail_sha256 = hashlib.sha256(tail).hexdigest()
     there = _load(spool, name)
@@ -164,13 +165,13 @@ def _external(path: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _local(files: Files, name: str, spool: Path) -> Iterator[BinaryIO]:
+def _local(files: Place, name: str, spool: Path) -> Iterator[BinaryIO]:
     """The parquet file open on a local disk: fetched first where it is in a bucket, since it is read all over."""
-    if isinstance(files, LocalFiles):
-        with files.open(name) as file:
+    if files.path is not None:
+        with open_file(files, name) as file:
             yield file
     else:
-        with scratch_file(spool) as copy, files.open(name, most_of_it=True) as file:
+        with scratch_file(spool) as copy, open_file(files, name, most_of_it=True) as file:
             shutil.copyfileobj(file, copy, COPY_BYTES)
             copy.seek(0)
             yield copy

@@ -29,24 +29,26 @@ from convert.sources.base import (
     labelled_splits,
     names_of,
     reading,
+    size_of,
 )
 from convert.sources.devkit import has_devkit, load_devkit
 from convert.sources.tar_members import Member, keep_last, members
 from convert.sources.webdataset_tars import is_webdataset_tar
 from imagestream.mds.names import printable
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
+from imagestream.storage.reading import open_file
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
-def is_tars(files: Files) -> bool:
+def is_tars(files: Place) -> bool:
     """Whether this folder holds ImageNet's tars."""
-    return any(files.size(name) is not None for name in (TRAIN, VAL)) or any(
+    return any(files.stat(name) is not None for name in (TRAIN, VAL)) or any(
         _has_class_tars(files, split) for split in DEFAULT_SPLITS
     )
 
 
-def _has_class_tars(files: Files, split: str) -> bool:
+def _has_class_tars(files: Place, split: str) -> bool:
     folder = _folder_of_class_tars(files, split)
     tars = _walk_folder(files, folder).class_tars if folder else ()
     return bool(tars) and not is_webdataset_tar(files, tars[0].file)
@@ -82,7 +84,7 @@ class ByClass:
 class Tars:
     """The original tars, local or in a bucket."""
 
-    files: Files
+    files: Place
     layout: ClassVar[str] = "tars"
     _walked: dict[str, ByClass] = field(default_factory=dict, repr=False)  # once: 1,000 reads of the outer tar
 
@@ -95,13 +97,13 @@ class Tars:
         with reading(self.files):
             if self._has("train"):
                 return self._walk("train").classes
-            if self.files.size(VAL) is None:
+            if self.files.stat(VAL) is None:
                 return self._walk(splits[0]).classes
             return sorted(load_devkit(self.files).wnid_of.values())
 
     def listing(self, split: str, classes: Sequence[str]) -> Listing:
         with reading(self.files):
-            is_flat = split == "val" and self.files.size(VAL) is not None
+            is_flat = split == "val" and self.files.stat(VAL) is not None
             return self._list_val(split, classes) if is_flat else self._list_by_class(split, classes)
 
     def left_out(self, splits: Sequence[str]) -> list[str]:
@@ -117,7 +119,7 @@ class Tars:
     def _outer(self, split: str) -> str | None:
         """The one tar of a split, where there is one."""
         name = {"train": TRAIN, "val": VAL}.get(split, "")
-        return name if name and self.files.size(name) is not None else None
+        return name if name and self.files.stat(name) is not None else None
 
     def _has(self, split: str) -> bool:
         return self._outer(split) is not None or _folder_of_class_tars(self.files, split) is not None
@@ -146,8 +148,8 @@ class Tars:
     def _in_class_tar(self, tar: ClassTar) -> tuple[list[Member], Counter[str]]:
         ignored: Counter[str] = Counter()
         where = f"{self.files}/{tar.file}" + ("" if tar.offset_bytes is None else f": {tar.wnid}.tar in it")
-        size_bytes = tar.size_bytes if tar.offset_bytes is not None else self.files.size(tar.file) or 0
-        with self.files.open(tar.file, most_of_it=True) as file:
+        size_bytes = tar.size_bytes if tar.offset_bytes is not None else size_of(self.files, tar.file)
+        with open_file(self.files, tar.file, most_of_it=True) as file:
             found = members(
                 file, where=where, size_bytes=size_bytes, ignored=ignored, start_bytes=tar.offset_bytes or 0
             )
@@ -159,10 +161,8 @@ class Tars:
         kit = load_devkit(self.files)
         ignored: Counter[str] = Counter()
         where = f"{self.files}/{VAL}"
-        with self.files.open(VAL, most_of_it=True) as file:
-            found = keep_last(
-                members(file, where=where, size_bytes=self.files.size(VAL) or 0, ignored=ignored), ignored
-            )
+        with open_file(self.files, VAL, most_of_it=True) as file:
+            found = keep_last(members(file, where=where, size_bytes=size_of(self.files, VAL), ignored=ignored), ignored)
         images = sorted(found, key=lambda member: member.name)
         if len(images) != len(kit.truth) or not images:
             raise SourceError(
@@ -193,12 +193,12 @@ def _sample(split: str, wnid: str, index_of: dict[str, int], file: str, member: 
     return Sample(key, index_of[wnid], member.size_bytes, file=file, offset_bytes=member.offset_bytes)
 
 
-def _walk_outer(files: Files) -> ByClass:
+def _walk_outer(files: Place) -> ByClass:
     ignored: Counter[str] = Counter()
     where = f"{files}/{TRAIN}"
-    with files.open(TRAIN) as file:
+    with open_file(files, TRAIN) as file:
         found = keep_last(
-            members(file, where=where, size_bytes=files.size(TRAIN) or 0, ignored=ignored), ignored, by_folder=True
+            members(file, where=where, size_bytes=size_of(files, TRAIN), ignored=ignored), ignored, by_folder=True
         )
     class_tars: dict[str, ClassTar] = {}
     images: dict[str, list[Member]] = defaultdict(list)
@@ -221,14 +221,14 @@ def _walk_outer(files: Files) -> ByClass:
     return ByClass(tuple(class_tars[wnid] for wnid in sorted(class_tars)), dict(images), ignored)
 
 
-def _walk_folder(files: Files, folder: str) -> ByClass:
+def _walk_folder(files: Place, folder: str) -> ByClass:
     names = files.names(folder)
     tars = [name for name in names if name.endswith(".tar") and not name.startswith(".")]
     ignored = Counter({"file that is no class tar": len(names) - len(tars)} if len(names) > len(tars) else {})
     return ByClass(tuple(ClassTar(name.removesuffix(".tar"), f"{folder}/{name}") for name in tars), {}, ignored)
 
 
-def _folder_of_class_tars(files: Files, split: str) -> str | None:
+def _folder_of_class_tars(files: Place, split: str) -> str | None:
     for folder in (f"ILSVRC2012_img_{split}", *names_of(split)):
         if any(name.endswith(".tar") for name in files.names(folder)):
             return folder

@@ -30,11 +30,13 @@ from convert.sources.base import (
     labelled_splits,
     names_of,
     reading,
+    size_of,
 )
 from convert.sources.class_names import WNID, classes_of_numbers, warn_of_numbered_names
 from convert.sources.webdataset_tars import Row, is_webdataset_tar, rows_of
 from imagestream.mds.names import printable
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
+from imagestream.storage.reading import open_file
 
 CLASS_NAMES = "classnames.txt"
 SHOWN_MISSING = 5
@@ -43,19 +45,19 @@ _NUMBERED = re.compile(r"(?P<series>.*?)(?P<number>\d+)(?:-of-(?P<count>\d+))?\.
 _WNID_IN_KEY = re.compile(rf"(?P<first>{WNID.pattern})_.*|(?P<stem>.*)_(?P<last>{WNID.pattern})")
 
 
-def is_webdataset(files: Files) -> bool:
+def is_webdataset(files: Place) -> bool:
     """Whether this folder holds WebDataset tars: by their names or, in a split's folder, by what lies in the first."""
     return any(_is_webdataset(files, split) for split in DEFAULT_SPLITS)
 
 
-def _is_webdataset(files: Files, split: str) -> bool:
+def _is_webdataset(files: Place, split: str) -> bool:
     if _tars_beside(files, split):
         return True
     tars = _tars_in_folder(files, split)
     return bool(tars) and is_webdataset_tar(files, tars[0])
 
 
-def _tars_beside(files: Files, split: str) -> list[str]:
+def _tars_beside(files: Place, split: str) -> list[str]:
     """The tars in the source itself that have the split's name in theirs, as imagenet-train-000000.tar."""
     names = [name for name in files.names() if not is_hidden(name)]
     for theirs in names_of(split):
@@ -65,7 +67,7 @@ def _tars_beside(files: Files, split: str) -> list[str]:
     return []
 
 
-def _tars_in_folder(files: Files, split: str) -> list[str]:
+def _tars_in_folder(files: Place, split: str) -> list[str]:
     for folder in names_of(split):
         if found := [name for name in files.names(folder) if name.endswith(".tar") and not is_hidden(name)]:
             return [f"{folder}/{name}" for name in found]
@@ -88,7 +90,7 @@ class _Split:
 class WebDataset:
     """WebDataset tars, local or in a bucket."""
 
-    files: Files
+    files: Place
     layout: ClassVar[str] = "webdataset"
     _walked: dict[str, _Split] = field(default_factory=dict, repr=False)  # once: it reads each header and label
 
@@ -164,8 +166,8 @@ class WebDataset:
 
     def _in_tar(self, tar: str) -> tuple[list[Row], Counter[str]]:
         ignored: Counter[str] = Counter()
-        size_bytes = self.files.size(tar) or 0
-        with self.files.open(tar, most_of_it=True) as file:
+        size_bytes = size_of(self.files, tar)
+        with open_file(self.files, tar, most_of_it=True) as file:
             return rows_of(file, where=f"{self.files}/{tar}", size_bytes=size_bytes, ignored=ignored), ignored
 
     def _refuse_missing(self, split: str, tars: Sequence[str]) -> None:
@@ -192,9 +194,9 @@ class WebDataset:
 
     def _names(self) -> list[str]:
         """The readable names of the labels; [] where there is no list of them."""
-        size_bytes = self.files.size(CLASS_NAMES)
-        if size_bytes is None:
+        if self.files.stat(CLASS_NAMES) is None:
             return []
+        size_bytes = size_of(self.files, CLASS_NAMES)
         where = f"{self.files}/{CLASS_NAMES}"
         if size_bytes > MAX_CLASS_NAMES_BYTES:
             raise SourceError(
@@ -237,7 +239,7 @@ class WebDataset:
         return {label: wnid for label, (wnid,) in wnids_of.items()}
 
 
-def _other_files(files: Files, tars: Sequence[str]) -> dict[str, int]:
+def _other_files(files: Place, tars: Sequence[str]) -> dict[str, int]:
     """What lies beside the tars in the folder of a split."""
     folder = tars[0].rpartition("/")[0] if tars else ""
     others = len(all_but(files, {tar.rpartition("/")[2] for tar in tars}, f"{folder}/")) if folder else 0

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import BinaryIO
 
-from convert.sources.base import SourceError, counted, first_few
+from convert.sources.base import SourceError, counted, first_few, size_of
 from convert.sources.tar_members import Member, members
 from imagestream.mds.names import printable
-from imagestream.storage.files import Files
+from imagestream.storage.protocol import Place
+from imagestream.storage.reading import open_file
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 JSON_LABELS = ("label", "cls")  # `label` is that of timm/imagenet-1k-wds
@@ -102,10 +103,10 @@ def rows_of(file: BinaryIO, *, where: str, size_bytes: int, ignored: Counter[str
     ]
 
 
-def is_webdataset_tar(files: Files, name: str) -> bool:
+def is_webdataset_tar(files: Place, name: str) -> bool:
     """Whether labels lie beside the first images of a tar. False for what is no tar, or is cut off before that."""
-    with files.open(name) as file:
-        found = members(file, where=name, size_bytes=files.size(name) or 0, ignored=Counter())
+    with open_file(files, name) as file:
+        found = members(file, where=name, size_bytes=size_of(files, name), ignored=Counter())
         try:
             return any(_is_label(file, member) for member in islice(found, MEMBERS_LOOKED_AT))
         except SourceError:

@@ -8,7 +8,9 @@ from typing import Any
 from imagestream.mds.index import DataError, fault_of_index
 from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, index_fingerprint, parse_manifest
 from imagestream.mds.records import IMAGE_AND_LABEL, fault_of_columns
-from imagestream.storage.folders import FolderError, open_folder
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import read_if_there
 
 
 class DatasetFiles:
@@ -39,7 +41,7 @@ class DatasetFiles:
         name = os.path.join(split, "index.json")
         text, where = self._read_text(name), self.where(name)
         if text is None:
-            raise DataError(f"{where} does not exist; convert the images first, or correct data.remote / data.local")
+            raise DataError(f"{where} does not exist; convert the images first, or correct data=", about=("data",))
         try:
             index: dict[str, Any] = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -98,9 +100,9 @@ class DatasetFiles:
         if "://" not in where and os.path.isdir(where):
             raise DataError(f"{where} is a folder; a file is expected, so copy or convert the dataset again")
         try:
-            data = open_folder(self.remote or self.local).read(name)
+            data = read_if_there(open_place(self.remote or self.local), name)
             return None if data is None else data.decode()
-        except FolderError as error:
+        except PlaceError as error:
             raise DataError(f"{error}; correct its permissions or copy it again") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{where} is damaged: {error}; copy or convert the dataset again") from error

@@ -364,11 +364,11 @@ def least_cache_bytes(
 
 def _words_for(error: OSError, final: Path, size: int) -> str:
     if error.errno not in DISK_FULL:
-        return f"{error.strerror or error}; choose another cache (data.local) or correct its permissions"
+        return f"{error.strerror or error}; choose another folder for the cache or correct its permissions"
     free = shutil.disk_usage(final.parent).free
     return (
         f"its disk is full ({error.strerror}): {free:,} bytes are free in {final.parent.resolve()}, {size:,} are "
-        "needed; free some, put the cache (data.local) on a larger disk, or set cache_limit_gb"
+        "needed; free some, put the cache on a larger disk, or set cache_limit_gb"
     )
 
 

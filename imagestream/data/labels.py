@@ -36,7 +36,8 @@ class Labels:
         if len(strange):
             raise DataError(
                 f"{self.where} has the label {int(strange[0])}; the model's classes are 0 to {self.num_labels - 1}, so "
-                "give model.num_classes, or the dataset that the model is for"
+                "give another num_classes, or the dataset that the model is for",
+                about=("num_classes",),
             )
         return labels if self.numbers is None else torch.where(real, self.numbers[labels.clamp(min=0)], labels)
 

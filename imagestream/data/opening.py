@@ -83,7 +83,8 @@ def open_train(
     if dataset.steps_per_epoch == 0:
         raise DataError(
             f"{files.where(split)} holds {dataset.num_samples} samples, fewer than one global batch of "
-            f"{global_batch_size}; lower the batch size"
+            f"{global_batch_size}; lower the batch size",
+            about=("batch_size",),
         )
     return dataset
 
@@ -114,7 +115,8 @@ def check_nodes(canonical_nodes: int, nodes: int) -> None:
     raise DataError(
         f"num_canonical_nodes: {canonical_nodes} and the {nodes} nodes of this run do not go together: one must be a "
         f"multiple of the other; run on {fewer} or {more} nodes or, for a new run, give a multiple or a divisor of "
-        f"{nodes}, as in num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}"
+        f"{nodes}, as in num_canonical_nodes={nodes * max(1, canonical_nodes // nodes)}",
+        about=("num_canonical_nodes",),
     )
 
 
@@ -122,7 +124,8 @@ def check_samples(canonical_nodes: int, samples: int) -> None:
     """Raise DataError where Streaming would have canonical nodes without a sample."""
     if canonical_nodes > samples:
         raise DataError(
-            f"num_canonical_nodes: {canonical_nodes:,} is more than the {samples:,} samples of the split; lower it"
+            f"num_canonical_nodes: {canonical_nodes:,} is more than the {samples:,} samples of the split; lower it",
+            about=("num_canonical_nodes",),
         )
 
 
@@ -162,6 +165,8 @@ def _open(
                     num_canonical_nodes=options.num_canonical_nodes,
                     **kwargs,
                 )
+    except DataError:
+        raise
     except (RuntimeError, OSError, ValueError) as error:  # RecordError is one
         raise DataError(f"{files.where(split)} cannot be opened: {error}") from error
 
@@ -170,25 +175,28 @@ def _prepare_cache(files: DatasetFiles, split: str, index: dict[str, Any]) -> No
     """Put the index into the cache; called by every rank, of which one is enough.
 
     Raises:
-        ValueError: the cache is another dataset's, or is the dataset itself.
+        DataError: the cache is another dataset's, or is the dataset itself.
     """
     if "://" not in str(files.remote) and os.path.realpath(str(files.remote)) == os.path.realpath(files.local):
-        raise ValueError(
-            "the cache (data.local) is the same folder; to read the shards in place set data.remote=null, or leave out "
-            "cache="
+        raise DataError(
+            f"{files.remote}: the cache is the same folder; to read the shards in place leave out cache=",
+            about=("cache",),
         )
     folder = Path(files.local, split)
     path = folder / "index.json"
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         if json.loads(path.read_text()) == index:
             return
-        raise ValueError(
-            f"{path}, in the cache, is another dataset's; give another folder (data.local, cache=), or delete this one"
+        raise DataError(
+            f"{path}, in the cache, is another dataset's; give another folder as cache=, or delete this one",
+            about=("cache",),
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"the cache {folder} (data.local) cannot be made: {error.strerror}") from error
+        raise DataError(
+            f"the cache {folder} cannot be made: {error.strerror}; give another folder as cache=", about=("cache",)
+        ) from error
     part = folder / f".index.json.{uuid.uuid4().hex[:12]}.part"
     part.write_text(json.dumps(index))
     os.replace(part, path)
@@ -197,7 +205,7 @@ def _prepare_cache(files: DatasetFiles, split: str, index: dict[str, Any]) -> No
 def _check_cache_limit(
     options: StreamOptions, index: dict[str, Any], *, readers: int, place: World, shuffled: bool
 ) -> None:
-    """Raise ValueError where a cache of this size would fetch each shard again and again."""
+    """Raise DataError where a cache of this size would fetch each shard again and again."""
     if options.cache_limit_gb is None:
         return
     sizes = [
@@ -211,10 +219,11 @@ def _check_cache_limit(
         readers=readers * place.local_size,
     )
     if options.cache_limit_gb * 1e9 < needed:
-        raise ValueError(
+        raise DataError(
             f"cache_limit_gb: {options.cache_limit_gb:g} is less than the {needed / 1e9:.3g} GB that this run reads "
             f"from at a time; raise it (the split has {sum(sizes) / 1e9:.3g} GB in all), or lower shuffle_block_size, "
-            "num_canonical_nodes or num_workers"
+            "num_canonical_nodes or num_workers",
+            about=("cache_limit_gb",),
         )
 
 
@@ -225,7 +234,9 @@ def _hash_to_check(wanted: str | None, index: dict[str, Any], place: World) -> s
         return None
     if wanted != "auto":
         if wanted not in known:
-            raise DataError(f"validate_hash: {wanted} is not among the index's hashes {known}")
+            raise DataError(
+                f"validate_hash: {wanted} is not among the index's hashes {known}", about=("validate_hash",)
+            )
         return wanted
     found = next((name for name in FAST_HASHES if name in known and is_hash(name)), None)
     if found is None and place.rank == 0:

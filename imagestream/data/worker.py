@@ -1,4 +1,4 @@
-"""A loader process ends with its rank, whatever ends the rank, and leaves signals to it."""
+"""A worker process ends with its parent, whatever ends that one; a loader's leaves signals to its rank."""
 
 import atexit
 import ctypes
@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.util  # its own exit function waits for workers: ours is registered later, and so runs first
 import os
 import signal
+import threading
 from collections.abc import Iterable
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
@@ -36,14 +37,22 @@ def become_worker() -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` ends; it survives an exec.
+    """Have this process end when `parent` does, even by SIGKILL.
 
-    The kernel counts the end of the parent's thread that forked, so fork in its main thread.
+    Linux kills it, also after an exec. It counts the end of the parent's thread that forked, so fork in its main
+    thread. Elsewhere a thread waits for the parent, in processes of multiprocessing.
     """
     if hasattr(_libc, "prctl"):
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before
             os._exit(EXIT_ORPHANED)
+    elif (watched := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=(watched,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(EXIT_ORPHANED)
 
 
 @atexit.register

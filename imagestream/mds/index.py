@@ -10,7 +10,15 @@ from imagestream.mds.unpacking import METHODS, can_unpack
 
 
 class DataError(ValueError):
-    """The dataset is not there, not readable or not what the config says."""
+    """The dataset is not there, not readable or does not fit the settings.
+
+    Attributes:
+        about: the library's arguments that the message asks to correct.
+    """
+
+    def __init__(self, message: str, *, about: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.about = about
 
 
 MAX_SHARD_BYTES = 2**32 - 1  # an MDS shard says where its samples are in 32 bits each

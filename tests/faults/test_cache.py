@@ -108,7 +108,8 @@ def test_a_limit_that_would_delete_the_only_copy_or_is_too_small_is_refused(
     assert "must be null when data.remote is null: data.local holds the only copy of the shards" in output
     code, output = run(command(shards, tmp_path / "run", f"data.remote={shards}"), tmp_path / "same")
     assert code == 2
-    assert "the cache (data.local) is the same folder; to read the shards in place set data.remote=null" in output
+    said = f"{shards}: the cache is the same folder; to read the shards in place leave out cache= (in YAML: cache= is "
+    assert f"{said}data.local, and there is none where data.remote is null)" in output
     done = trial.run(trial.server.endpoint_url, "data.num_workers=4", "data.cache_limit_gb=0.0001")
     assert done.code == 2
     assert "cache_limit_gb: 0.0001 is less than the 0.000" in done.output

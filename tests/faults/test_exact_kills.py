@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imagestream.storage.folders import LocalFolder
+from imagestream.storage.local import LocalPlace
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import kill_library, run, start
 from train.compare import compare
@@ -71,4 +71,4 @@ def test_killed_at_any_call_on_its_save_folder_a_run_ends_with_identical_weights
     assert what_must_match(record_of(save)) == what_must_match(record_of(folder))
     assert compare(str(folder), str(save))[-1].startswith("the same, up to ep2-ba12.pt")
     assert sorted(path.name for path in save.iterdir()) == sorted(path.name for path in folder.iterdir())
-    assert list_checkpoints(LocalFolder(save)) == ["ep2-ba12.pt"]
+    assert list_checkpoints(LocalPlace(save)) == ["ep2-ba12.pt"]

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from imagestream.storage.folders import Folder, LocalFolder, open_folder
+from imagestream.storage.local import LocalPlace
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import Place
 from tests.faults.conftest import SHORT
 from tests.integration.problem import command, record_of, what_must_match
 from tests.processes import Run, run, start
@@ -29,7 +31,7 @@ def until(ready: Callable[[], Any], *runs: Run) -> None:
         time.sleep(0.02)
 
 
-def owner_pid(folder: Folder) -> int | None:
+def owner_pid(folder: Place) -> int | None:
     return (read_owner(folder) or {}).get("pid")
 
 
@@ -54,7 +56,7 @@ def test_of_two_runs_started_at_once_in_one_folder_one_ends_as_if_alone_and_the_
         )
         for seed in (1, 2)
     ]
-    folder = open_folder(location)
+    folder = open_place(location)
     until(lambda: read_owner(folder), *both)
     winner = [started.ranks[0].pid for started in both].index(owner_pid(folder))
     signal_all(both[winner], signal.SIGSTOP)  # so that it is still there when the other has waited for its end
@@ -71,10 +73,10 @@ def test_of_two_runs_started_at_once_in_one_folder_one_ends_as_if_alone_and_the_
     argv = command(shards, alone, *more, f"seed={winner + 1}", f"run_name=seed{winner + 1}")
     code, output = run(argv, tmp_path / "log", env=env)
     assert code == 0, output
-    record = json.loads(folder.read("run.json") or b"")
+    record = json.loads(folder.read("run.json"))
     assert record["config"]["seed"] == winner + 1
     assert what_must_match(record) == what_must_match(record_of(alone))
-    assert list_checkpoints(folder) == list_checkpoints(LocalFolder(alone))
+    assert list_checkpoints(folder) == list_checkpoints(LocalPlace(alone))
 
 
 @pytest.mark.exhaustive
@@ -82,14 +84,14 @@ def test_a_run_that_was_suspended_while_another_took_over_ends_and_changes_nothi
     shards: Path, calm: Callable[[int], dict[str, Any]], tmp_path: Path
 ) -> None:
     """As after a machine that was cut off, whose job was started again elsewhere, comes back."""
-    folder = LocalFolder(tmp_path / "run")
+    folder = LocalPlace(tmp_path / "run")
     argv = command(shards, folder.path, *SHORT, "checkpoint.save_interval=2ba")
     lost = start([*argv, "run_name=lost"], tmp_path / "lost", ranks=2)
     until(lambda: "ep0-ba2.pt" in list_checkpoints(folder), lost)
     signal_all(lost, signal.SIGSTOP)
     owner = read_owner(folder)
     assert owner and owner["pid"] == lost.ranks[0].pid
-    folder.replace(OWNER_NAME, json.dumps(owner | {"boot_id": "another machine's"}).encode())
+    folder.write(OWNER_NAME, json.dumps(owner | {"boot_id": "another machine's"}).encode())
 
     second = start([*argv, "run_name=second"], tmp_path / "second", ranks=2)
     until(lambda: owner_pid(folder) == second.ranks[0].pid, second)
@@ -111,14 +113,14 @@ def test_a_run_that_was_suspended_while_another_took_over_ends_and_changes_nothi
     assert OWNER_NAME not in folder.names()
 
 
-def contents(folder: LocalFolder) -> dict[str, bytes]:
+def contents(folder: LocalPlace) -> dict[str, bytes]:
     """Every file but those of a save under way, which bear a name that no other run uses."""
-    return {name: folder.read(name) or b"" for name in folder.names() if not name.startswith(".part-")}
+    return {name: folder.read(name) for name in folder.sizes() if not name.startswith(".part-")}
 
 
 @pytest.mark.exhaustive  # tests/unit/test_fence.py shows it of other processes in less time
 def test_a_killed_run_s_folder_is_taken_over_at_once_by_the_same_command(shards: Path, tmp_path: Path) -> None:
-    folder = LocalFolder(tmp_path / "run")
+    folder = LocalPlace(tmp_path / "run")
     argv = command(shards, folder.path, "max_duration=4ba")
     started = start(argv, tmp_path / "killed")
     started.kill_when(lambda: owner_pid(folder) is not None)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imagestream.storage.errors import OutputError
-from imagestream.storage.folders import FolderError, S3Folder
-from imagestream.storage.s3 import S3Output
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.s3 import READ_ATTEMPTS, S3Place
 from imagestream.storage.s3_client import renew_clients
-from imagestream.storage.s3_files import S3Files
 from tests.fault_proxy import FaultProxy, Request
 from tests.faults.conftest import SHORT
 from tests.integration.problem import command
@@ -84,20 +83,20 @@ def first(method: str, fault: str, count: int) -> Callable[[Request], str]:
 def test_what_passes_by_itself_is_tried_again_when_something_is_written(
     proxy: FaultProxy, s3_server: S3Server, through_proxy: str, tmp_path: Path, method: str, fault: str
 ) -> None:
-    folder, output = S3Folder(f"s3://{s3_server.bucket}/{through_proxy}"), S3Output(s3_server.bucket, through_proxy)
-    folder.check_writable()  # the keys are right
+    place = S3Place(s3_server.bucket, through_proxy)
+    place.check_writable()  # the keys are right
     source = tmp_path / "source"
     source.write_bytes(b"new")
     writes: dict[str, Callable[[], object]] = {
-        "a": lambda: folder.put("a", source),
-        "b": lambda: output.write("b", b"new"),
+        "a": lambda: place.put("a", source),
+        "b": lambda: place.write("b", b"new"),
     }
     for name, write in writes.items():
         before = proxy.faults_given
         proxy.choose = first(method, fault, 2)
         write()
         assert proxy.faults_given == before + 2
-        assert folder.read(name) == b"new"
+        assert place.read(name) == b"new"
 
 
 def expired_at(count: int) -> Callable[[Request], str]:
@@ -108,26 +107,42 @@ def expired_at(count: int) -> Callable[[Request], str]:
 def test_an_expired_token_is_no_reason_to_end_for_any_request(
     proxy: FaultProxy, s3_server: S3Server, through_proxy: str, tmp_path: Path
 ) -> None:
-    folder, files = S3Folder(f"s3://{s3_server.bucket}/{through_proxy}"), S3Files(s3_server.bucket, through_proxy)
-    folder.check_writable()
-    folder.replace("file", b"content")
+    place = S3Place(s3_server.bucket, through_proxy)
+    place.check_writable()
+    place.write("file", b"content")
     requests: dict[str, tuple[Callable[[], object], object]] = {
-        "read": (lambda: folder.read("file"), b"content"),
-        "names": (folder.names, ["file"]),
-        "get": (lambda: folder.get("file", tmp_path).read_bytes(), b"content"),
-        "create": (lambda: folder.create("file", b"other"), False),
-        "rename": (lambda: folder.rename("file", "renamed"), None),
-        "source's names": (files.names, ["renamed"]),
-        "source's read": (lambda: files.read("renamed", 1, 3), b"ont"),
-        "source's size": (lambda: files.size("renamed"), 7),
-        "remove": (lambda: folder.remove("renamed"), None),
+        "read": (lambda: place.read("file"), b"content"),
+        "names": (place.names, ["file"]),
+        "get": (lambda: place.get("file", tmp_path).read_bytes(), b"content"),
+        "create": (lambda: place.create("file", b"other"), False),
+        "rename": (lambda: place.rename("file", "renamed"), None),
+        "sizes": (place.sizes, {"renamed": 7}),
+        "read in part": (lambda: place.read("renamed", 1, 3), b"ont"),
+        "size": (lambda: getattr(place.stat("renamed"), "size_bytes", None), 7),
+        "write": (lambda: place.write("renamed", b"new")[0], 3),
+        "delete": (lambda: place.delete(["renamed"]), None),
     }
     for name, (request, expected) in requests.items():
         count = len(proxy.seen)
         proxy.choose = expired_at(count)
         assert request() == expected, name
         assert [fault for _, fault in proxy.seen[count:]].count(EXPIRED) == 1, name
-    assert folder.names() == []
+    assert place.names() == []
+
+
+def test_an_answer_that_breaks_off_is_read_again_and_not_for_ever(
+    proxy: FaultProxy, s3_server: S3Server, through_proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, data = S3Place(s3_server.bucket, through_proxy), bytes(range(256)) * 400
+    place.write("file", data)
+    monkeypatch.setattr("imagestream.storage.s3.random.uniform", lambda *_: 0.0)  # no pauses
+    proxy.choose = first("GET", "truncate", READ_ATTEMPTS - 1)
+    assert place.read("file") == data
+    assert proxy.faults_given == READ_ATTEMPTS - 1
+    proxy.choose = lambda request: "truncate"
+    with pytest.raises(PlaceError, match=rf"^{place}/file cannot be read: "):
+        place.read("file", 1000)
+    assert proxy.faults_given == 2 * READ_ATTEMPTS - 1
 
 
 def test_keys_that_have_never_been_right_are_told_at_once(
@@ -136,23 +151,23 @@ def test_keys_that_have_never_been_right_are_told_at_once(
     monkeypatch.setattr("imagestream.storage.s3_patience._worked", threading.Event())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
     began = time.monotonic()
-    with pytest.raises(FolderError, match="InvalidAccessKeyId"):
-        S3Folder(s3_folder).replace("file", b"content")
+    with pytest.raises(PlaceError, match="InvalidAccessKeyId"):
+        open_place(s3_folder).write("file", b"content")
     assert time.monotonic() - began < 5
 
 
 def test_patience_ends(
     proxy: FaultProxy, s3_server: S3Server, through_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, output = S3Folder(f"s3://{s3_server.bucket}/{through_proxy}"), S3Output(s3_server.bucket, through_proxy)
-    folder.check_writable()
+    place = S3Place(s3_server.bucket, through_proxy)
+    place.check_writable()
     monkeypatch.setattr("imagestream.storage.s3_patience.PATIENCE_S", 2.0)
     proxy.choose = lambda request: EXPIRED
     began = time.monotonic()
-    with pytest.raises(FolderError, match="ExpiredToken"):
-        folder.replace("file", b"content")
-    with pytest.raises(OutputError, match="ExpiredToken"):
-        output.write("file", b"content")
+    with pytest.raises(PlaceError, match="ExpiredToken"):
+        place.create("file", b"content")
+    with pytest.raises(PlaceError, match="ExpiredToken"):
+        place.write("file", b"content")
     assert 1 < time.monotonic() - began < 15
 
 
@@ -167,16 +182,16 @@ def test_a_file_of_keys_that_is_rewritten_is_read_again(
     for name, value in environment(keys, own_server).items():
         monkeypatch.setenv(name, value)
     renew_clients()
-    folder, output = S3Folder(f"s3://{own_server.bucket}/x"), S3Output(own_server.bucket, "x")
+    place = S3Place(own_server.bucket, "x")
     source = tmp_path / "source"
     for number in range(2):
         source.write_bytes(b"content")
-        folder.put(f"checkpoint{number}", source)
-        output.write(f"shard{number}", b"content")
+        place.put(f"checkpoint{number}", source)
+        place.write(f"shard{number}", b"content")
         if number == 0:
             own_server.change_keys()
             threading.Timer(2.0, write_keys, [keys, own_server]).start()
-    assert folder.names() == ["checkpoint0", "checkpoint1", "shard0", "shard1"]
+    assert place.names() == ["checkpoint0", "checkpoint1", "shard0", "shard1"]
     renew_clients()
 
 
@@ -191,7 +206,7 @@ def test_a_run_whose_keys_are_renewed_between_two_saves_goes_on(
     started = start(argv, tmp_path / "log", env=environment(keys, own_server))
     for name, value in own_server.env.items():
         monkeypatch.setenv(name, value)
-    folder, until = S3Folder(location), time.monotonic() + 120
+    folder, until = open_place(location), time.monotonic() + 120
     while "ep0-ba2.pt" not in list_checkpoints(folder):
         assert time.monotonic() < until, started.output()
         time.sleep(0.1)
@@ -201,4 +216,4 @@ def test_a_run_whose_keys_are_renewed_between_two_saves_goes_on(
     assert started.wait(180) == 0, started.output()
     for name, value in own_server.env.items():
         monkeypatch.setenv(name, value)
-    assert list_checkpoints(S3Folder(location)) == ["ep0-ba2.pt", "ep0-ba4.pt", "ep0-ba6.pt"]
+    assert list_checkpoints(open_place(location)) == ["ep0-ba2.pt", "ep0-ba4.pt", "ep0-ba6.pt"]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from imagestream.storage.folders import open_folder
+from imagestream.storage.places import open_place
 from tests.conftest import REPOSITORY
 from tests.fault_proxy import FaultProxy, Request
 from tests.faults.conftest import Trial
@@ -152,10 +152,10 @@ def test_a_run_killed_many_times_ends_with_the_weights_of_an_undisturbed_one(
     print("landed:", dict(landed))
 
     assert {"batch", "evaluation", "saving", "end of an epoch"} <= landed.keys()
-    records = [json.loads(open_folder(where).read("run.json") or b"{}") for where in (str(tmp_path / "calm"), folder)]
+    records = [json.loads(open_place(where).read("run.json")) for where in (str(tmp_path / "calm"), folder)]
     assert what_must_match(records[0]) == what_must_match(records[1])
     assert compare(str(tmp_path / "calm"), folder)[-1].startswith("the same, up to ")
-    left = [name for name in open_folder(folder).names() if name.endswith(".pt")]
+    left = [name for name in open_place(folder).names() if name.endswith(".pt")]
     assert len(left) == 3, left
 
 

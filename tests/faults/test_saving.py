@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagestream.storage.folders import S3Folder
+from imagestream.storage.places import open_place
 from tests.fault_proxy import FaultProxy, during
 from tests.faults.conftest import SHORT, Trial
 from tests.integration.problem import command
@@ -85,7 +85,7 @@ def test_a_file_is_offered_to_a_store_that_fails_for_a_quarter_of_a_minute(
 ) -> None:
     for name, value in trial.server.env_through(proxy.endpoint_url).items():
         monkeypatch.setenv(name, value)
-    folder, source = S3Folder(f"{trial.remote}-stored"), trial.folder / "checkpoint"
+    folder, source = open_place(f"{trial.remote}-stored"), trial.folder / "checkpoint"
     source.write_bytes(b"weights")
     proxy.choose = during(15, "500")
     folder.put("checkpoint", source)

@@ -246,7 +246,10 @@ def test_a_full_disk_is_said_and_room_lets_it_go_on(
     out = small_disk / "out"
     done = run("--source", source, "--out", out, "--workers", 1, *SMALL_SHARDS)
     assert done.returncode == 1
-    assert "No space left on device. Free some space or choose another --out" in done.stderr
+    full = (
+        r"cannot be written: No space left on device; [\d,]+ bytes are free in \S+, [\d,]+ are needed. Free some space"
+    )
+    assert re.search(rf"{full} or choose another --out; a dataset takes as much room as its images", done.stderr)
     assert not [name for name in tree(out) if name.endswith(("index.json", "manifest.json", ".tmp"))]
     assert_only_whole_shards(out)
     (small_disk / "other").unlink()

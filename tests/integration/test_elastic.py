@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagestream.storage.folders import LocalFolder
+from imagestream.storage.local import LocalPlace
 from tests.integration.problem import command, record_of
 from tests.processes import run, start
 from train.resume.checkpoint_file import load
@@ -22,7 +22,7 @@ def killed_on_two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("two")
     started = start(command(shards, folder, *MORE), folder / "log", ranks=2)
     started.kill_when((folder / "ep0-ba4.pt").exists)
-    assert list_checkpoints(LocalFolder(folder)) == ["ep0-ba4.pt"]
+    assert list_checkpoints(LocalPlace(folder)) == ["ep0-ba4.pt"]
     return folder
 
 
@@ -58,6 +58,6 @@ def test_a_number_of_ranks_over_which_the_batch_does_not_divide_is_refused_with_
 
 def samples_of(folder: Path) -> list[int]:
     """What a run has noted of each of its batches: a hash of samples and crops."""
-    newest = list_checkpoints(LocalFolder(folder))[-1]
+    newest = list_checkpoints(LocalPlace(folder))[-1]
     samples: list[int] = load(folder / newest)["state"]["callbacks"]["ResumeGuard"]["trail"]["samples"].tolist()
     return samples

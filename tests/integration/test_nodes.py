@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagestream.storage.folders import S3Folder
+from imagestream.storage.places import open_place
 from tests.integration.problem import command, what_must_match
 from tests.integration.test_s3 import upload
 from tests.processes import NODE_LOCAL, run, start
@@ -36,7 +36,7 @@ def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
     assert code == 0, output
     assert not (tmp_path / NODE_LOCAL / "cache").exists()  # outside the nodes
 
-    argv, saved = command(shards, folders["interrupted"], *more), S3Folder(folders["interrupted"])
+    argv, saved = command(shards, folders["interrupted"], *more), open_place(folders["interrupted"])
     started = start(argv, tmp_path / "killed", ranks=2, nodes=2, env=s3_server.env)
     until = time.monotonic() + 120
     while "ep0-ba4.pt" not in list_checkpoints(saved):
@@ -53,7 +53,7 @@ def test_when_a_node_is_lost_the_other_ends_and_both_go_on_to_identical_weights(
     code, output = run(argv, tmp_path / "again", ranks=2, nodes=2, env=s3_server.env)
     assert code == 0, output
     assert f"resume: from {folders['interrupted']}/ep" in output
-    one, other = (json.loads(S3Folder(where).read("run.json") or b"") for where in folders.values())
+    one, other = (json.loads(open_place(where).read("run.json")) for where in folders.values())
     assert what_must_match(one) == what_must_match(other)
 
 

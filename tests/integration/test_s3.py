@@ -9,7 +9,9 @@ from typing import Any
 import boto3
 import pytest
 
-from imagestream.storage.folders import FolderError, S3Folder
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import read_if_there
 from tests.integration.problem import command, what_must_match
 from tests.processes import run, start
 from tests.s3_server import S3Server
@@ -30,7 +32,7 @@ def test_a_run_from_and_to_s3_resumes_after_kill_9_with_the_weights_of_a_local_r
     shards: Path, undisturbed: dict[str, Any], s3_folder: str, s3_server: S3Server, tmp_path: Path
 ) -> None:
     upload(shards, f"{s3_folder}/mds")
-    saved = S3Folder(f"{s3_folder}/run")
+    saved = open_place(f"{s3_folder}/run")
     argv = command(
         shards, f"{s3_folder}/run", f"data.remote={s3_folder}/mds", f"data.local={tmp_path / 'cache'}",
         "data.num_workers=2", "checkpoint.keep=2", "loggers.file=false",
@@ -40,7 +42,7 @@ def test_a_run_from_and_to_s3_resumes_after_kill_9_with_the_weights_of_a_local_r
     code, output = run(argv, tmp_path / "again", env=s3_server.env)
     assert code == 0, output
     assert f"resume: from {s3_folder}/run/ep" in output
-    record = json.loads(S3Folder(f"{s3_folder}/run").read("run.json") or b"")
+    record = json.loads(open_place(f"{s3_folder}/run").read("run.json"))
     assert what_must_match(record) == what_must_match(undisturbed)
     assert len(list_checkpoints(saved)) == 2  # older ones were deleted
     assert saved.names() == [*sorted(list_checkpoints(saved)), "report.png", "run.json"]
@@ -98,19 +100,18 @@ def test_a_save_folder_that_cannot_be_written_is_refused_before_training(
 def test_an_s3_folder_holds_whole_files_and_tells_missing_from_forbidden(
     s3_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = S3Folder(s3_folder)
+    folder = open_place(s3_folder)
     assert folder.names() == []
-    assert folder.read("absent") is None
+    assert read_if_there(folder, "absent") is None
     source = tmp_path / "file"
     source.write_bytes(b"x" * 1000)
     folder.put("file", source)
     assert not source.exists()
     assert (folder.names(), folder.read("file")) == (["file"], b"x" * 1000)
     assert folder.get("file", tmp_path).read_bytes() == b"x" * 1000
-    folder.remove("file")
-    folder.remove("file")
+    folder.delete(["file"])
+    folder.delete(["file"])
     assert folder.names() == []
-    assert S3Folder(s3_folder).client is folder.client  # until a setting is another
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(FolderError, match=r"absent cannot be read: .*SignatureDoesNotMatch"):
-        S3Folder(s3_folder).read("absent")
+    with pytest.raises(PlaceError, match=r"absent cannot be read: .*SignatureDoesNotMatch"):
+        open_place(s3_folder).read("absent")

@@ -12,10 +12,10 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
-from imagestream.storage import folders, s3_checksums
-from imagestream.storage.errors import OutputError
-from imagestream.storage.folders import S3Folder
-from imagestream.storage.s3 import S3Output
+from imagestream.storage import s3, s3_checksums
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.places import open_place
+from imagestream.storage.s3 import S3Place, abort_uploads
 from imagestream.storage.s3_checksums import REFUSALS, WITHOUT_CHECKSUMS, without_refused_checksums
 from imagestream.storage.s3_client import renew_clients
 from tests.fault_proxy import Fault, FaultProxy, Request
@@ -82,19 +82,19 @@ def test_a_run_saves_to_a_server_that_refuses_checksums(
     code: str,
 ) -> None:
     in_parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
-    monkeypatch.setattr(folders, "TRANSFER", in_parts)
+    monkeypatch.setattr(s3, "TRANSFER", in_parts)
     proxy.choose = old_server(f"{'501' if code == 'NotImplemented' else '400'}:{code}")
-    folder = S3Folder(through)
+    folder = open_place(through)
     folder.check_writable()
     assert [folder.create("owner", b"first"), folder.create("owner", b"second")] == [True, False]
-    folder.replace("run.json", b"{}")
+    folder.write("run.json", b"{}")
     large = os.urandom(PART_BYTES + 1)
     for name, data in (("small.pt", b"small"), ("large.pt", large)):
         (tmp_path / name).write_bytes(data)
         folder.put(name, tmp_path / name)
         assert folder.get(name, tmp_path).read_bytes() == data
     folder.rename("small.pt", "damaged")
-    folder.remove("large.pt")
+    folder.delete(["large.pt"])
     assert folder.names() == ["damaged", "owner", "run.json"]
     assert folder.read("owner") == b"first"
     assert [record.levelno for record in caplog.records if SAID in record.getMessage()] == [logging.WARNING]
@@ -115,7 +115,7 @@ def test_shards_go_to_a_server_that_refuses_checksums_and_to_delete_several_at_o
 ) -> None:
     proxy.choose = old_server("400:InvalidArgument", bulk_delete)
     bucket, _, prefix = through.removeprefix("s3://").partition("/")
-    output, large = S3Output(bucket, prefix), os.urandom((16 << 20) + 1)
+    output, large = S3Place(bucket, prefix), os.urandom((16 << 20) + 1)
     works: dict[str, Callable[[], Any]] = {
         "create": lambda: output.create("lock", b"1"),
         "write": lambda: output.write("a", b"2"),
@@ -128,7 +128,7 @@ def test_shards_go_to_a_server_that_refuses_checksums_and_to_delete_several_at_o
     output.delete(["a", "lock", "gone"])
     deleted = [request.path for request, _ in proxy.seen if request.method == "DELETE" and "?" not in request.path]
     assert [path.rpartition("/")[2] for path in deleted] == ["a", "lock", "gone"]
-    assert output.sizes("") == {"b": len(large)} and output.abort_uploads() == 0
+    assert output.sizes("") == {"b": len(large)} and abort_uploads(output) == 0
     assert sum(SAID in record.getMessage() for record in caplog.records) == 1
     assert not any(stored_with_checksums(proxy))
 
@@ -137,7 +137,7 @@ def test_shards_go_to_a_server_that_refuses_checksums_and_to_delete_several_at_o
 @pytest.mark.parametrize("there", [False, True])
 def test_a_converters_lock_needs_no_conditional_puts(proxy: FaultProxy, through: str, there: bool) -> None:
     bucket, _, prefix = through.removeprefix("s3://").partition("/")
-    output = S3Output(bucket, prefix)
+    output = S3Place(bucket, prefix)
     if there:
         output.write("lock", b"first")
     proxy.choose = lambda request: "501" if "if-none-match" in request.headers or request.has_checksum else ""
@@ -148,10 +148,10 @@ def test_a_converters_lock_needs_no_conditional_puts(proxy: FaultProxy, through:
 @pytest.mark.s3
 def test_objects_that_may_not_be_deleted_are_named_one_by_one_too(proxy: FaultProxy, through: str) -> None:
     bucket, _, prefix = through.removeprefix("s3://").partition("/")
-    output = S3Output(bucket, prefix)
+    output = S3Place(bucket, prefix)
     output.write("a", b"1")
     proxy.choose = lambda request: "403:AccessDenied" if request.method in ("POST", "DELETE") else ""
-    with pytest.raises(OutputError, match=r"cannot delete .*/a at .*AccessDenied.*needs s3:ListBucket"):
+    with pytest.raises(PlaceError, match=r"/a cannot be deleted: .*AccessDenied.*needs s3:ListBucket"):
         output.delete(["a"])
 
 
@@ -160,11 +160,11 @@ def test_checksums_stay_where_something_else_was_refused(
     proxy: FaultProxy, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.choose = lambda request: "501" if "if-none-match" in request.headers else ""
-    assert S3Folder(through).create("owner", b"1")  # by writing and reading back
+    assert open_place(through).create("owner", b"1")  # by writing and reading back
     proxy.choose = lambda request: "403:SignatureDoesNotMatch" if request.path.endswith("/wrong") else ""
     with pytest.raises(OSError, match="SignatureDoesNotMatch"):
-        S3Folder(through).replace("wrong", b"1")
-    S3Folder(through).replace("right", b"1")
+        open_place(through).write("wrong", b"1")
+    open_place(through).write("right", b"1")
     assert stored_with_checksums(proxy) == [True, True] and not caplog.records
     assert {os.environ[name] for name in WITHOUT_CHECKSUMS} == {"when_supported"}
 
@@ -203,7 +203,7 @@ def test_a_run_from_and_to_a_server_that_refuses_checksums_resumes_after_kill_9_
 ) -> None:
     upload(shards, f"{s3_folder}/mds")
     proxy.choose = old_server("400:InvalidArgument")
-    saved, env = S3Folder(f"{s3_folder}/run"), s3_server.env_through(proxy.endpoint_url)
+    saved, env = open_place(f"{s3_folder}/run"), s3_server.env_through(proxy.endpoint_url)
     remote = f"data.remote={s3_folder}/mds"
     argv = command(tmp_path / "cache", f"{s3_folder}/run", remote, "data.num_workers=1", "checkpoint.keep=2")
     started = start(argv, tmp_path / "killed", env=env)
@@ -211,6 +211,6 @@ def test_a_run_from_and_to_a_server_that_refuses_checksums_resumes_after_kill_9_
     code, output = run(argv, tmp_path / "again", env=env)
     assert code == 0, output
     assert f"resume: from {s3_folder}/run/ep" in output and output.count(SAID) == 1
-    record = json.loads(saved.read("run.json") or b"")
+    record = json.loads(saved.read("run.json"))
     assert what_must_match(record) == what_must_match(undisturbed)
     assert len(list_checkpoints(saved)) == 2  # older ones were deleted

@@ -8,7 +8,9 @@ import boto3
 import pytest
 
 from convert.sources import SourceError, open_source
-from imagestream.storage.s3_files import S3Files
+from convert.sources.base import size_of
+from imagestream.storage.reading import open_file
+from imagestream.storage.s3 import S3Place
 from tests.integration.test_s3 import upload
 from tests.layouts import write_folder, write_parquet, write_tars, write_webdataset
 from tests.s3_server import S3Server
@@ -78,16 +80,16 @@ def test_parts_of_a_file_are_read_and_no_more(s3_folder: str, s3_server: S3Serve
     bucket, _, prefix = s3_folder.removeprefix("s3://").partition("/")
     data = bytes(range(256)) * 1000
     boto3.client("s3", endpoint_url=s3_server.endpoint_url).put_object(Bucket=bucket, Key=f"{prefix}/a/x", Body=data)
-    files = S3Files(bucket, prefix)
+    files = S3Place(bucket, prefix)
     assert files.names() == ["a/"]
     assert files.names("a") == ["x"]
-    assert (files.size("a/x"), files.size("a/y")) == (256_000, None)
+    assert (size_of(files, "a/x"), files.stat("a/y")) == (256_000, None)
     assert files.read("a/x", 1000, 10) == data[1000:1010]
     assert files.read("a/x", 255_990) == data[255_990:]
     assert files.read("a/x", 5, 0) == b""
     with pytest.raises(OSError, match="it ends after 10 of 20 bytes"):
         files.read("a/x", 255_990, 20)
-    with files.open("a/x") as file:
+    with open_file(files, "a/x") as file:
         file.seek(-6, 2)
         assert file.read() == data[-6:]
         file.seek(1000)

@@ -18,7 +18,10 @@ REFUSED = [
     ("training_step=cuda_graphs", "training_step: 'cuda_graphs' needs a GPU, and here is none; give training_step="),
     ("data.train_split=nope", "nope/index.json does not exist; convert the images first, or correct"),
     ("data.val_split=''", "index.json does not exist"),
-    ("data.validate_hash=md5", "data.validate_hash: md5 is not among the index's hashes"),
+    (
+        "data.validate_hash=md5",
+        "validate_hash: md5 is not among the index's hashes ['sha256', 'xxh64'] (in YAML: data.validate_hash)",
+    ),
     ("model.num_classes=2", "model.num_classes: 2 is fewer than the dataset's 4 classes"),
     ("global_batch_size=1", "a forward pass would have one alone, of 32 px, which the network reduces to one pixel"),
     ("device_train_microbatch_size=15", "or give another device_train_microbatch_size"),

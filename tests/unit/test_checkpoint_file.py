@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagestream.storage.folders import FolderError
+from imagestream.storage.errors import PlaceError
 from train.resume import checkpoint_file
 from train.resume.checkpoint_file import CheckpointError, load, write
 
@@ -192,8 +192,6 @@ def test_a_full_disk_is_said_with_the_bytes_that_are_needed_and_leaves_nothing(t
     os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 7))  # /dev/full
     write(content(), tmp_path / "whole")
     needed = f"{(tmp_path / 'whole').stat().st_size:,}"
-    with pytest.raises(
-        FolderError, match=rf"No space left on device; [\d,]+ bytes are free in .*, {needed} are needed"
-    ):
+    with pytest.raises(PlaceError, match=rf"No space left on device; [\d,]+ bytes are free in .*, {needed} are needed"):
         write(content(), path)
     assert not path.exists()

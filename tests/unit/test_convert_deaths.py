@@ -17,8 +17,7 @@ from convert.sources import Sample
 from convert.trials import which_kill
 from convert.workers import Job, WorkerError, build_shards
 from imagestream.mds.shards import ShardFormat
-from imagestream.storage.files import LocalFiles
-from imagestream.storage.outputs import LocalOutput
+from imagestream.storage.local import LocalPlace
 from tests.jpegs import jpeg
 
 pytestmark = pytest.mark.slow
@@ -60,7 +59,7 @@ def tasks(folder: Path, widths: list[list[int]]) -> list[ShardTask]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_images_that_kill_their_worker_are_left_out_and_the_rest_is_converted(tmp_path: Path, workers: int) -> None:
     work = tasks(tmp_path, [[50, 51], [52, 66, 53, 66], [54], [55, 66], [56]])
-    job = Job(LocalFiles(tmp_path), LocalOutput(tmp_path / "out"), "skip", FORM, DEADLY)
+    job = Job(LocalPlace(tmp_path), LocalPlace(tmp_path / "out"), "skip", FORM, DEADLY)
     results = list(build_shards(work, job, workers=workers))
     refused = {file.id: (file.path, file.reason) for result in results for file in result.refused}
     reason = "it kills the process that decodes it (SIGSEGV)"
@@ -72,26 +71,26 @@ def test_images_that_kill_their_worker_are_left_out_and_the_rest_is_converted(tm
 
 def test_on_bad_fail_names_the_image_and_stops(tmp_path: Path) -> None:
     work = tasks(tmp_path, [[50, 66], *[[51]] * 20])
-    job = Job(LocalFiles(tmp_path), LocalOutput(tmp_path / "out"), "fail", FORM, DEADLY)
+    job = Job(LocalPlace(tmp_path), LocalPlace(tmp_path / "out"), "fail", FORM, DEADLY)
     results = list(build_shards(work, job, workers=1))
     assert [file.path for result in results for file in result.refused] == ["train/a/1.jpg"]
     assert len(results) < len(work)
 
 
-class KillsItsReader(LocalFiles):
+class KillsItsReader(LocalPlace):
     """A place whose reader is killed from outside at one file, once: memory ran out."""
 
     def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
-        flag = self.root / "killed"
+        flag = self.path / "killed"
         if name == "1.jpg" and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return LocalFiles.read(self, name, offset_bytes, size_bytes)
+        return LocalPlace.read(self, name, offset_bytes, size_bytes)
 
 
 def test_a_worker_killed_from_outside_is_no_bad_image(tmp_path: Path) -> None:
     work = tasks(tmp_path, [[50, 51, 52]])
-    job = Job(KillsItsReader(tmp_path), LocalOutput(tmp_path / "out"), "skip", FORM)
+    job = Job(KillsItsReader(tmp_path), LocalPlace(tmp_path / "out"), "skip", FORM)
     expected = (
         r"was killed \(SIGKILL\) while it had train/a/0.jpg; neither .* by itself, perhaps because memory ran out"
     )

@@ -17,11 +17,10 @@ from convert.plan import ShardTask
 from convert.sources import Sample
 from convert.workers import Job, OnBad, WorkerError, build_shard, build_shards
 from imagestream.mds.shards import ShardFormat
-from imagestream.storage.files import LocalFiles
-from imagestream.storage.outputs import LocalOutput
+from imagestream.storage.local import LocalPlace
 
 
-class SlowFiles(LocalFiles):
+class SlowFiles(LocalPlace):
     """Files on a disk that has stopped answering."""
 
     def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
@@ -53,7 +52,7 @@ def task(*names: str, size_bytes: int = 1) -> ShardTask:
 
 @pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_the_shards_under_way(tmp_path: Path) -> None:
-    job = Job(SlowFiles(tmp_path), LocalOutput(tmp_path), "fail", FORM)
+    job = Job(SlowFiles(tmp_path), LocalPlace(tmp_path), "fail", FORM)
     results = build_shards([task("train/a/1")], job, workers=1)
     started = time.monotonic()
     with ctrl_c_after(3), pytest.raises(KeyboardInterrupt):
@@ -63,7 +62,7 @@ def test_ctrl_c_does_not_wait_for_the_shards_under_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_bad", ["fail", "skip"])
 def test_a_file_that_cannot_be_read_is_never_taken_for_a_bad_image(tmp_path: Path, on_bad: OnBad) -> None:
-    job = Job(LocalFiles(tmp_path), LocalOutput(tmp_path), on_bad, FORM)
+    job = Job(LocalPlace(tmp_path), LocalPlace(tmp_path), on_bad, FORM)
     with pytest.raises(WorkerError, match=r"cannot read train/a/gone\.JPEG: No such file"):
         build_shard(task("train/a/gone.JPEG"), job)
 
@@ -71,13 +70,13 @@ def test_a_file_that_cannot_be_read_is_never_taken_for_a_bad_image(tmp_path: Pat
 @pytest.mark.parametrize("on_bad", ["fail", "skip"])
 def test_a_file_that_changes_under_way_is_never_taken_for_a_bad_image(tmp_path: Path, on_bad: OnBad) -> None:
     (tmp_path / "grown").write_bytes(bytes(5))
-    job = Job(LocalFiles(tmp_path), LocalOutput(tmp_path), on_bad, FORM)
+    job = Job(LocalPlace(tmp_path), LocalPlace(tmp_path), on_bad, FORM)
     with pytest.raises(WorkerError, match="had 1 bytes when the conversion began, now 5"):
         build_shard(task("grown"), job)
 
 
 def test_an_enormous_file_is_refused_without_being_read(tmp_path: Path) -> None:
-    job = Job(SlowFiles(tmp_path), LocalOutput(tmp_path), "skip", FORM)
+    job = Job(SlowFiles(tmp_path), LocalPlace(tmp_path), "skip", FORM)
     result = build_shard(task("huge", size_bytes=MAX_FILE_BYTES + 1), job)
     assert [file.reason for file in result.refused] == [
         "a file of 268,435,457 bytes is more than the 268,435,456 allowed"
@@ -85,7 +84,7 @@ def test_an_enormous_file_is_refused_without_being_read(tmp_path: Path) -> None:
 
 
 def test_samples_keep_their_order_when_they_are_read_ahead(tmp_path: Path) -> None:
-    class Jittery(LocalFiles):
+    class Jittery(LocalPlace):
         concurrency = 4
 
         def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
@@ -96,13 +95,13 @@ def test_samples_keep_their_order_when_they_are_read_ahead(tmp_path: Path) -> No
     for n, name in enumerate(names):
         Image.new("L", (8 + n, 8), n).save(tmp_path / name, "JPEG")
     samples = tuple((n, Sample(x, 0, (tmp_path / x).stat().st_size, file=x)) for n, x in enumerate(names))
-    result = build_shard(ShardTask("train", 0, samples), Job(Jittery(tmp_path), LocalOutput(tmp_path), "fail", FORM))
+    result = build_shard(ShardTask("train", 0, samples), Job(Jittery(tmp_path), LocalPlace(tmp_path), "fail", FORM))
     assert [image.width_px for image in result.kept] == [8 + n for n in range(30)]
 
 
 def test_a_shard_is_made_once_and_again_only_if_its_file_is_not_whole(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.JPEG", "JPEG")
-    job = Job(LocalFiles(tmp_path), LocalOutput(tmp_path / "out"), "fail", FORM)
+    job = Job(LocalPlace(tmp_path), LocalPlace(tmp_path / "out"), "fail", FORM)
     work = task("a.JPEG", size_bytes=(tmp_path / "a.JPEG").stat().st_size)
     first, again = build_shard(work, job), build_shard(work, job)
     assert (first.reused, again.reused) == (False, True)

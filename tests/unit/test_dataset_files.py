@@ -11,7 +11,7 @@ import pytest
 from imagestream import CenterCrop, Loader, RandomResizedCrop
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.mds.index import DataError
-from imagestream.storage.folders import LocalFolder
+from imagestream.storage.local import LocalPlace
 
 SHARD: dict[str, Any] = {
     "version": 2,
@@ -141,13 +141,13 @@ def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_reads_each_of_them_once(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To work out its plan, to open both splits, and to check them against the manifest."""
-    read, upstream = Counter[str](), LocalFolder.read
+    read, upstream = Counter[str](), LocalPlace.read
 
-    def counting(self: LocalFolder, name: str) -> bytes | None:
+    def counting(self: LocalPlace, name: str, *part: int) -> bytes:
         read[name] += 1
-        return upstream(self, name)
+        return upstream(self, name, *part)
 
-    monkeypatch.setattr(LocalFolder, "read", counting)
+    monkeypatch.setattr(LocalPlace, "read", counting)
     files = DatasetFiles(None, str(shards))
     for split, crop in (("train", RandomResizedCrop(32)), ("val", CenterCrop(32))):
         assert files.count(split) and files.fingerprint(split) and files.class_names()

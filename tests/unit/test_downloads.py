@@ -137,7 +137,7 @@ def test_a_full_disk_is_named_with_what_is_free_and_not_tried_again(
     (tmp_path / "local" / f".{INFO.basename}.{name.hex[:12]}.part").symlink_to("/dev/full")
     wanted = (
         rf"{INFO.basename} cannot be written: its disk is full \(No space left on device\): [\d,]+ bytes are free in "
-        rf"{tmp_path}/local, 5,000 are needed; free some, put the cache \(data.local\) on a "
+        rf"{tmp_path}/local, 5,000 are needed; free some, put the cache on a "
         "larger disk, or set cache_limit_gb"
     )
     with pytest.raises(DownloadError, match=wanted):

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from imagestream.storage.folders import Folder, LocalFolder, S3Folder
+from imagestream.storage.local import LocalPlace
+from imagestream.storage.places import open_place
+from imagestream.storage.protocol import Place
 from train.resume import fence
 from train.resume.fence import OWNER_NAME, FencedFolder, HeldError, TakenOverError, claim, read_owner
 
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    return LocalFolder(tmp_path / "run") if request.param == "disk" else S3Folder(request.getfixturevalue("s3_folder"))
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return LocalPlace(tmp_path / "run") if request.param == "disk" else open_place(request.getfixturevalue("s3_folder"))
 
 
 @pytest.fixture
@@ -35,20 +37,20 @@ def source(tmp_path: Path, content: bytes = b"new") -> Path:
     return path
 
 
-def write_owner(folder: Folder, **changes: Any) -> dict[str, Any]:
+def write_owner(folder: Place, **changes: Any) -> dict[str, Any]:
     """The file of another run: by default of a live process of this machine, this one."""
     owner = fence._identity("first") | changes
-    folder.replace(OWNER_NAME, json.dumps(owner).encode())
+    folder.write(OWNER_NAME, json.dumps(owner).encode())
     return owner
 
 
-def owner_of(folder: Folder) -> dict[str, Any]:
+def owner_of(folder: Place) -> dict[str, Any]:
     owner = read_owner(folder)
     assert owner is not None
     return owner
 
 
-def test_a_free_folder_is_claimed_and_given_back(folder: Folder) -> None:
+def test_a_free_folder_is_claimed_and_given_back(folder: Place) -> None:
     held = claim(folder, run_name="one")
     owner = owner_of(folder)
     assert (owner["run_name"], owner["pid"], owner["nonce"]) == ("one", os.getpid(), held.nonce)
@@ -58,7 +60,7 @@ def test_a_free_folder_is_claimed_and_given_back(folder: Folder) -> None:
     assert folder.names() == []
 
 
-def test_a_file_is_created_by_exactly_one_of_many(folder: Folder) -> None:
+def test_a_file_is_created_by_exactly_one_of_many(folder: Place) -> None:
     start, won = threading.Barrier(8), list[int]()
 
     def create(number: int) -> None:
@@ -84,13 +86,13 @@ def test_a_server_without_conditional_puts_is_written_and_read_back(
     from tests.fault_proxy import FaultProxy
 
     if there:
-        S3Folder(s3_folder).replace("owner", b"first")
+        open_place(s3_folder).write("owner", b"first")
     with FaultProxy(s3_server.port).running() as proxy:
         proxy.choose = lambda request: "501" if "if-none-match" in request.headers else ""
         for name, value in s3_server.env_through(proxy.endpoint_url).items():
             monkeypatch.setenv(name, value)
-        assert S3Folder(s3_folder).create("owner", b"second") is not there
-    assert S3Folder(s3_folder).read("owner") == (b"first" if there else b"second")
+        assert open_place(s3_folder).create("owner", b"second") is not there
+    assert open_place(s3_folder).read("owner") == (b"first" if there else b"second")
 
 
 def test_a_disk_without_hard_links_has_exclusive_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,13 +100,13 @@ def test_a_disk_without_hard_links_has_exclusive_files(tmp_path: Path, monkeypat
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    folder = LocalFolder(tmp_path)
+    folder = LocalPlace(tmp_path)
     assert [folder.create("owner", b"first"), folder.create("owner", b"second")] == [True, False]
     assert (folder.names(), folder.read("owner")) == (["owner"], b"first")
 
 
 def test_a_live_run_of_this_machine_keeps_its_folder_and_is_named(
-    folder: Folder, process: subprocess.Popen[bytes]
+    folder: Place, process: subprocess.Popen[bytes]
 ) -> None:
     owner = write_owner(folder, pid=process.pid, start_ticks=fence._state_and_start(process.pid)[1])
     with pytest.raises(HeldError) as refused:
@@ -113,16 +115,16 @@ def test_a_live_run_of_this_machine_keeps_its_folder_and_is_named(
     assert owner_of(folder) == owner
 
 
-def test_one_that_is_about_to_end_is_waited_for(folder: Folder) -> None:
+def test_one_that_is_about_to_end_is_waited_for(folder: Place) -> None:
     write_owner(folder)
-    threading.Timer(1.0, folder.remove, [OWNER_NAME]).start()
+    threading.Timer(1.0, folder.delete, [[OWNER_NAME]]).start()
     held = claim(folder, run_name="second")
     assert owner_of(folder)["nonce"] == held.nonce
 
 
 @pytest.mark.parametrize("waited_for", [False, True], ids=["zombie", "gone"])
 def test_a_killed_run_s_folder_is_taken_over_at_once(
-    folder: Folder, process: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture, waited_for: bool
+    folder: Place, process: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture, waited_for: bool
 ) -> None:
     write_owner(folder, pid=process.pid, start_ticks=fence._state_and_start(process.pid)[1])
     process.send_signal(signal.SIGKILL)
@@ -148,7 +150,7 @@ def test_a_killed_run_s_folder_is_taken_over_at_once(
 def test_whoever_is_not_known_to_live_here_loses_the_folder_and_finds_out(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    folder = LocalFolder(tmp_path / "run")
+    folder = LocalPlace(tmp_path / "run")
     first = FencedFolder(folder, write_owner(folder, **changes)["nonce"])
     first.check()
     second = claim(folder, run_name="second", patience_s=0)
@@ -159,17 +161,17 @@ def test_whoever_is_not_known_to_live_here_loses_the_folder_and_finds_out(
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"pid": 1'])
 def test_an_owner_that_cannot_be_read_is_replaced(tmp_path: Path, content: bytes) -> None:
-    folder = LocalFolder(tmp_path)
-    folder.replace(OWNER_NAME, content)
+    folder = LocalPlace(tmp_path)
+    folder.write(OWNER_NAME, content)
     claim(folder, run_name="second", patience_s=0).check()
 
 
 CHANGES: dict[str, Callable[[FencedFolder, Path], Any]] = {
     "put": lambda held, tmp_path: held.put("file", source(tmp_path)),
     "create": lambda held, _: held.create("new", b"new"),
-    "replace": lambda held, _: held.replace("file", b"new"),
+    "write": lambda held, _: held.write("file", b"new"),
     "rename": lambda held, _: held.rename("file", "other"),
-    "remove": lambda held, _: held.remove("file"),
+    "delete": lambda held, _: held.delete(["file"]),
     "check_writable": lambda held, _: held.check_writable(),
 }
 
@@ -177,12 +179,12 @@ CHANGES: dict[str, Callable[[FencedFolder, Path], Any]] = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("gone", [False, True], ids=["another", "gone"])
 def test_nothing_changes_in_a_folder_that_another_run_has(tmp_path: Path, change: str, gone: bool) -> None:
-    folder = LocalFolder(tmp_path / "run")
+    folder = LocalPlace(tmp_path / "run")
     held = claim(folder, run_name="first")
-    folder.replace("file", b"old")
+    folder.write("file", b"old")
     CHANGES[change](held, tmp_path)
-    folder.replace("file", b"old")
-    folder.remove(OWNER_NAME) if gone else write_owner(folder)
+    folder.write("file", b"old")
+    folder.delete([OWNER_NAME]) if gone else write_owner(folder)
     before = {name: folder.read(name) for name in folder.names()}
     with pytest.raises(TakenOverError, match="is gone" if gone else "has been taken over by run first"):
         CHANGES[change](held, tmp_path)
@@ -192,10 +194,10 @@ def test_nothing_changes_in_a_folder_that_another_run_has(tmp_path: Path, change
 
 @pytest.mark.parametrize("size", [3, pytest.param(70 << 20, id="parts")])
 def test_a_file_that_was_on_its_way_while_the_folder_was_taken_over_does_not_appear(
-    folder: Folder, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+    folder: Place, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = claim(folder, run_name="first")
-    folder.replace("file", b"old")
+    folder.write("file", b"old")
     check, calls = held.check, list[None]()
 
     def late() -> None:

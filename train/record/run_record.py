@@ -14,7 +14,7 @@ from composer.core import Callback, State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 
-from imagestream.storage.folders import Folder
+from imagestream.storage.protocol import Place
 from train.model import weights_sha256
 from train.ranks import on_first_rank
 from train.record.stages import Speed
@@ -40,7 +40,7 @@ class RunRecord(Callback):
         folder: where `run.json` and `report.png` go.
     """
 
-    def __init__(self, facts: dict[str, Any], folder: Folder, guard: ResumeGuard, statistics: StepStatistics) -> None:
+    def __init__(self, facts: dict[str, Any], folder: Place, guard: ResumeGuard, statistics: StepStatistics) -> None:
         self.facts, self.folder, self.guard = facts, folder, guard
         self.epochs: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
@@ -185,7 +185,7 @@ class RunRecord(Callback):
         """Store `run.json`, and `report.png` when asked to or when the last one is a minute old. Collective.
 
         Raises:
-            FolderError: on all ranks alike.
+            PlaceError: on all ranks alike.
         """
         on_first_rank(lambda: self._write(report=report))
 

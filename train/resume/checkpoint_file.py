@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from imagestream.storage.folders import cannot_be_written
+from imagestream.storage.errors import cannot_be_written
 
 MAGIC = b"resnet-streaming checkpoint, sha256 of all bytes before the hash: "
 HASH_BYTES = 64  # hexadecimal
@@ -44,7 +44,7 @@ def write(content: dict[str, Any], path: Path, *, final: str | None = None) -> N
         final: what it will be called, for the error; by default `path`.
 
     Raises:
-        FolderError: it cannot be written; where the disk is full, the bytes that it needs are said.
+        PlaceError: it cannot be written; where the disk is full, the bytes that it needs are said.
     """
     try:
         with open(path, "wb", buffering=0) as file:

@@ -23,7 +23,9 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
 from imagestream.data.job_dir import scratch_folder
-from imagestream.storage.folders import PART, Folder, FolderError, cannot_be_written
+from imagestream.storage.errors import PlaceError, cannot_be_written
+from imagestream.storage.local import PART
+from imagestream.storage.protocol import Place
 from train.ranks import on_first_rank, raise_first_of_any_rank
 from train.resume.checkpoint_file import CheckpointError, hash_of, load_with_hash, write
 from train.step.statistics import StepStatistics
@@ -46,7 +48,7 @@ class DurableCheckpointSaver(CheckpointSaver):
         keep: how many to keep; older ones are deleted after a newer one is safe.
     """
 
-    def __init__(self, folder: Folder, statistics: StepStatistics, *, save_interval: str, keep: int) -> None:
+    def __init__(self, folder: Place, statistics: StepStatistics, *, save_interval: str, keep: int) -> None:
         self.store, self.keep = folder, keep
         self._statistics = statistics
         self._first_host = _host_of_first_rank()
@@ -82,7 +84,7 @@ class DurableCheckpointSaver(CheckpointSaver):
         if dist.get_local_rank() == 0 and self.store.path is not None:
             try:
                 note_where(self.store.path, name, self._first_host)
-            except FolderError as error:
+            except PlaceError as error:
                 problem = error
         raise_first_of_any_rank(problem)
 
@@ -103,7 +105,7 @@ class DurableCheckpointSaver(CheckpointSaver):
 
     def _delete_older(self) -> None:
         for old in list_checkpoints(self.store)[: -self.keep]:
-            self.store.remove(old)
+            self.store.delete([old])
 
 
 def use_averaged_weights(state: State) -> None:
@@ -116,9 +118,9 @@ def use_averaged_weights(state: State) -> None:
             algorithm._ensure_ema_weights_active(state)
 
 
-def list_checkpoints(folder: Folder) -> list[str]:
+def list_checkpoints(folder: Place) -> list[str]:
     """Return the names of a folder's checkpoints, oldest first."""
-    return sorted((name for name in folder.names() if NAME.fullmatch(name)), key=_progress)
+    return sorted((name for name in folder.sizes() if NAME.fullmatch(name)), key=_progress)
 
 
 def _progress(name: str) -> tuple[int, int]:
@@ -137,7 +139,7 @@ def note_where(folder: Path, name: str, host: str) -> None:
     """In the save folder of a node that does not share rank 0's, note the newest checkpoint and the host that has it.
 
     Raises:
-        FolderError: it cannot be written.
+        PlaceError: it cannot be written.
     """
     if (folder / name).exists():
         return
@@ -152,7 +154,7 @@ def note_where(folder: Path, name: str, host: str) -> None:
         raise cannot_be_written(folder / mark, error, needed_bytes=0) from error
 
 
-def refuse_to_fall_behind(folder: Folder) -> None:
+def refuse_to_fall_behind(folder: Place) -> None:
     """Refuse to begin where some node knows of a newer checkpoint than rank 0's folder has. Collective.
 
     Nodes that share no folder leave the checkpoints with the node of rank 0; when another takes its place, its folder
@@ -163,7 +165,7 @@ def refuse_to_fall_behind(folder: Folder) -> None:
     """
     host, names = socket.gethostname(), list[str]()
     if folder.path is not None and dist.get_local_rank() == 0:
-        names = [name for name in folder.names() if NAME.match(name)]
+        names = [name for name in folder.sizes() if NAME.match(name)]
     everywhere: list[tuple[str, list[str]]] = dist.all_gather_object((host, names))
     first, here = everywhere[0][0], [name for name in everywhere[0][1] if ELSEWHERE not in name]
     known = [(_progress(name), name, host) for host, names in everywhere for name in names]
@@ -194,7 +196,7 @@ class Found:
         return replace(self, copy=None, scratch=None)
 
 
-def newest_whole(folder: Folder) -> tuple[Found, dict[str, Any]] | None:
+def newest_whole(folder: Place) -> tuple[Found, dict[str, Any]] | None:
     """Return the newest checkpoint that is whole, with its content; None when there is none at all.
 
     Nothing in the folder is changed: see `set_damaged_aside`.
@@ -222,7 +224,7 @@ def newest_whole(folder: Folder) -> tuple[Found, dict[str, Any]] | None:
     return None
 
 
-def set_damaged_aside(folder: Folder, found: Found) -> None:
+def set_damaged_aside(folder: Place, found: Found) -> None:
     """Give the damaged ones that are newer the ending `.damaged`, so that nobody takes them for the newest again.
 
     It is never done to all that there are, or the next run would start from the beginning.
@@ -232,7 +234,7 @@ def set_damaged_aside(folder: Folder, found: Found) -> None:
 
 
 @contextlib.contextmanager
-def on_every_node(folder: Folder, found: Found | None) -> Iterator[str | None]:
+def on_every_node(folder: Place, found: Found | None) -> Iterator[str | None]:
     """Give each rank a local path of the checkpoint that rank 0 found; copies are removed at the end.
 
     A node that does not share rank 0's local folder gets the file from rank 0. On every node it has been compared with
@@ -259,7 +261,7 @@ def on_every_node(folder: Folder, found: Found | None) -> Iterator[str | None]:
                     error = CheckpointError(f"{path} does not exist")
                 elif lacks:
                     path = Path(scratch) / found.name
-            except FolderError as caught:
+            except PlaceError as caught:
                 error = CheckpointError(str(caught))
         raise_first_of_any_rank(error)
         if any(dist.all_gather_object(lacks)):

@@ -13,12 +13,15 @@ import json
 import logging
 import os
 import socket
+import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from imagestream.storage.folders import Check, Folder, FolderError
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.protocol import Check, Place, Stat, read_if_there
 from imagestream.world import boot_id
 
 log = logging.getLogger(__name__)
@@ -30,22 +33,22 @@ PAUSE_S = 0.2
 Owner = dict[str, Any]
 
 
-class HeldError(FolderError):
+class HeldError(PlaceError):
     """Another run on this machine has the save folder; the message names it."""
 
 
-class TakenOverError(FolderError):
+class TakenOverError(PlaceError):
     """Another run has taken over the save folder from this one; the message names it."""
 
 
 class FencedFolder:
-    """A folder that changes only as long as this run holds it.
+    """A place that changes only as long as this run holds it.
 
     Raises:
         TakenOverError: from each method that changes something, when another run has the folder.
     """
 
-    def __init__(self, inner: Folder, nonce: str) -> None:
+    def __init__(self, inner: Place, nonce: str) -> None:
         self.inner, self.nonce = inner, nonce
 
     def __str__(self) -> str:
@@ -72,15 +75,32 @@ class FencedFolder:
     def release(self) -> None:
         """Give the folder back, if it is still this run's."""
         try:
-            self.remove(OWNER_NAME)
-        except FolderError as error:
+            self.delete([OWNER_NAME])
+        except PlaceError as error:
             log.warning("%s", error)
 
-    def names(self) -> list[str]:
-        return self.inner.names()
+    @property
+    def concurrency(self) -> int:
+        return self.inner.concurrency
 
-    def read(self, name: str) -> bytes | None:
-        return self.inner.read(name)
+    def names(self, folder: str = "") -> list[str]:
+        return self.inner.names(folder)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        return self.inner.sizes(folder)
+
+    def stat(self, name: str) -> Stat | None:
+        return self.inner.stat(name)
+
+    def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+        return self.inner.read(name, offset_bytes, size_bytes)
+
+    def get(self, name: str, into: Path) -> Path:
+        return self.inner.get(name, into)
+
+    def write(self, name: str, data: bytes) -> Stat:
+        self.check()
+        return self.inner.write(name, data)
 
     def put(self, name: str, source: Path, *, check: Check | None = None) -> None:
         self.check()
@@ -90,32 +110,25 @@ class FencedFolder:
         self.check()
         return self.inner.create(name, data)
 
-    def replace(self, name: str, data: bytes) -> None:
-        self.check()
-        self.inner.replace(name, data)
-
-    def get(self, name: str, into: Path) -> Path:
-        return self.inner.get(name, into)
-
     def rename(self, name: str, new: str) -> None:
         self.check()
         self.inner.rename(name, new)
 
-    def remove(self, name: str) -> None:
+    def delete(self, names: Sequence[str]) -> None:
         self.check()
-        self.inner.remove(name)
+        self.inner.delete(names)
 
     def check_writable(self) -> None:
         self.check()
         self.inner.check_writable()
 
 
-def claim(folder: Folder, *, run_name: str, patience_s: float = PATIENCE_S) -> FencedFolder:
+def claim(folder: Place, *, run_name: str, patience_s: float = PATIENCE_S) -> FencedFolder:
     """Take a save folder for this process, from a run that is dead or on another machine if need be.
 
     Raises:
         HeldError: a run that lives on this machine has it, and still had it after `patience_s`.
-        FolderError: the folder cannot be read or written.
+        PlaceError: the folder cannot be read or written.
     """
     mine = _identity(run_name)
     data = (json.dumps(mine, indent=2) + "\n").encode()
@@ -123,7 +136,7 @@ def claim(folder: Folder, *, run_name: str, patience_s: float = PATIENCE_S) -> F
     while not folder.create(OWNER_NAME, data):
         owner = read_owner(folder)
         if owner is not None and not lives_here(owner):
-            folder.replace(OWNER_NAME, data)
+            _take_over(folder, data)
             log.warning("%s is taken over from %s, which %s", folder, describe(owner), _why(owner))
             break
         if time.monotonic() > until:
@@ -138,15 +151,22 @@ def claim(folder: Folder, *, run_name: str, patience_s: float = PATIENCE_S) -> F
     return FencedFolder(folder, str(mine["nonce"]))
 
 
-def release(folder: Folder) -> None:
+def _take_over(folder: Place, data: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="owner-") as scratch:  # others may take it over at the same moment
+        path = Path(scratch) / OWNER_NAME
+        path.write_bytes(data)
+        folder.put(OWNER_NAME, path)
+
+
+def release(folder: Place) -> None:
     """Give a folder back that was claimed; on the ranks that have claimed nothing there is nothing to do."""
     if isinstance(folder, FencedFolder):
         folder.release()
 
 
-def read_owner(folder: Folder) -> Owner | None:
+def read_owner(folder: Place) -> Owner | None:
     """Return who has a folder: None when nobody has, {} when the file is not to be understood."""
-    data = folder.read(OWNER_NAME)
+    data = read_if_there(folder, OWNER_NAME)
     if data is None:
         return None
     try:

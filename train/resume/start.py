@@ -9,7 +9,8 @@ from composer.utils import dist
 from imagestream.cores import wanted_threads
 from imagestream.decode.backends import DecoderError
 from imagestream.mds.index import DataError
-from imagestream.storage.folders import Folder, FolderError
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.protocol import Place
 from train.config.run_config import Config, ConfigError
 from train.resume.checkpoint_fields import fault_of_fields
 from train.resume.checkpoint_file import CheckpointError
@@ -19,7 +20,7 @@ from train.resume.fence import claim
 
 log = logging.getLogger(__name__)
 
-RefusedError = (ConfigError, DataError, DecoderError, FolderError, ResumeError, CheckpointError)
+RefusedError = (ConfigError, DataError, DecoderError, PlaceError, ResumeError, CheckpointError)
 """What a user can mend; nothing was trained."""
 
 
@@ -34,13 +35,13 @@ class Start:
         changes: of the contract since the checkpoint, as `{batch, key, before, after}`.
     """
 
-    folder: Folder
+    folder: Place
     checkpoint: Found | None
     contract: Contract
     changes: tuple[dict[str, Any], ...] = ()
 
 
-def find_start(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Start:
+def find_start(cfg: Config, folder: Place, contract: Contract, allowed: set[str]) -> Start:
     """Claim the save folder, and find the checkpoint to continue from; collective.
 
     Args:
@@ -67,7 +68,7 @@ def find_start(cfg: Config, folder: Folder, contract: Contract, allowed: set[str
     return mine or Start(folder, *outcome[0])
 
 
-def _claim_and_find(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Start:
+def _claim_and_find(cfg: Config, folder: Place, contract: Contract, allowed: set[str]) -> Start:
     """Claim the folder only once this run is known to fit what is in it, and change nothing there before."""
     where = cfg.checkpoint.save_folder
     folder.check_writable()
@@ -98,7 +99,7 @@ def _is_ours(state: Any) -> bool:
     return not isinstance(callbacks, dict) or "ResumeGuard" in callbacks
 
 
-def _find(cfg: Config, folder: Folder, contract: Contract, allowed: set[str]) -> Start:
+def _find(cfg: Config, folder: Place, contract: Contract, allowed: set[str]) -> Start:
     where = cfg.checkpoint.save_folder
     if not cfg.checkpoint.autoresume:
         if list_checkpoints(folder):
