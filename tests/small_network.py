@@ -60,4 +60,4 @@ def install() -> None:
 
 def constructor(name: str) -> Callable[..., nn.Module]:
     """Return what stands in for torchvision's function of that name."""
-    return lambda num_classes, norm_layer: SmallResNet(*LAYERS[name], num_classes, norm_layer)
+    return lambda num_classes, norm_layer=nn.BatchNorm2d: SmallResNet(*LAYERS[name], num_classes, norm_layer)

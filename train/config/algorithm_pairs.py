@@ -7,8 +7,19 @@ Each pair was found by comparing the loss with that of the classes that the pixe
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from train.config.algorithms import EMA, SWA, AlgorithmConfig, CutMix, LabelSmoothing, MixUp, StochasticDepth
+from train.config.algorithms import (
+    EMA,
+    SWA,
+    AlgorithmConfig,
+    CutMix,
+    LabelSmoothing,
+    MixUp,
+    MixUpOrCutMix,
+    StochasticDepth,
+)
 
+Mixing = MixUp | CutMix | MixUpOrCutMix
+MIXING = (MixUp, CutMix, MixUpOrCutMix)
 BOTTLENECK_MODELS = ("resnet50", "resnet101", "resnet152")
 
 
@@ -25,7 +36,7 @@ def fault_of_pairs(algorithms: Sequence[AlgorithmConfig], *, model: str) -> Pair
     """Return the first thing that keeps these algorithms from being used together, or in this model."""
     for place, algorithm in enumerate(algorithms):
         before, after = algorithms[:place], algorithms[place + 1 :]
-        if isinstance(algorithm, (MixUp, CutMix)):
+        if isinstance(algorithm, MIXING):
             fault = _fault_of_mixing(algorithm, place, before, after)
             if fault:
                 return fault
@@ -39,12 +50,13 @@ def fault_of_pairs(algorithms: Sequence[AlgorithmConfig], *, model: str) -> Pair
 
 
 def _fault_of_mixing(
-    algorithm: MixUp | CutMix, place: int, before: Sequence[AlgorithmConfig], after: Sequence[AlgorithmConfig]
+    algorithm: Mixing, place: int, before: Sequence[AlgorithmConfig], after: Sequence[AlgorithmConfig]
 ) -> PairFault | None:
-    if other := _first(before, (MixUp, CutMix)):
-        words = f"cannot go with {other.name}: both would mix each batch, and the targets be those of one; keep one"
-        return PairFault(place, "name", algorithm.name, words)
-    if algorithm.interpolate_loss and _first((*before, *after), (LabelSmoothing,)):
+    if other := _first(before, MIXING):
+        words = f"cannot go with {other.name}: both would mix each batch; keep one, or take mixup_or_cutmix, which "
+        return PairFault(place, "name", algorithm.name, f"{words}draws one of the two for each batch")
+    of_losses = isinstance(algorithm, (MixUp, CutMix)) and algorithm.interpolate_loss
+    if of_losses and _first((*before, *after), (LabelSmoothing,)):
         # Composer works out the second loss itself, at BEFORE_BACKWARD, when the labels are as they were.
         words = "must be false beside label_smoothing: the loss that is mixed in would be of targets that are not "
         return PairFault(place, "interpolate_loss", True, f"{words}smoothed")

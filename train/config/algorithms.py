@@ -38,10 +38,11 @@ class AlgorithmConfig(Section):
         """Return the Composer algorithm."""
         import composer.algorithms  # here, not above: it imports torch and takes seconds
 
+        from train import mixing
         from train.resume import resumable
         from train.step import averages
 
-        homes = (resumable, averages, composer.algorithms)
+        homes = (resumable, averages, mixing, composer.algorithms)
         kind = next(getattr(home, self.composer_class) for home in homes if hasattr(home, self.composer_class))
         algorithm: ComposerAlgorithm = kind(**self.model_dump(exclude={"name"}))
         return algorithm
@@ -251,6 +252,21 @@ class CutMix(AlgorithmConfig):
     uniform_sampling: bool = Field(False, description="every pixel equally likely to be cut")
 
 
+class MixUpOrCutMix(AlgorithmConfig):
+    """MixUp or CutMix, drawn for each batch; on another number of GPUs the same images are mixed (train/mixing.py)."""
+
+    composer_class = "MixUpOrCutMix"
+    name: Literal["mixup_or_cutmix"]
+    mixup_alpha: float = Field(
+        0.2, ge=MIN_ALPHA, le=MAX_ALPHA, description="MixUp's Beta(alpha, alpha), of which an image's share is drawn"
+    )
+    cutmix_alpha: float = Field(
+        1.0, ge=MIN_ALPHA, le=MAX_ALPHA, description="CutMix's Beta(alpha, alpha), of which the box's area is drawn"
+    )
+    mixup_fraction: float = Field(0.5, ge=0.0, le=1.0, description="of the mixed batches, those by MixUp")
+    mixed_fraction: float = Field(1.0, gt=0.0, le=1.0, description="of all batches, those that are mixed")
+
+
 class GradientClipping(AlgorithmConfig):
     """Gradients clipped by norm, by value or by their ratio to the weights (arXiv:2102.06171)."""
 
@@ -404,6 +420,7 @@ Algorithm = Annotated[
     | GradientClipping
     | LabelSmoothing
     | MixUp
+    | MixUpOrCutMix
     | ProgressiveResizing
     | RandAugment
     | ResolutionRamp
