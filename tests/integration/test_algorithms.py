@@ -27,6 +27,7 @@ ALGORITHMS = {
     "mixup": "{name: mixup}",
     "mixup_of_losses": "{name: mixup, interpolate_loss: true}",
     "cutmix": "{name: cutmix}",
+    "mixup_or_cutmix": "{name: mixup_or_cutmix}, {name: label_smoothing}",
     "cutout": "{name: cutout}",
     "colout": "{name: colout}",
     "depth_block": DEPTH + "block}",

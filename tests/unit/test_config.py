@@ -14,7 +14,7 @@ from train.config.run_config import Config, ConfigError, config_from_dict, devic
 
 ALGORITHMS = (
     "augmix, blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
-    "progressive_resizing, randaugment, resolution_ramp, sam, squeeze_excite, stochastic_depth, swa"
+    "mixup_or_cutmix, progressive_resizing, randaugment, resolution_ramp, sam, squeeze_excite, stochastic_depth, swa"
 )
 BASE = Path(__file__).parents[2] / "yamls" / "base.yaml"
 
