@@ -131,8 +131,8 @@ def test_what_is_refused_would_have_wrong_targets(pair: tuple[str, str]) -> None
         (
             ["{name: mixup}", "{name: cutmix}"],
             (),
-            "algorithms.1.name: 'cutmix' cannot go with mixup: both would mix each batch, and the targets be those of "
-            "one; keep one",
+            "algorithms.1.name: 'cutmix' cannot go with mixup: both would mix each batch; keep one, or take "
+            "mixup_or_cutmix",
         ),
         (
             ["{name: cutmix, interpolate_loss: true}", "{name: label_smoothing}"],
