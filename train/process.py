@@ -92,5 +92,9 @@ def microbatch_size_of(cfg: Config) -> int | None:
 
 
 def searches_microbatch(device: Device, cfg: Config) -> bool:
-    """Return whether the images of a forward pass are as many as fit: `auto`, where a device has memory of its own."""
-    return device.name == "gpu" and cfg.device_train_microbatch_size == "auto"
+    """Return whether the images of a forward pass are as many as fit: `auto`, where a device has memory of its own.
+
+    CUDA graphs take the whole batch in one pass.
+    """
+    is_auto = cfg.device_train_microbatch_size == "auto" and cfg.training_step != "cuda_graphs"
+    return is_auto and device.name == "gpu"
