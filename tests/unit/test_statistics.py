@@ -21,16 +21,24 @@ def test_a_step_is_read_when_the_next_one_is_sent_and_the_last_when_asked_for() 
     statistics, seen = StepStatistics(), list[Step]()
     statistics.tell(seen.append)
     for batch in range(3):
-        send(statistics, batch, bad=batch == 1, asked=batch == 2)
+        send(statistics, batch, bad=batch == 1)
         assert [step.batch for step in seen] == list(range(batch))
     statistics.settle()
     assert seen == [
         Step(0, "batch 0 (batch 0 of epoch 0)", 0.5, 0.0, True, False),
         Step(1, "batch 1 (batch 1 of epoch 0)", 0.25, 0.125, False, False),
-        Step(2, "batch 2 (batch 2 of epoch 0)", 0.5 / 3, 0.25, True, True),
+        Step(2, "batch 2 (batch 2 of epoch 0)", 0.5 / 3, 0.25, True, False),
     ]
     statistics.settle()
     assert len(seen) == 3
+
+
+def test_a_rank_alone_that_is_asked_to_stop_knows_it_at_once() -> None:
+    statistics, seen = StepStatistics(), list[Step]()
+    statistics.tell(seen.append)
+    send(statistics, 0)
+    send(statistics, 1, asked=True)
+    assert [(step.batch, step.is_stop_asked) for step in seen] == [(0, False), (1, True)]
 
 
 def test_without_lag_each_step_is_read_at_once_by_each_reader_in_their_order() -> None:

@@ -70,7 +70,8 @@ class StepStatistics:
             arrival = torch.cuda.Event()
             arrival.record()
         self._sent.append(_Sent(_reading(state), values, arrival))
-        self._read_to(self.lag_steps)
+        knows_alone = is_stop_asked and dist.get_world_size() == 1  # several ranks have to stop after the same batch
+        self._read_to(0 if knows_alone else self.lag_steps)
 
     def settle(self) -> None:
         """Read what is under way: before an epoch's end, an evaluation, a checkpoint and the end."""

@@ -16,6 +16,7 @@ from composer import Trainer
 from composer.algorithms.sam.sam import SAMOptimizer
 from composer.core import Event
 from composer.distributed import ddp_sync_context
+from composer.loggers import WandBLogger
 from composer.utils import dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -139,7 +140,12 @@ class StepTrainer(Trainer):
         return int(num_samples) * ranks, num_tokens * ranks, batch_time
 
     def _log_loss(self, step: Step) -> None:
-        self.logger.log_metrics({"loss/train/total": step.loss}, step=step.batch)
+        """Log a step's loss under its own batch; in W&B, which takes none but the latest, under the present one."""
+        now = int(self.state.timestamp.batch)
+        for logger in self.logger.destinations:
+            logger.log_metrics(
+                {"loss/train/total": step.loss}, step=now if isinstance(logger, WandBLogger) else step.batch
+            )
 
 
 def _times(loss: Tensor, share: float) -> Tensor:
