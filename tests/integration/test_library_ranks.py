@@ -53,7 +53,11 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.mark.parametrize(
     ("before", "after", "reads_ledger"),
-    [(2, 4, True), (3, 1, False), pytest.param(2, 2, True, marks=pytest.mark.exhaustive)],
+    [
+        (2, 4, True),
+        pytest.param(3, 1, False, marks=pytest.mark.exhaustive),
+        pytest.param(2, 2, True, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_loop_that_is_killed_goes_on_with_the_same_global_batches_on_other_ranks(
     shards: Path,
