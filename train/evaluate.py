@@ -73,6 +73,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="IMAGE,LABEL",
         help="names of the shards' columns of images and labels, as in image,label; default: the run's",
     )
+    parser.add_argument(
+        "--tta",
+        choices=["flip"],
+        help="flip: average the logits of each image and of its mirror image, as for FFCV's figures",
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step over all ranks; default: the run's")
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank; default: the run's")
     parser.add_argument(
@@ -85,7 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Return top1, top5, loss, samples_evaluated and weights_sha256; collective over all ranks."""
+    """Return top1, top5, loss, samples_evaluated and weights_sha256, and tta if it was asked for; collective."""
     device = start_process(DIST_TIMEOUT_SECONDS)
     where, name = folder_and_name(args.checkpoint)
     predictions = None if args.predictions is None else Predictions(args.predictions)
@@ -100,8 +105,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         loader.labels = labels_for(
             saved.get("classes"), saved["num_classes"], files.class_names(), where=files.where(split)
         )
+        model = build_model(cfg.model, saved["num_classes"])
+        model.averages_mirrored = args.tta == "flip"
         trainer = Trainer(
-            model=build_model(cfg.model, saved["num_classes"]),
+            model=model,
             eval_dataloader=Evaluator(label="eval", dataloader=eval_spec(loader)),
             # Only what changes the network's shape counts here: the checkpoint's weights are EMA's where there is one.
             algorithms=cfg.build_algorithms(),
@@ -123,7 +130,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "loss": values["loss"],
         "samples_evaluated": int(values["samples"]),
         "weights_sha256": weights_sha256(trainer.state.model),
-    }
+    } | ({"tta": args.tta} if args.tta else {})
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class ImageClassifier(ComposerModel):
         super().__init__()
         self.module = module
         self.loss_name = loss
+        self.averages_mirrored = False  # in an evaluation, a sample's logits with those of its mirror image
         self.has_unused_layers = False  # of some training steps: StochasticDepth leaves out whole blocks
         self.training_step = "eager"  # or another of Config.training_step; an evaluation is always eager
         self._layers: LayersTogether | None = None
@@ -150,7 +151,11 @@ class ImageClassifier(ComposerModel):
             return outputs
         count, size = len(batch[0]), EVAL_PASS[batch[0].device.type]
         images = nn.functional.pad(batch[0], (0,) * 7 + (-count % size,))  # black ones after the last
-        return torch.cat([self.forward((part, batch[1])) for part in torch.split(images, size)])[:count]
+        return torch.cat([self._eval_logits(part, batch[1]) for part in torch.split(images, size)])[:count]
+
+    def _eval_logits(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.forward((images, labels))
+        return (logits + self.forward((images.flip(-1), labels))) / 2 if self.averages_mirrored else logits
 
     def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean loss of the batch, in nats a sample."""

@@ -113,6 +113,17 @@ def test_predictions_go_to_s3_and_a_place_that_cannot_be_written_is_refused_firs
     assert "/proc/no is not writable" in output and "top1" not in output
 
 
+def test_with_mirror_images_it_says_so_and_the_figures_are_others(
+    dataset: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    plain = evaluate(checkpoint, dataset, tmp_path / "plain", "--workers", "0")
+    mirrored = evaluate(checkpoint, dataset, tmp_path / "mirrored", "--workers", "0", "--tta", "flip")
+    assert "tta" not in plain and mirrored["tta"] == "flip"
+    assert mirrored["loss"] != plain["loss"] and mirrored["samples_evaluated"] == plain["samples_evaluated"]
+    loss = pq.read_table(tmp_path / "mirrored.parquet")["loss"].to_numpy()
+    assert loss.mean() == mirrored["loss"]
+
+
 def test_columns_with_other_names_give_the_same_figures(dataset: Path, checkpoint: Path, tmp_path: Path) -> None:
     index = json.loads((dataset / "val/index.json").read_text())
     readers = [reader_from_json(str(dataset / "val"), None, shard) for shard in index["shards"]]

@@ -168,3 +168,26 @@ def test_steps_fall_by_one_factor_each_and_reach_alpha() -> None:
 def test_steps_that_make_no_sense_are_refused(milestones: tuple[str, ...], alpha_f: float, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         StepSchedule(name="steps_with_warmup", t_warmup="0ba", milestones=milestones, alpha_f=alpha_f)
+
+
+def test_a_samples_logits_depend_on_nothing_but_the_sample() -> None:
+    torch.manual_seed(0)
+    model = build_model(config(), 10).eval()
+    images, labels = torch.randn(40, 3, 32, 32), torch.zeros(40, dtype=torch.int64)
+    with torch.no_grad():
+        together = model.eval_forward((images, labels))
+        for at in (0, 31, 32, 39):
+            alone = model.eval_forward((images[at : at + 1], labels[at : at + 1]))
+            assert torch.equal(alone[0], together[at])
+
+
+def test_mirrored_an_evaluation_sees_both_sides_of_an_image() -> None:
+    torch.manual_seed(0)
+    model = build_model(config(), 10).eval()
+    images, labels = torch.randn(5, 3, 32, 32), torch.zeros(5, dtype=torch.int64)
+    with torch.no_grad():
+        one, other = (model.eval_forward((seen, labels)) for seen in (images, images.flip(3)))
+        model.averages_mirrored = True
+        both = model.eval_forward((images, labels))
+        assert torch.equal(both, (one + other) / 2) and not torch.equal(both, one)
+        assert torch.equal(both, model.eval_forward((images.flip(3), labels)))
