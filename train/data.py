@@ -38,7 +38,7 @@ def train_loader(
         algorithms: those that change one image at a time.
     """
     crop = RandomResizedCrop(resolution, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
-    transforms = [algorithm.on_image() for algorithm in algorithms]
+    transforms = [algorithm.on_image(cfg.mean) for algorithm in algorithms]
     return _loader(cfg, files, cfg.train_split, crop, batch_size, device, seed=seed, transforms=transforms)
 
 

@@ -37,6 +37,7 @@ ALGORITHMS = {
     "squeeze_excite": "{name: squeeze_excite, min_channels: 64}",
     "randaugment": "{name: randaugment}",
     "augmix": "{name: augmix}",
+    "trivial_augment": "{name: trivial_augment}, {name: random_erasing, probability: 0.5}",
     "clipping_by_norm": "{name: gradient_clipping, clipping_type: norm, clipping_threshold: 0.1}",
     "clipping_adaptive": "{name: gradient_clipping, clipping_type: adaptive, clipping_threshold: 0.01}",
     "mild": MILD,

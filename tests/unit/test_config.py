@@ -14,7 +14,8 @@ from train.config.run_config import Config, ConfigError, config_from_dict, devic
 
 ALGORITHMS = (
     "augmix, blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
-    "mixup_or_cutmix, progressive_resizing, randaugment, resolution_ramp, sam, squeeze_excite, stochastic_depth, swa"
+    "mixup_or_cutmix, progressive_resizing, randaugment, random_erasing, resolution_ramp, sam, squeeze_excite, "
+    "stochastic_depth, swa, trivial_augment"
 )
 BASE = Path(__file__).parents[2] / "yamls" / "base.yaml"
 

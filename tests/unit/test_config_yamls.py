@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from composer.algorithms import EMA
 from pydantic import BaseModel
 
 from train.config.algorithms import Algorithm, AlgorithmConfig, RandAugment
@@ -15,7 +16,8 @@ from train.config.run_config import Config, load_config
 YAMLS = Path(__file__).parents[2] / "yamls"
 FILES = sorted(path.relative_to(YAMLS).as_posix() for path in YAMLS.rglob("*.yaml"))
 ALGORITHMS: tuple[type[AlgorithmConfig], ...] = get_args(get_args(Algorithm)[0])
-COMPOSERS = [config for config in ALGORITHMS if config.composer_class]  # the others are the loader's alone
+OURS = ("", "MixUpOrCutMix")  # none: the loader's alone
+COMPOSERS = [config for config in ALGORITHMS if config.composer_class not in OURS]
 NEEDED: dict[str, dict[str, Any]] = {
     "gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0},
     "ema": {"half_life": "10ba"},
@@ -59,6 +61,10 @@ PUBLISHED = {  # epochs, batch, optimizer, lr, decay, BatchNorm decays, schedule
     "nvidia-dle": ("90ep", 2048, "sgd", 2.048, 3.05e-5, False, "cosine_with_warmup", "cross_entropy", 224, (256, 224)),
     "ffcv-rn50-16": ("16ep", 4096, "sgd", 1.7, 1e-4, False, "linear_with_warmup", "cross_entropy", 192, (293, 256)),
     "ffcv-rn50-88": ("88ep", 4096, "sgd", 1.7, 1e-4, False, "linear_with_warmup", "cross_entropy", 192, (293, 256)),
+    "torchvision-v2": (
+        *("600ep", 1024, "sgd", 0.5, 2e-5, False),
+        *("cosine_with_warmup", "cross_entropy", 176, (232, 224)),
+    ),
     "mosaic-baseline": (
         *("90ep", 2048, "decoupled_sgdw", 2.048, 5e-4, True),
         *("cosine_with_warmup", "cross_entropy", 224, (256, 224)),
@@ -84,6 +90,14 @@ def test_each_recipe_is_as_published(name: str) -> None:
     text = (YAMLS / f"recipes/{name}.yaml").read_text()
     for word in ("command ", "source ", "published ", "measured   not available yet"):
         assert f"#   {word}" in text
+
+
+def test_torchvisions_averages_are_theirs_at_imagenets_steps() -> None:
+    """references/classification/train.py: alpha = (1 - decay) * batch * steps / epochs, capped at 1."""
+    cfg = load_config(YAMLS / "recipes/torchvision-v2.yaml", ["data.local=x"], check_paths=False)
+    (ema,) = (algorithm for algorithm in cfg.build_algorithms() if isinstance(algorithm, EMA))
+    assert ema.update_interval.value == 32
+    assert ema.smoothing == pytest.approx(1 - (1 - 0.99998) * 1024 * 32 / 600, abs=1e-7)
 
 
 def test_the_hottest_recipe_has_all_of_mosaicmls_ten() -> None:

@@ -1,4 +1,4 @@
-"""RandAugment and AugMix: Composer's pixels, decided by (seed, epoch, position) alone."""
+"""Changes of one image: Composer's and torchvision's pixels, decided by (seed, epoch, position) alone."""
 
 import pickle
 from collections.abc import Sequence
@@ -7,13 +7,17 @@ import composer.functional
 import numpy as np
 import pytest
 import torch
+import torchvision
 from composer.algorithms.utils import augmentation_sets
 from PIL import Image
+from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 
 from imagestream.data.per_sample import PerSample, _seeded
-from train.config.algorithms import AugMix, PerSampleAlgorithm, RandAugment
+from train.config.algorithms import AugMix, PerSampleAlgorithm, RandAugment, RandomErasing, TrivialAugment
 
 RAND, MIX = RandAugment(name="randaugment"), AugMix(name="augmix")
+TRIVIAL, ERASING = TrivialAugment(name="trivial_augment"), RandomErasing(name="random_erasing", probability=1.0)
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 KEYS = [(0, 4), (0, 9), (1, 4), (1, 700_000)]
 
 
@@ -26,11 +30,15 @@ def applied(
     algorithms: Sequence[PerSampleAlgorithm], keys: Sequence[tuple[int, int]], seed: int = 17
 ) -> tuple[torch.Tensor, torch.Tensor]:
     images = batch(len(keys))
-    draws = PerSample([algorithm.on_image() for algorithm in algorithms], seed=seed)(images, keys)
+    draws = PerSample([algorithm.on_image(MEAN) for algorithm in algorithms], seed=seed)(images, keys)
     return images, draws
 
 
-@pytest.mark.parametrize("algorithms", [[RAND], [MIX], [RAND, MIX]], ids=["randaugment", "augmix", "both"])
+@pytest.mark.parametrize(
+    "algorithms",
+    [[RAND], [MIX], [RAND, MIX], [TRIVIAL, ERASING]],
+    ids=["randaugment", "augmix", "both", "trivial_augment"],
+)
 def test_a_sample_depends_on_its_key_and_not_on_its_batch_or_on_what_was_drawn_before(
     algorithms: list[PerSampleAlgorithm],
 ) -> None:
@@ -43,6 +51,7 @@ def test_a_sample_depends_on_its_key_and_not_on_its_batch_or_on_what_was_drawn_b
     assert len({image.numpy().tobytes() for image in images}) == len(KEYS)
     others, other_draws = applied(algorithms, KEYS, seed=18)
     assert not torch.equal(others, images) and not (other_draws == draws).any()
+    assert len({*draws.tolist()}) == len(KEYS)
 
 
 def test_the_pixels_are_those_of_composers_functions() -> None:
@@ -53,6 +62,46 @@ def test_the_pixels_are_those_of_composers_functions() -> None:
             image = composer.functional.randaugment_image(image, 9, 2, augmentation_sets["all"])
             image = composer.functional.augmix_image(image, 3, -1, 3, 1.0, augmentation_sets["all"])
         assert np.array_equal(np.asarray(image), images[index].numpy())
+
+
+def photograph(px: int = 64) -> Image.Image:
+    """An image with edges, slopes and all brightnesses."""
+    rows, columns = np.mgrid[0:px, 0:px]
+    channels = [rows * 4 % 256, (rows * columns) % 256, 255 - columns * 3 % 256]
+    return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_trivial_augment_is_torchvisions(interpolation: str) -> None:
+    wanted = TrivialAugment.model_validate({"name": "trivial_augment", "interpolation": interpolation})
+    ours, theirs = wanted.on_image(MEAN), TrivialAugmentWide(interpolation=InterpolationMode(interpolation))
+    results = set()
+    for seed in range(400):
+        torch.manual_seed(seed)
+        mine = ours(photograph())
+        torch.manual_seed(seed)
+        assert np.array_equal(np.asarray(mine), np.asarray(theirs(photograph())))
+        results.add(mine.tobytes())
+    assert len(results) > 200  # of 14 kinds, 11 of them in 31 strengths
+
+
+@pytest.mark.parametrize("probability", [0.1, 1.0])
+def test_erasing_is_torchvisions_to_a_hundredth_of_a_standard_deviation(probability: float) -> None:
+    ours = RandomErasing(name="random_erasing", probability=probability).on_image(MEAN)
+    theirs, erased = torchvision.transforms.RandomErasing(probability), 0
+    for seed in range(200):
+        torch.manual_seed(seed)
+        mine = normalised(ours(photograph()))
+        torch.manual_seed(seed)
+        other = theirs(normalised(photograph()))
+        assert torch.allclose(mine, other, rtol=0, atol=0.01)
+        erased += not torch.equal(other, normalised(photograph()))
+    assert abs(erased / 200 - probability) <= 0.06
+
+
+def normalised(image: Image.Image) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def test_the_ledger_sees_another_number_of_changes() -> None:
@@ -69,7 +118,7 @@ def test_numpys_generator_goes_on_as_if_nothing_had_been_drawn() -> None:
 
 def test_it_can_be_sent_to_a_worker() -> None:
     images, again = batch(), batch()
-    changed = PerSample([RAND.on_image()], seed=1)
+    changed = PerSample([RAND.on_image(MEAN)], seed=1)
     changed(images, KEYS)
     pickle.loads(pickle.dumps(changed))(again, KEYS)
     assert torch.equal(images, again)

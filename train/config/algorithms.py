@@ -5,14 +5,14 @@ Defaults are Composer's own. Nothing here imports torch or composer until an alg
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from train.config.sections import Duration, Section, time_string
+from train.config.sections import Duration, Pair, Section, time_string
 from train.resolution import growing_px, ramp_px
 
 MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # numpy's Beta gives NaN or loops where they are extreme
@@ -49,22 +49,32 @@ class AlgorithmConfig(Section):
 
 
 class PerSampleAlgorithm(AlgorithmConfig):
-    """An algorithm that changes one image at a time, before it is in a batch; `train.per_sample` applies it.
+    """An algorithm that changes one image at a time, in the loader's workers, before it is in a batch."""
 
-    Composer has it as a function too, named by `composer_function`; its class is for datasets that we have not.
-    """
+    composer_class = ""
+
+    @property
+    def runs_in_loader(self) -> bool:
+        return True
+
+    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
+        """Return the function of one PIL image; it draws from numpy's or torch's global generator.
+
+        Args:
+            mean: data.mean, RGB, 0-255.
+        """
+        raise NotImplementedError
+
+
+class ComposerPerSample(PerSampleAlgorithm):
+    """One that Composer has as a function too, named by `composer_function`; its class is for other datasets."""
 
     composer_function: ClassVar[str]
     augmentation_set: Literal["all", "safe", "original"] = Field(
         "all", description="all; safe: without those of ImageNet-C; original: with the first implementation's strengths"
     )
 
-    @property
-    def runs_in_loader(self) -> bool:
-        return True
-
-    def on_image(self) -> Callable[[Image], Image]:
-        """Return the function of one PIL image; it draws from numpy's global generator."""
+    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
         import composer.functional
         from composer.algorithms.utils import augmentation_sets
 
@@ -352,7 +362,7 @@ class SAM(AlgorithmConfig):
     interval: int = Field(1, ge=1, le=10_000, description="every how many steps; those between are plain ones")
 
 
-class RandAugment(PerSampleAlgorithm):
+class RandAugment(ComposerPerSample):
     """`depth` random changes of each image (Cubuk et al. 2019, arXiv:1909.13719)."""
 
     composer_class, composer_function = "RandAugment", "randaugment_image"
@@ -361,7 +371,7 @@ class RandAugment(PerSampleAlgorithm):
     depth: int = Field(2, ge=1, le=100, description="changes an image")
 
 
-class AugMix(PerSampleAlgorithm):
+class AugMix(ComposerPerSample):
     """Each image mixed with `width` randomly changed copies (Hendrycks et al. 2020, arXiv:1912.02781)."""
 
     composer_class, composer_function = "AugMix", "augmix_image"
@@ -382,6 +392,42 @@ class AugMix(PerSampleAlgorithm):
         if value == 0:
             raise ValueError("must be at least 1, or -1 for 1 to 3 at random")
         return value
+
+
+class TrivialAugment(PerSampleAlgorithm):
+    """One random change of each image, of any strength: torchvision's TrivialAugmentWide (arXiv:2103.10158)."""
+
+    name: Literal["trivial_augment"]
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        "bilinear", description="of rotated, sheared and shifted images; torchvision's recipes: bilinear"
+    )
+
+    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
+        from train.augmentations import TrivialAugment
+
+        return TrivialAugment(self.interpolation)
+
+
+class RandomErasing(PerSampleAlgorithm):
+    """A box of some images painted over with the mean colour (Zhong et al. 2017, arXiv:1708.04896); list it last."""
+
+    name: Literal["random_erasing"]
+    probability: float = Field(0.1, gt=0.0, le=1.0, description="of an image")
+    scale: Pair = Field((0.02, 0.33), description="the box's area, fraction of the image: low, high")
+    ratio: Pair = Field((0.3, 3.3), description="the box's height / width: low, high")
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _low_comes_first(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        most = 1.0 if info.field_name == "scale" else 100.0
+        if not 0 < value[0] <= value[1] <= most:
+            raise ValueError(f"must be two numbers above 0 and at most {most:g}, the lower first")
+        return value
+
+    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
+        from train.augmentations import Erasing
+
+        return Erasing(self.probability, self.scale, self.ratio, mean)
 
 
 class SWA(AlgorithmConfig):
@@ -423,10 +469,12 @@ Algorithm = Annotated[
     | MixUpOrCutMix
     | ProgressiveResizing
     | RandAugment
+    | RandomErasing
     | ResolutionRamp
     | SAM
     | SqueezeExcite
     | StochasticDepth
-    | SWA,
+    | SWA
+    | TrivialAugment,
     Field(discriminator="name"),
 ]
