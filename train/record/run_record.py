@@ -53,6 +53,7 @@ class RunRecord(Callback):
         self._image_px = 0
         self._reported_at = time.monotonic()
         self._open_points: dict[int, dict[str, Any]] = {}  # of the curve, by batch: their losses are still to come
+        self._losses_to = 0  # batches whose losses have come
         statistics.tell(self._take_loss)
 
     # What Composer calls, in the order of a step -----------------------------------------------------------------
@@ -68,19 +69,27 @@ class RunRecord(Callback):
         self._speed.add(samples, time.perf_counter() - self._asked_at, state.dataloader)
         batch = int(state.timestamp.batch)
         if batch % self._batches_per_point(state) == 0:
-            self._open_points[batch] = {
+            point = {
                 "batch": batch,
                 "loss": None,
                 "lr": state.schedulers[0].get_last_lr()[0],
                 "image_px": self._image_px,
                 "images_per_sec": self._speed.take_point(),
             }
+            if batch == self._losses_to:
+                self._close(point)
+            else:
+                self._open_points[batch] = point
+
+    def _close(self, point: dict[str, Any]) -> None:
+        self.curve.append(point | {"loss": self._point_losses.take()})
 
     def _take_loss(self, step: Step) -> None:
         self._epoch_losses.add(step.loss)
         self._point_losses.add(step.loss)
-        if point := self._open_points.pop(step.batch + 1, None):
-            self.curve.append(point | {"loss": self._point_losses.take()})
+        self._losses_to = step.batch + 1
+        if point := self._open_points.pop(self._losses_to, None):
+            self._close(point)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         row = {
