@@ -1,5 +1,6 @@
 """One training step, as ours and as plain Composer make it, on one batch that lies on the device."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,12 +23,34 @@ from train.model import build_model
 from train.optim import build_optimizer, build_scheduler, parameter_groups
 from train.process import microbatch_size_of, precision_on, searches_microbatch
 from train.signals import listen
+from train.step import upstream
 from train.step.statistics import StepStatistics
 from train.step.trainer import StepTrainer
 from train.stopping import BatchWatch
 
 CLASSES = 1000
 KINDS = ("ours", "composer")
+KEPT = ("_validate_precision", "get_precision_context")
+"""What plain Composer keeps of ours on a CPU: without these it does not train in bfloat16 there at all."""
+_COMPOSERS = {
+    place: getattr(*place)
+    for place, ours in upstream.replacements().items()
+    if getattr(*place) is not ours  # not where somebody has put ours there before
+}
+
+
+@contextlib.contextmanager
+def composers_own(device: Device, *, is_on: bool = True) -> Iterator[None]:
+    """Have Composer's own functions in a block, in a process where `start_process` has put ours in their place."""
+    places = [place for place in upstream.replacements() if is_on and (device.name == "gpu" or place[1] not in KEPT)]
+    before = {place: getattr(*place) for place in places}
+    for place in places:
+        setattr(*place, _COMPOSERS[place])
+    try:
+        yield
+    finally:
+        for place, function in before.items():
+            setattr(*place, function)
 
 
 class Batches:
@@ -81,8 +104,13 @@ def trainer_of(
     *,
     callbacks: Sequence[Callback] = (),
     classes: int = CLASSES,
+    is_fused: bool | None = None,
 ) -> Trainer:
-    """Return the recipe's training by a kind of KINDS, without evaluation, checkpoints and loggers."""
+    """Return the recipe's training by a kind of KINDS, without evaluation, checkpoints and loggers.
+
+    Args:
+        is_fused: whether our optimizer takes the GPU's way, one fused operation; None: on a GPU.
+    """
     reproducibility.seed_all(cfg.seed)
     model = build_model(cfg.model, classes, training_step=cfg.training_step)
     shared: dict[str, Any] = {
@@ -99,10 +127,13 @@ def trainer_of(
         watch = BatchWatch(listen(saves=True), None, statistics, skips=cfg.nonfinite_skips)  # type: ignore[arg-type]  # saves nothing
         return StepTrainer(
             watch=watch,
+            gradient_compression=cfg.gradient_compression,
             sizes_px=[cfg.data.crop_size],
             searches_microbatch=searches_microbatch(device, cfg),
             model=model,
-            optimizers=build_optimizer(model, cfg.optimizer, is_fused=device.name == "gpu"),
+            optimizers=build_optimizer(
+                model, cfg.optimizer, is_fused=device.name == "gpu" if is_fused is None else is_fused
+            ),
             algorithms=cfg.build_algorithms(),
             callbacks=[watch, *callbacks],
             device_train_microbatch_size=microbatch_size_of(cfg),

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from composer.core import Callback, DataSpec, State
+from composer.devices import Device
 from composer.loggers import Logger
 from composer.trainer import trainer as composer_trainer
 from composer.utils import dist, reproducibility
 from torch import Tensor
 
-from benchmarks.step_trainers import trainer_of
+from benchmarks.step_trainers import composers_own, trainer_of
 from train.config.run_config import load_config
 from train.model import weights_sha256
 from train.process import start_process
@@ -75,13 +76,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train(kind: str, steps: int, overrides: list[str]) -> dict[str, Any]:
-    originals = {place: getattr(*place) for place in upstream.replacements()}
     device = start_process(60.0)
-    if kind == "composer":
-        kept = {"_validate_precision", "get_precision_context"}  # without them a CPU does not train in bfloat16 at all
-        for place, original in originals.items():
-            if place[1] not in kept:
-                setattr(*place, original)
+    with composers_own(device, is_on=kind == "composer"):
+        return train_with(device, kind, steps, overrides)
+
+
+def train_with(device: Device, kind: str, steps: int, overrides: list[str]) -> dict[str, Any]:
     cfg = load_config(
         "yamls/tiny.yaml",
         [
@@ -95,12 +95,11 @@ def train(kind: str, steps: int, overrides: list[str]) -> dict[str, Any]:
     if cfg.deterministic:
         reproducibility.configure_deterministic_mode()
     losses = Losses()
-    trainer = trainer_of(kind, cfg, spec, device, callbacks=[Start(), losses], classes=CLASSES)
+    # Not fused on a GPU either: the fused operation rounds in a way of its own.
+    trainer = trainer_of(kind, cfg, spec, device, callbacks=[Start(), losses], classes=CLASSES, is_fused=False)
     assert isinstance(trainer, StepTrainer) == (kind == "ours")
     assert (composer_trainer.prepare_ddp_module is upstream.prepare_ddp_module) == (kind == "ours")
     if isinstance(trainer, StepTrainer):
-        for optimizer in trainer.state.optimizers:
-            optimizer.is_fused = False  # on a GPU too: the fused operation rounds in a way of its own
         trainer.statistics.tell(lambda step: losses.losses.append(step.loss))
     trainer.fit()
     return {

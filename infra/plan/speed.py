@@ -12,12 +12,18 @@ from infra.plan.machines import Machine
 
 REFERENCE_PX = 224  # the GPUs' figures are for this size; time goes with the number of pixels
 
-# Launching a step's kernels takes this long however small the images are: some 1,000 kernels and as many calls of
-# Python in eager PyTorch with AMP, DDP and Composer around it. Not measured on a GPU by this project.
-STEP_FLOOR_S = 0.045
-# Blurring adds 8 % to a ResNet-50's activations (12.0 M against 11.1 M, timm's card of resnetblur50.bt_in1k), and the
-# step is bound by moving activations.
-BLURPOOL_COST = 1.08
+# Launching a step's operations takes the processor so long however small the images are. How many there are is counted
+# with full.yaml's ResNet-50 in bfloat16, averages' updates spread over 20 steps (docs/performance.md has the counts;
+# tests/unit/test_step_counts.py sees that ours do not grow): on one rank, and on each of several.
+LAUNCHES = (421, 582)
+COMPOSERS_LAUNCHES = (1288, 1778)  # plain Composer's Trainer and algorithms, for what others have published
+# How long one takes is derived, not measured: a step of 256 images of 88 px took an H200 44 ms in both rounds that
+# count (28 in one before them) where the GPU has work for 12 (docs/design-notes.md), by 1,319 operations.
+SECONDS_A_LAUNCH = 0.044 / 1319
+# What a step's operations read and write grows so by BlurPool as Composer makes it (counted, tests/infra/test_plan.py),
+# and the step is bound by that. Derived, not measured; it is more where the blurring itself is slower than memory. (The
+# outputs of convolutions and pools alone, 14.2 M numbers an image of 224 px against 11.3 M, grow by 1.26.)
+BLURPOOL_COST = 1.10
 GRADIENT_BYTES = 25_557_032 * 4  # ResNet-50's parameters (torchvision) in fp32, which DDP reduces
 # Gradients travel while the backward pass, two thirds of a step, still runs; the last bucket cannot.
 HIDDEN_FRACTION = 0.6
@@ -41,6 +47,7 @@ class Recipe:
     Attributes:
         pixels: the training crops' edge over the run, px, at evenly spaced moments of it.
         gpu_cost: factor on the GPU's time: BlurPool, SAM.
+        launches: operations of a step, on one rank and on each of several.
     """
 
     train_images: int
@@ -52,6 +59,7 @@ class Recipe:
     eval_px: int
     evaluations: int
     gpu_cost: float = 1.0
+    launches: tuple[int, int] = LAUNCHES
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ def predict(machine: Machine, nodes: int, recipe: Recipe, storage: Storage, core
     binding = max(waits, key=lambda name: waits[name])
     if binding == "GPU" and exposed_s > gpu_s:
         binding = "all-reduce"
-    floor_binds = all(pure_gpu_seconds(machine, recipe, px, ranks) <= STEP_FLOOR_S for px in recipe.pixels)
+    floor_s = launch_seconds(recipe, ranks)
+    floor_binds = all(pure_gpu_seconds(machine, recipe, px, ranks) <= floor_s for px in recipe.pixels)
     if binding == "GPU" and floor_binds:
         binding = "kernel launches"
     eval_s = recipe.evaluations * evaluation_seconds(machine, nodes, recipe, core_images_per_sec)
@@ -133,8 +142,14 @@ def predict(machine: Machine, nodes: int, recipe: Recipe, storage: Storage, core
 
 def step_seconds(machine: Machine, nodes: int, recipe: Recipe, px: int) -> tuple[float, float]:
     """The GPUs' time for a step at this size, and how much longer the all-reduce makes it."""
-    gpu_s = max(pure_gpu_seconds(machine, recipe, px, nodes * machine.gpus), STEP_FLOOR_S)
+    ranks = nodes * machine.gpus
+    gpu_s = max(pure_gpu_seconds(machine, recipe, px, ranks), launch_seconds(recipe, ranks))
     return gpu_s, max(0.0, allreduce_seconds(machine, nodes) - HIDDEN_FRACTION * gpu_s)
+
+
+def launch_seconds(recipe: Recipe, ranks: int) -> float:
+    """Time in which the processor launches one step, below which no GPU gets."""
+    return recipe.launches[ranks > 1] * SECONDS_A_LAUNCH
 
 
 def pure_gpu_seconds(machine: Machine, recipe: Recipe, px: int, ranks: int) -> float:

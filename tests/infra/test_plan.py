@@ -2,15 +2,31 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
+from composer.algorithms.blurpool import apply_blurpool
 
+from benchmarks.step_counts import Counting
 from infra.plan.machines import UnknownMachineError, machine, read_table
 from infra.plan.plan import CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
 from infra.plan.published import STATED_ERROR, checks, table
-from infra.plan.speed import Storage, predict, storage_seconds, with_batch
+from infra.plan.speed import (
+    BLURPOOL_COST,
+    COMPOSERS_LAUNCHES,
+    LAUNCHES,
+    SECONDS_A_LAUNCH,
+    Storage,
+    launch_seconds,
+    predict,
+    step_seconds,
+    storage_seconds,
+    with_batch,
+)
 from tests.conftest import REPOSITORY
 from train.config.run_config import load_config
 
@@ -38,6 +54,36 @@ def test_the_documented_bindings_are_what_the_model_says() -> None:
     from infra.plan.published import bindings
 
     assert "\n".join(bindings()) in (REPOSITORY / "docs/cloud.md").read_text()
+
+
+def test_blurpools_cost_is_what_a_step_moves_with_it_and_without() -> None:
+    (outputs, moved_bytes), (blurred_outputs, blurred_bytes) = (of_a_step(blurs=blurs) for blurs in (False, True))
+    assert (round(outputs / 1e6, 1), round(blurred_outputs / 1e6, 1)) == (11.3, 14.2)
+    assert blurred_bytes / moved_bytes == pytest.approx(BLURPOOL_COST, abs=0.005)
+
+
+def of_a_step(*, blurs: bool, images: int = 256, px: int = 224) -> tuple[float, int]:
+    """Return how many numbers convolutions and pools give for an image, and the bytes that a step's operations move."""
+    network = torchvision.models.resnet50()
+    if blurs:
+        apply_blurpool(network)
+    layout = {"memory_format": torch.channels_last}
+    network = network.to("meta", dtype=torch.bfloat16, **layout)
+    batch = torch.empty(images, 3, px, px, device="meta", dtype=torch.bfloat16).contiguous(**layout)
+    counting = Counting()
+    counting.start()
+    logits = network(batch)
+    outputs = counting.outputs["convolution"] + counting.outputs["max_pool2d_with_indices"]
+    logits.sum().backward()
+    counting.stop()
+    return outputs / images, counting.moved_bytes
+
+
+def test_the_documented_time_of_launching_is_what_the_model_says() -> None:
+    page = (REPOSITORY / "docs/cloud.md").read_text()
+    alone, of_several = (1e3 * count * SECONDS_A_LAUNCH for count in LAUNCHES)
+    assert f"launching a step takes {of_several:.0f} ms on each of several ranks, {alone:.0f} ms on one" in page
+    assert f"{LAUNCHES[1]} and {LAUNCHES[0]} operations" in page and f"with {COMPOSERS_LAUNCHES[1]:,}" in page
 
 
 def test_a_plan_says_time_cost_and_what_binds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +138,15 @@ def test_more_nodes_are_never_predicted_to_scale_better_than_linearly() -> None:
             strong = predict(on, nodes, recipe, Storage("s3"), CORE).images_per_sec
             weak = predict(on, nodes, with_batch(recipe, 2048 * nodes), Storage("s3"), CORE).images_per_sec
             assert strong <= weak * 1.001 and weak <= nodes * one * 1.001, (name, nodes)
+
+
+def test_no_step_is_faster_than_its_launches() -> None:
+    recipe = recipe_of(load_config(FULL, check_paths=False), "original")
+    on = replace(machine("p4d.24xlarge"), gpu_images_per_sec=1e9)
+    alone, of_several = (launch_seconds(recipe, ranks) for ranks in (1, 8))
+    assert (alone, of_several) == tuple(count * SECONDS_A_LAUNCH for count in LAUNCHES)
+    assert step_seconds(on, 1, recipe, 88)[0] == of_several > alone
+    assert step_seconds(replace(on, gpus=1), 1, recipe, 88)[0] == alone
 
 
 def test_measured_figures_take_the_estimates_place(tmp_path: Path) -> None:
