@@ -68,7 +68,11 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     )
     record = RunRecord(describe(cfg, facts), folder, guard, statistics)
     saver = DurableCheckpointSaver(
-        folder, statistics, save_interval=cfg.checkpoint.save_interval, keep=cfg.checkpoint.keep
+        folder,
+        statistics,
+        save_interval=cfg.checkpoint.save_interval,
+        keep=cfg.checkpoint.keep,
+        scores=record.scores if cfg.checkpoint.keep_best else None,
     )
     watch = BatchWatch(signals, saver, statistics, skips=cfg.nonfinite_skips)
 

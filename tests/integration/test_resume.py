@@ -112,6 +112,21 @@ def test_resume_after_kill_9_ends_with_identical_weights(
     assert what_must_match(record_of(tmp_path)) == what_must_match(record_of(finished(ranks, *DEFAULTS)))
 
 
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept_across_kills(shards: Path, tmp_path: Path) -> None:
+    """At a learning rate that is too high the best epoch is not the last one."""
+    more = ["checkpoint.keep=1", "checkpoint.keep_best=true", "algorithms=[]", "max_duration=5ep"]
+    argv = command(shards, tmp_path, *TWELVE[:2], *DEFAULTS, "optimizer.lr=0.1", "scheduler.alpha_f=1.0", *more)
+    started = start(argv, tmp_path / "log")
+    started.kill_when((tmp_path / "ep3-ba24.pt").exists)
+    code, output = run(argv, tmp_path / "again")
+    assert code == 0, output
+    scores = {evaluation["batch"]: evaluation["top1"] for evaluation in record_of(tmp_path)["evaluations"]}
+    best = max(scores, key=lambda batch: (scores[batch], -batch))
+    assert len(scores) == 5 and 24 <= best < 40, scores
+    assert sorted(path.name for path in tmp_path.glob("ep*.pt")) == [f"ep{best // 8}-ba{best}.pt", "ep5-ba40.pt"]
+
+
 BF16 = ("precision=amp_bf16", "device_train_microbatch_size=2", "gradient_compression=bf16")
 SECONDS_TO_COMPILE = 900  # two sizes on a busy processor, anew in each process
 COMPILED = (

@@ -10,7 +10,14 @@ import torch
 from imagestream.storage.local import LocalPlace
 from train.resume import checkpoint_file
 from train.resume.checkpoint_file import CheckpointError
-from train.resume.checkpoints import Found, list_checkpoints, newest_whole, on_every_node, set_damaged_aside
+from train.resume.checkpoints import (
+    Found,
+    best_checkpoint,
+    list_checkpoints,
+    newest_whole,
+    on_every_node,
+    set_damaged_aside,
+)
 
 
 def write(path: Path, batch: int) -> Path:
@@ -96,3 +103,9 @@ def test_a_checkpoint_that_was_damaged_since_it_was_found_is_refused(tmp_path: P
         on_every_node(LocalPlace(tmp_path), newest[0]),
     ):
         pass
+
+
+def test_the_best_checkpoint_is_the_first_with_the_highest_score_of_its_own_batch() -> None:
+    names = ["ep1-ba8.pt", "ep2-ba16.pt", "ep3-ba24.pt", "ep4-ba32.pt"]
+    assert best_checkpoint(names, {8: 0.5, 16: 0.75, 20: 0.9, 24: 0.75, 32: 0.25}) == "ep2-ba16.pt"
+    assert best_checkpoint(names, {12: 0.5}) is None and best_checkpoint([], {8: 0.5}) is None

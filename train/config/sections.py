@@ -408,6 +408,7 @@ class CheckpointConfig(Section):
     save_folder: Location = Field(description="folder or s3://bucket/path")
     save_interval: Duration = Field(description="time between checkpoints: epochs (1ep) or batches (500ba)")
     keep: int = Field(ge=1, description="newest checkpoints kept")
+    keep_best: bool = Field(False, description="keep the one with the highest top-1 of the evaluations as well")
     autoresume: bool = Field(description="continue from the newest checkpoint in save_folder")
 
 

@@ -131,6 +131,10 @@ class RunRecord(Callback):
         self.evaluations.append(evaluation)
         self.write()
 
+    def scores(self) -> dict[int, float]:
+        """Return the top-1 of each evaluation, 0 to 1, by the batch after which it was."""
+        return {evaluation["batch"]: evaluation["top1"] for evaluation in self.evaluations}
+
     def is_evaluated(self, batch: int) -> bool:
         """Return whether the last evaluation was after this batch."""
         return bool(self.evaluations) and self.evaluations[-1]["batch"] == batch

@@ -11,7 +11,7 @@ import re
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,19 @@ class DurableCheckpointSaver(CheckpointSaver):
         statistics: of the steps, which are all in a checkpoint.
         save_interval: Composer time string; there is always one at the end.
         keep: how many to keep; older ones are deleted after a newer one is safe.
+        scores: how good the run was after which batch, by which the best checkpoint is kept as well; None: it is not.
     """
 
-    def __init__(self, folder: Place, statistics: StepStatistics, *, save_interval: str, keep: int) -> None:
-        self.store, self.keep = folder, keep
+    def __init__(
+        self,
+        folder: Place,
+        statistics: StepStatistics,
+        *,
+        save_interval: str,
+        keep: int,
+        scores: Callable[[], Mapping[int, float]] | None = None,
+    ) -> None:
+        self.store, self.keep, self._scores = folder, keep, scores
         self._statistics = statistics
         self._first_host = _host_of_first_rank()
         # A rename is atomic within a file system only, so what is meant for a disk is written there.
@@ -101,11 +110,15 @@ class DurableCheckpointSaver(CheckpointSaver):
         """Delete what a run has left that was killed while it wrote, or before it had deleted an older checkpoint."""
         for part in self.store.path.glob(f"{PART}*") if self.store.path else ():
             part.unlink(missing_ok=True)
-        self._delete_older()
+        if self._scores is None:  # else they are in the checkpoint, which is still to be read
+            self._delete_older()
 
     def _delete_older(self) -> None:
-        for old in list_checkpoints(self.store)[: -self.keep]:
-            self.store.delete([old])
+        names = list_checkpoints(self.store)
+        best = best_checkpoint(names, self._scores()) if self._scores else None
+        for old in names[: -self.keep]:
+            if old != best:
+                self.store.delete([old])
 
 
 def use_averaged_weights(state: State) -> None:
@@ -116,6 +129,12 @@ def use_averaged_weights(state: State) -> None:
     for algorithm in state.algorithms:
         if isinstance(algorithm, EMA) and algorithm.ema_started:
             algorithm._ensure_ema_weights_active(state)
+
+
+def best_checkpoint(names: Sequence[str], scores: Mapping[int, float]) -> str | None:
+    """Return the checkpoint with the highest score of its batch, of equal ones the first; None where none has one."""
+    scored = [name for name in names if _progress(name)[0] in scores]
+    return max(scored, key=lambda name: scores[_progress(name)[0]], default=None)
 
 
 def list_checkpoints(folder: Place) -> list[str]:
