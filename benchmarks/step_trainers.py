@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from train.config.algorithms import AlgorithmConfig
 from train.config.run_config import Config
-from train.config.sections import DecoupledSGDWConfig
 from train.model import build_model
 from train.optim import build_optimizer, build_scheduler, parameter_groups
 from train.process import microbatch_size_of, precision_on, searches_microbatch
@@ -179,6 +178,9 @@ def _of_composer(named: AlgorithmConfig) -> Algorithm:
 
 def plain_optimizer(model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
     """Return Composer's or torch's own, with the recipe's settings."""
-    kind = DecoupledSGDW if isinstance(cfg.optimizer, DecoupledSGDWConfig) else torch.optim.SGD
-    settings = cfg.optimizer.model_dump(include={"lr", "momentum", "weight_decay", "nesterov"})
-    return kind(parameter_groups(model, decay_batchnorm=cfg.optimizer.decay_batchnorm), **settings)
+    kinds: dict[str, Any] = {"adamw": torch.optim.AdamW, "decoupled_sgdw": DecoupledSGDW, "sgd": torch.optim.SGD}
+    settings = cfg.optimizer.model_dump(exclude={"name", "decay_batchnorm"})
+    optimizer: torch.optim.Optimizer = kinds[cfg.optimizer.name](
+        parameter_groups(model, decay_batchnorm=cfg.optimizer.decay_batchnorm), **settings
+    )
+    return optimizer

@@ -21,8 +21,8 @@ from train.config.run_config import load_config
 from train.model import weights_sha256
 from train.process import start_process
 from train.resume.gradient_buckets import fix_gradient_buckets
-from train.resume.guard import make_momentum
 from train.step import upstream
+from train.step.optimizers import make_states
 from train.step.trainer import StepTrainer
 
 CLASSES, IMAGES, PX, BATCHES = 10, 8, 32, 6
@@ -51,7 +51,7 @@ class Start(Callback):
 
     def after_load(self, state: State, logger: Logger) -> None:
         for optimizer in state.optimizers:
-            make_momentum(optimizer)
+            make_states(optimizer)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         fix_gradient_buckets(state.model)
@@ -105,7 +105,7 @@ def train_with(device: Device, kind: str, steps: int, overrides: list[str]) -> d
     return {
         "weights": weights_sha256(trainer.state.model),
         "averages": [averages_of(algorithm) for algorithm in trainer.state.algorithms],
-        "optimizer": sha256([s["momentum_buffer"] for s in trainer.state.optimizers[0].state.values()]),
+        "optimizer": sha256([s[name] for s in trainer.state.optimizers[0].state.values() for name in sorted(s)]),
         "losses": losses.losses,
     }
 

@@ -14,6 +14,9 @@ from train.data import workers_of
 
 SHARED_MEMORY = "/dev/shm"
 NETWORK_STRIDE_PX = 32  # of each ResNet: its last layer has one pixel for so many of the image
+FEWEST_FOR_BATCHNORM = 16
+"""A ResNet-50's error on ImageNet, by images a GPU from which BatchNorm has its statistics: 23.6 % for 32, 23.7 for 16,
+24.8 for 8, 27.3 for 4, 34.7 for 2 (Wu & He 2018, arXiv:1803.08494)."""
 SECONDS_TO_BE_FREED = 10.0  # by the processes of a run that was killed just before
 
 
@@ -70,8 +73,7 @@ def _shortage(needed: int) -> str:
 
 def check_smallest_pass(cfg: Config, device_batch_size: int) -> None:
     """Raise ConfigError where a training pass would have one value a channel, of which BatchNorm has no variance."""
-    wanted = cfg.device_train_microbatch_size
-    images = device_batch_size if wanted == "auto" else device_batch_size % wanted or min(device_batch_size, wanted)
+    images = smallest_pass(cfg, device_batch_size)
     sized = (algorithm for algorithm in cfg.algorithms if isinstance(algorithm, SizeSchedule))
     first = next(sized, None)
     px = first.image_px(cfg.data.crop_size, epoch=0, elapsed_fraction=0.0) if first else cfg.data.crop_size
@@ -81,6 +83,32 @@ def check_smallest_pass(cfg: Config, device_batch_size: int) -> None:
         f"global_batch_size: of {device_batch_size:,} images on each rank a forward pass would have one alone, of {px} "
         "px, which the network reduces to one pixel, and BatchNorm needs more than one; raise global_batch_size or "
         "data.crop_size, or give another device_train_microbatch_size"
+    )
+
+
+def smallest_pass(cfg: Config, device_batch_size: int) -> int:
+    """Return the images of a rank's smallest forward pass, where `auto` has all of them in one."""
+    wanted = cfg.device_train_microbatch_size
+    return device_batch_size if wanted == "auto" else device_batch_size % wanted or min(device_batch_size, wanted)
+
+
+def too_few_for_batchnorm(cfg: Config, *, device_batch_size: int, world_size: int) -> str:
+    """Return what is wrong where BatchNorm's statistics are of too few images, and what helps; '' where nothing is."""
+    alone = smallest_pass(cfg, device_batch_size)
+    together = alone * world_size
+    images = together if cfg.model.sync_batchnorm else alone
+    if images >= FEWEST_FOR_BATCHNORM:
+        return ""
+    ways = ["a larger global_batch_size"]
+    if device_batch_size > alone:
+        ways.append("a larger device_train_microbatch_size")
+    if world_size > 1:
+        ways.append("fewer GPUs")
+    if images < together >= FEWEST_FOR_BATCHNORM:
+        ways.append("model.sync_batchnorm=true")
+    return (
+        f"BatchNorm takes its statistics from {images} images at a time, and from fewer than {FEWEST_FOR_BATCHNORM} "
+        f"accuracy falls (arXiv:1803.08494); what helps is {' or '.join(ways)}"
     )
 
 

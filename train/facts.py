@@ -18,7 +18,9 @@ from train.capacity import (
     free_shared_memory,
     needed_shared_memory,
     node_count,
+    too_few_for_batchnorm,
 )
+from train.config.batch_scale import scaled, scaling_in_words
 from train.config.run_config import Config, device_batch_size, resolved_yaml
 from train.data import dataset_files, workers_of
 from train.process import check_training_step, precision_on
@@ -77,6 +79,8 @@ def gather_facts(cfg: Config) -> Facts:
     if dist.get_global_rank() == 0:
         for warning in what_comes_too_late(cfg, steps):
             log.warning("warning: this takes no effect: %s", warning)
+        if few := too_few_for_batchnorm(cfg, device_batch_size=per_device, world_size=world_size):
+            log.warning("warning: %s", few)
     check_smallest_pass(cfg, per_device)
     check_samples(cfg.data.num_canonical_nodes, train_samples)
     length = int(cfg.max_duration[:-2])
@@ -143,8 +147,10 @@ def shared_memory_of(cfg: Config, facts: Facts) -> int:
     )
 
 
-def plan(cfg: Config) -> str:
+def plan(given: Config) -> str:
     """Return the resolved configuration and the arithmetic of the run, after checking data and save folder."""
+    cfg = scaled(given)
+    changes = scaling_in_words(given, cfg)
     facts = gather_facts(cfg)
     folder = open_place(cfg.checkpoint.save_folder)
     folder.check_writable()
@@ -160,6 +166,7 @@ def plan(cfg: Config) -> str:
             f"# data         {facts.train_samples:,} train and {facts.val_samples:,} val samples, "
             f"{facts.num_classes} classes, fingerprint {facts.fingerprint[:16]}",
             f"# batch        {cfg.global_batch_size:,} = {facts.world_size} ranks x {facts.device_batch_size:,}",
+            *([f"# scaled       from a batch of {given.scale_with_batch:,}: {changes}"] if changes else []),
             f"# steps        {facts.total_steps:,} = {epochs:g} epochs x {facts.steps_per_epoch:,}; "
             f"{left_out:,} samples of each epoch are left out, others each time",
             f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",

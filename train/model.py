@@ -12,6 +12,7 @@ from composer.models import ComposerModel
 from composer.models.initializers import Initializer
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from imagestream.data.dataset import IGNORED_LABEL
 from train.config.sections import ModelConfig
@@ -177,12 +178,17 @@ def trained_by(training_step: str, network: nn.Module) -> Callable[[Tensor], Ten
     return RecordedStages(network).forward if training_step == "cuda_graphs" else network.forward
 
 
-def build_model(cfg: ModelConfig, num_classes: int, *, training_step: str = "eager") -> ImageClassifier:
+def build_model(
+    cfg: ModelConfig, num_classes: int, *, training_step: str = "eager", syncs_batchnorm: bool = False
+) -> ImageClassifier:
     """Return a freshly initialised ResNet; torch's global generator decides the weights, so seed it first.
 
     `init: mosaic` is MosaicML's recipe (Composer's ResNet example): Kaiming-normal (fan in) convolutions and linear
     layers, BatchNorm weights from U[0, 1], and with binary cross-entropy a last bias of -log(classes), so that the
     first predictions are 1 / classes.
+
+    Args:
+        syncs_batchnorm: whether BatchNorm is torch's over all GPUs, whose layers count their batches themselves.
     """
     module = getattr(torchvision.models, cfg.name)(num_classes=num_classes, norm_layer=BatchNorm2d)
     if cfg.init == "mosaic":
@@ -191,9 +197,24 @@ def build_model(cfg: ModelConfig, num_classes: int, *, training_step: str = "eag
             initializers.append(Initializer.LINEAR_LOG_CONSTANT_BIAS)
         for initializer in initializers:
             module.apply(initializer.get_initializer())
+    if cfg.zero_init_last_gamma:  # after all that draw it
+        zero_last_gammas(module)
+    if syncs_batchnorm:
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     model = ImageClassifier(module, cfg.loss)
     model.training_step = training_step
     return model
+
+
+def zero_last_gammas(network: nn.Module) -> None:
+    """Let each residual block begin as the identity: its last BatchNorm's weight is zero.
+
+    Goyal et al. 2017 (arXiv:1706.02677, section 5.1); torchvision's `zero_init_residual`.
+    """
+    for block in network.modules():
+        if isinstance(block, (BasicBlock, Bottleneck)):
+            last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            nn.init.zeros_(last.weight)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -11,25 +11,20 @@ from composer.optim import (
 from composer.optim.scheduler import ComposerScheduler
 from torch import nn
 
-from train.config.sections import DecoupledSGDWConfig, LinearSchedule, Optimizer, Scheduler, StepSchedule
-from train.step.optimizers import SGD, DecoupledSGDW
+from train.config.sections import LinearSchedule, Optimizer, Scheduler, StepSchedule
+from train.step.optimizers import SGD, AdamW, DecoupledSGDW
+
+KINDS = {"adamw": AdamW, "decoupled_sgdw": DecoupledSGDW, "sgd": SGD}
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer, *, is_fused: bool) -> torch.optim.Optimizer:
-    """Return SGD over all parameters of `model`: in one group, or with BatchNorm's in a second one without decay.
+    """Return an optimizer of all parameters of `model`: in one group, or with BatchNorm's in a second without decay.
 
     Args:
         is_fused: whether it takes one operation for all (`train.step.optimizers`), as it does on a GPU.
     """
-    kind = DecoupledSGDW if isinstance(cfg, DecoupledSGDWConfig) else SGD
-    return kind(
-        parameter_groups(model, decay_batchnorm=cfg.decay_batchnorm),
-        lr=cfg.lr,
-        momentum=cfg.momentum,
-        weight_decay=cfg.weight_decay,
-        nesterov=cfg.nesterov,
-        is_fused=is_fused,
-    )
+    groups = parameter_groups(model, decay_batchnorm=cfg.decay_batchnorm)
+    return KINDS[cfg.name](groups, is_fused=is_fused, **cfg.model_dump(exclude={"name", "decay_batchnorm"}))
 
 
 def parameter_groups(model: nn.Module, *, decay_batchnorm: bool) -> list[dict[str, Any]]:

@@ -80,10 +80,21 @@ def check_training_step(device: Device, cfg: Config) -> None:
     """Refuse a way of training that this device has not.
 
     Raises:
-        ConfigError: CUDA graphs without CUDA.
+        ConfigError: CUDA graphs without CUDA, or BatchNorm over GPUs that are none or may run out of memory alone.
     """
     if cfg.training_step == "cuda_graphs" and device.name != "gpu":
         raise ConfigError("training_step: 'cuda_graphs' needs a GPU, and here is none; give training_step=eager")
+    if not cfg.model.sync_batchnorm:
+        return
+    if device.name != "gpu":
+        raise ConfigError(
+            "model.sync_batchnorm: torch has it for GPUs alone, and here is none; give model.sync_batchnorm=false"
+        )
+    if dist.get_world_size() > 1 and searches_microbatch(device, cfg):
+        raise ConfigError(
+            "device_train_microbatch_size: 'auto' tries passes that may not fit one GPU, while with "
+            "model.sync_batchnorm the others wait for it; give a number"
+        )
 
 
 def microbatch_size_of(cfg: Config) -> int | None:

@@ -13,6 +13,7 @@ from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
 from train.capacity import check_shared_memory, node_count
+from train.config.batch_scale import scaled, scaling_in_words
 from train.config.run_config import Config
 from train.facts import contract_for, describe, gather_facts, shared_memory_of
 from train.process import choose_kernels, start_process, torch_device
@@ -51,6 +52,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     device = start_process(cfg.dist_timeout)
     signals = listen(saves=True)
     choose_kernels(cfg, device)
+    cfg = at_its_batch(cfg)
     facts = gather_facts(cfg)
     folder = open_place(cfg.checkpoint.save_folder)
     check_shared_memory(shared_memory_of(cfg, facts))
@@ -99,6 +101,19 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     )
     trainer.close()
     return result
+
+
+def at_its_batch(given: Config) -> Config:
+    """Return the configuration with the figures for its batch, and say which ones were scaled."""
+    cfg = scaled(given)
+    if changes := scaling_in_words(given, cfg):
+        log.info(
+            "scale_with_batch: from a batch of %d to one of %d: %s",
+            given.scale_with_batch,
+            cfg.global_batch_size,
+            changes,
+        )
+    return cfg
 
 
 class SavingFailedError(RuntimeError):

@@ -68,7 +68,12 @@ def build_trainer(
     guard = next(callback for callback in callbacks if isinstance(callback, ResumeGuard))
     watch = next(callback for callback in callbacks if isinstance(callback, BatchWatch))
     reproducibility.seed_all(cfg.seed)  # the same initial weights on every rank and for every world size
-    model = build_model(cfg.model, facts.num_classes, training_step=cfg.training_step)
+    model = build_model(
+        cfg.model,
+        facts.num_classes,
+        training_step=cfg.training_step,
+        syncs_batchnorm=cfg.model.sync_batchnorm and facts.world_size > 1,
+    )
     log.info(
         "train: %s, %s parameters, %d classes; %s samples, global batch %d = %d ranks x %d, %s steps",
         cfg.model.name,

@@ -63,6 +63,47 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(shards: Path, tmp_path: Pa
     assert list((tmp_path / "run").iterdir()) == []
 
 
+def test_too_few_images_for_batchnorm_are_warned_of(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path / "run", "device_train_microbatch_size=4")
+    code, output = run([*argv, "--dry-run"], tmp_path / "log", ranks=2)
+    assert code == 0, output
+    warning = "warning: BatchNorm takes its statistics from 4 images at a time, and from fewer than 16 accuracy falls"
+    assert output.count(warning) == 1
+
+
+def test_batchnorm_over_gpus_is_refused_without_one(shards: Path, tmp_path: Path) -> None:
+    code, output = run(command(shards, tmp_path / "run", "model.sync_batchnorm=true"), tmp_path / "log")
+    assert code == 2
+    assert output.splitlines()[-1] == (
+        "model.sync_batchnorm: torch has it for GPUs alone, and here is none; give model.sync_batchnorm=false"
+    )
+
+
+def test_a_dry_run_shows_what_is_scaled_to_the_batch(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path / "run", "scale_with_batch=64", "max_duration=3ba")
+    code, output = run([*argv, "--dry-run"], tmp_path / "log")
+    assert code == 0, output
+    assert (
+        "# scaled       from a batch of 64: max_duration 3ba -> 12ba, optimizer.lr 0.01 -> 0.0025, "
+        "optimizer.weight_decay 0.0005 -> 0.000125, algorithms.4.half_life 2ba -> 8ba, "
+        "algorithms.4.update_interval 2ba -> 8ba\n"
+    ) in output
+    assert "max_duration: 12ba\n" in output and "  weight_decay: 0.000125\n" in output
+
+
+def test_a_run_takes_the_scaled_figures_and_goes_on_without_their_being_scaled(shards: Path, tmp_path: Path) -> None:
+    plain = command(shards, tmp_path, "algorithms=[]", "max_duration=2ba", "optimizer.lr=0.0025")
+    small = command(shards, tmp_path, "algorithms=[]", "max_duration=1ba", "scale_with_batch=32")
+    code, output = run([*plain, "optimizer.weight_decay=2.5e-4"], tmp_path / "log")
+    assert code == 0, output
+    before = record_of(tmp_path)
+    code, output = run([*small, "optimizer.lr=0.005"], tmp_path / "again")  # of the same run: its checkpoint fits
+    assert code == 0, output
+    assert "scale_with_batch: from a batch of 32 to one of 16: max_duration 1ba -> 2ba, optimizer.lr 0.005" in output
+    assert record_of(tmp_path)["weights_sha256"] == before["weights_sha256"]
+    assert record_of(tmp_path)["config"]["optimizer"]["weight_decay"] == 2.5e-4
+
+
 def test_a_run_leaves_its_record_report_and_logs(shards: Path, tmp_path: Path) -> None:
     argv = command(shards, tmp_path, "max_duration=2ba", "algorithms=[]", "loggers.tensorboard=true",
                    "loggers.wandb={project: test, mode: offline}")  # fmt: skip

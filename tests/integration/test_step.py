@@ -17,6 +17,12 @@ RECIPES = {
         "model.name=resnet50",
     ],
     "sgd": ["optimizer.name=sgd", "optimizer.decay_batchnorm=false", "algorithms=[]"],
+    "adamw": [
+        "optimizer.name=adamw",
+        "optimizer.weight_decay=0.05",
+        "optimizer.decay_batchnorm=false",
+        f"algorithms=[{{name: label_smoothing}}, {EMA}]",
+    ],
     "nesterov": [
         "optimizer.nesterov=true",
         "algorithms=[{name: gradient_clipping, clipping_type: norm, clipping_threshold: 0.5}]",

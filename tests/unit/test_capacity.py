@@ -17,6 +17,7 @@ from train.capacity import (
     check_shared_memory,
     check_smallest_pass,
     loader_bytes,
+    too_few_for_batchnorm,
 )
 from train.config.run_config import ConfigError, load_config
 
@@ -96,6 +97,39 @@ def test_a_pass_of_one_image_that_becomes_one_pixel_is_refused(
         return
     with pytest.raises(ConfigError, match="one alone, of 32 px"):
         check_smallest_pass(cfg, device_batch_size)
+
+
+@pytest.mark.parametrize(("nodes", "images"), [(1, 256), (2, 128), (4, 64), (8, 32), (16, 16), (32, 8), (64, 4)])
+def test_full_yaml_on_32_nodes_or_more_is_warned_of_for_batchnorm(nodes: int, images: int) -> None:
+    """By hand: 2,048 images over 8 GPUs a node."""
+    cfg = load_config("yamls/full.yaml", check_paths=False)
+    gpus = 8 * nodes
+    said = too_few_for_batchnorm(cfg, device_batch_size=2048 // gpus, world_size=gpus)
+    expected = (
+        f"BatchNorm takes its statistics from {images} images at a time, and from fewer than 16 accuracy falls "
+        "(arXiv:1803.08494); what helps is a larger global_batch_size or fewer GPUs or model.sync_batchnorm=true"
+    )
+    assert said == (expected if nodes > 16 else "")
+    cfg = load_config("yamls/full.yaml", ["model.sync_batchnorm=true"], check_paths=False)
+    assert too_few_for_batchnorm(cfg, device_batch_size=2048 // gpus, world_size=gpus) == ""
+
+
+@pytest.mark.parametrize(
+    ("device_batch_size", "world_size", "images", "ways"),
+    [
+        (64, 1, 16, ""),
+        (64, 1, 8, "a larger global_batch_size or a larger device_train_microbatch_size"),
+        (36, 1, 32, "a larger global_batch_size or a larger device_train_microbatch_size"),  # the last pass has 4
+        (8, 1, 64, "a larger global_batch_size"),
+        (4, 2, 64, "a larger global_batch_size or fewer GPUs"),  # 8 together would be too few, too
+    ],
+)
+def test_the_smallest_pass_counts_and_what_helps_is_named(
+    device_batch_size: int, world_size: int, images: int, ways: str
+) -> None:
+    cfg = load_config("yamls/tiny.yaml", ["data.local=.", f"device_train_microbatch_size={images}"])
+    said = too_few_for_batchnorm(cfg, device_batch_size=device_batch_size, world_size=world_size)
+    assert said.partition("what helps is ")[2] == ways
 
 
 def test_canonical_nodes_without_a_sample_are_refused() -> None:

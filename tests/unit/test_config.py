@@ -148,11 +148,17 @@ SENTENCES = {
     "data.remote=gs://b/x": "data.remote: 'gs://b/x' must be a folder or s3://bucket/path",
     "data.local=s3://b/x": "data.local: 's3://b/x' must be a folder; a bucket goes into data.remote",
     "data.local=": "data.local: null must be the folder that holds the shards when data.remote is null too",
-    "optimizer.name=sgdd": "optimizer.name: 'sgdd' must be one of decoupled_sgdw, sgd; did you mean 'sgd'?",
+    "optimizer.name=sgdd": "optimizer.name: 'sgdd' must be one of adamw, decoupled_sgdw, sgd; did you mean 'sgd'?",
+    "optimizer={name: adamw, betas: [0.9, 1.0]}": "optimizer.betas: [0.9, 1.0] must be two numbers, each from 0 to "
+    "below 1",
+    "optimizer={name: adamw, momentum: 0.9}": "optimizer.momentum: unknown key; it goes with optimizer.name: "
+    "decoupled_sgdw or sgd alone",
+    "optimizer.betas=[0.9, 0.99]": "optimizer.betas: unknown key; it goes with optimizer.name: adamw alone",
     "optimizer=3": "optimizer: 3 must be a map",
     "optimizer={nesterov: true, momentum: 0}": "optimizer.nesterov: true must be false when momentum is 0",
     "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",
-    "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init",
+    "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init, "
+    "zero_init_last_gamma, sync_batchnorm",
     "loggers.wandb={mode: offline}": "loggers.wandb.project: is missing; add it (project name)",
     "algorithms.0.name=mixup": "algorithms: a map must be a list such as [a, b] (Composer's algorithms)",
     "dist_timeout=1e300": "dist_timeout: 1e+300 must be at most 2,592,000 "
@@ -195,6 +201,60 @@ def test_each_wrong_value_gets_one_plain_sentence(run_in: Path, override: str) -
     assert told(child(""), override) == [f"override '{override}': {SENTENCES[override]}"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (
+            ["training_step=compile"],
+            "override 'model.sync_batchnorm=true': model.sync_batchnorm: true cannot go with training_step: compile, "
+            "for its layers wait for the other GPUs; give eager",
+        ),
+        (
+            ["algorithms=[{name: stochastic_depth}]"],
+            "override 'algorithms=[{name: stochastic_depth}]': algorithms.0.stochastic_method: 'block' cannot go with "
+            "model.sync_batchnorm: a GPU would leave out a block in which the others wait for it; give sample",
+        ),
+        (["algorithms=[{name: stochastic_depth, stochastic_method: sample}]"], ""),
+    ],
+)
+def test_what_cannot_wait_for_other_gpus_goes_without_their_batchnorm(
+    run_in: Path, overrides: list[str], fault: str
+) -> None:
+    load_config(child(""), overrides)
+    overrides = ["model.sync_batchnorm=true", *overrides]
+    if fault:
+        assert told(child(""), *overrides) == [fault]
+    else:
+        load_config(child(""), overrides)
+
+
+def test_another_optimizer_or_schedule_leaves_what_its_base_says_of_the_first_one(run_in: Path) -> None:
+    write("base: base.yaml\noptimizer: {name: adamw, lr: 0.001}\n", "adamw.yaml")
+    cfg = load_config(child(""), ["optimizer.name=adamw"])
+    assert cfg.optimizer.model_dump() == {
+        **{"name": "adamw", "lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8},
+        **{"weight_decay": 1e-4, "decay_batchnorm": True},
+    }
+    steps = "base: adamw.yaml\nscheduler: {name: steps_with_warmup, milestones: [9ep], alpha_f: 0.1}\n"
+    write(f"{steps}data: {{local: shards}}\n")
+    cfg = load_config("run.yaml", ["scheduler.name=cosine_with_warmup", "optimizer.name=sgd"])  # and back
+    assert (cfg.optimizer.lr, cfg.optimizer.model_dump()["momentum"], cfg.scheduler.alpha_f) == (0.001, 0.9, 0.1)
+
+
+def test_what_is_said_of_the_optimizer_that_is_named_must_fit_it(run_in: Path) -> None:
+    write("base: base.yaml\noptimizer: {name: adamw, lr: 0.001}\n", "adamw.yaml")
+    write("base: adamw.yaml\ndata: {local: shards}\noptimizer: {momentum: 0.5}\n")
+    words = "optimizer.momentum: unknown key; it goes with optimizer.name: decoupled_sgdw or sgd alone"
+    assert told("run.yaml") == [f"run.yaml:3: {words}"]
+    assert told(child(""), "optimizer.name=adamw", "optimizer.momentum=0.5") == [
+        f"override 'optimizer.momentum=0.5': {words}"
+    ]
+    assert told(child("optimizer: {momentun: 1}\n"), "optimizer.name=adamw") == [
+        "run.yaml:4: optimizer.momentun: unknown key; remove it, or use one of lr, betas, eps, weight_decay, "
+        "decay_batchnorm, name"
+    ]
+
+
 def test_a_misspelt_key_that_has_to_be_there_is_one_fault_not_two() -> None:
     stored = load_config(BASE, ["data.local=x"], check_paths=False).model_dump(mode="json")
     stored["sede"] = stored.pop("seed")
@@ -219,7 +279,7 @@ def test_a_fault_in_one_key_does_not_hide_a_check_across_keys(run_in: Path) -> N
 def test_remote_and_local_must_fit_together(run_in: Path) -> None:
     path = write("base: base.yaml\n")
     assert told(path, "data.remote=s3://bucket/mds") == [
-        "base.yaml:21: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache"
+        "base.yaml:22: data.local: null must be a cache folder when data.remote is given, e.g. /tmp/mds-cache"
     ]
     assert told(path, "data.remote=gone", "data.local=cache") == [
         "override 'data.remote=gone': data.remote: 'gone' is not a folder; "

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from train.config.algorithms import Algorithm, AlgorithmConfig, RandAugment
 from train.config.config_file import read_config_tree
 from train.config.run_config import Config, load_config
+from train.config.sections import DecoupledSGDWConfig
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 FILES = sorted(path.relative_to(YAMLS).as_posix() for path in YAMLS.rglob("*.yaml"))
@@ -38,7 +39,8 @@ def test_a_yaml_that_names_its_data_needs_no_override(file: str) -> None:
 def test_full_yaml_is_the_published_recipe() -> None:
     cfg = load_config(YAMLS / "full.yaml", check_paths=False)
     assert (cfg.max_duration, cfg.global_batch_size, cfg.scheduler.t_warmup) == ("90ep", 2048, "8ep")
-    assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.momentum) == ("decoupled_sgdw", 2.048, 0.875)
+    assert isinstance(cfg.optimizer, DecoupledSGDWConfig)
+    assert (cfg.optimizer.lr, cfg.optimizer.momentum) == (2.048, 0.875)
     assert (cfg.optimizer.weight_decay, cfg.model.loss) == (5e-4, "binary_cross_entropy")
     assert (cfg.data.crop_size, cfg.data.eval_resize_size, cfg.data.eval_crop_size) == (176, 232, 224)
     assert [algorithm.model_dump(exclude_unset=True) for algorithm in cfg.algorithms] == [

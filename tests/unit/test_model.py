@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from composer.core import Time, Timestamp
 from composer.functional import apply_blurpool
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from torch import nn
 
 from imagestream.data.dataset import IGNORED_LABEL
 from train.config.sections import (
+    AdamWConfig,
     CosineSchedule,
     DecoupledSGDWConfig,
     LinearSchedule,
@@ -65,6 +67,26 @@ def test_mosaic_initialisation_is_kaiming_and_uniform_batchnorm() -> None:
     assert torch.equal(model.fc.bias, torch.full((10,), -math.log(10)))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+def test_the_last_gammas_that_begin_at_zero_are_torchvisions(name: str) -> None:
+    torch.manual_seed(0)
+    mine = build_model(config(name=name, init="torchvision", zero_init_last_gamma=True), 10).module
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(num_classes=10, zero_init_residual=True)
+    assert all(map(torch.equal, mine.state_dict().values(), theirs.state_dict().values()))
+
+
+@pytest.mark.parametrize(("name", "last", "blocks"), [("resnet18", "bn2", 8), ("resnet50", "bn3", 16)])
+def test_they_begin_at_zero_although_mosaics_initialisation_draws_gammas(name: str, last: str, blocks: int) -> None:
+    torch.manual_seed(0)
+    zeroed = build_model(config(name=name, zero_init_last_gamma=True), 10).module.state_dict()
+    torch.manual_seed(0)
+    drawn = build_model(config(name=name), 10).module.state_dict()
+    found = [key for key, value in zeroed.items() if not torch.equal(value, drawn[key])]
+    assert len(found) == blocks and all(key.endswith(f".{last}.weight") for key in found)
+    assert not any(zeroed[key].any() for key in found)
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
     [("resnet18", 11.69), ("resnet34", 21.80), ("resnet50", 25.56), ("resnet101", 44.55), ("resnet152", 60.19)],
@@ -87,21 +109,30 @@ def test_equal_weights_hash_alike_and_any_difference_shows() -> None:
     assert weights_sha256(model) != weights_sha256(twin)
 
 
-def test_both_optimizers_hold_every_parameter_once() -> None:
+MOMENTUM: dict[str, Any] = {"lr": 0.1, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": False}
+OPTIMIZERS: list[Any] = [
+    SGDConfig(name="sgd", **MOMENTUM),
+    DecoupledSGDWConfig(name="decoupled_sgdw", **MOMENTUM),
+    AdamWConfig(name="adamw", lr=0.1, weight_decay=1e-4),
+]
+
+
+@pytest.mark.parametrize("section", OPTIMIZERS, ids=lambda section: str(section.name))
+def test_each_optimizer_holds_every_parameter_once(section: Any) -> None:
     model = build_model(config(), 10)
-    values: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
-    for section in (SGDConfig(name="sgd", **values), DecoupledSGDWConfig(name="decoupled_sgdw", **values)):
-        optimizer = build_optimizer(model, section, is_fused=False)
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        assert [id(p) for p in held] == [id(p) for p in model.parameters()]
-        assert optimizer.param_groups[0]["weight_decay"] == 1e-4
+    optimizer = build_optimizer(model, section, is_fused=False)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in held] == [id(p) for p in model.parameters()]
+    (group,) = optimizer.param_groups
+    assert {key: group[key] for key in section.model_dump(exclude={"name", "decay_batchnorm"})} == section.model_dump(
+        exclude={"name", "decay_batchnorm"}
+    )
 
 
-@pytest.mark.parametrize("kind", [SGDConfig, DecoupledSGDWConfig])
-def test_batchnorm_may_go_without_decay_and_nothing_else(kind: type[Any]) -> None:
-    name = "sgd" if kind is SGDConfig else "decoupled_sgdw"
-    section = kind(name=name, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=False, decay_batchnorm=False)
+@pytest.mark.parametrize("section", OPTIMIZERS, ids=lambda section: str(section.name))
+def test_batchnorm_may_go_without_decay_and_nothing_else(section: Any) -> None:
     model = build_model(config(name="resnet50"), 1000)
+    section = section.model_copy(update={"decay_batchnorm": False})
     decayed, free = build_optimizer(model, section, is_fused=False).param_groups
     # 53 convolutions and the last layer's weight and bias; 53 BatchNorms, those of the shortcuts as well, of two each
     assert (len(decayed["params"]), len(free["params"])) == (53 + 2, 2 * 53)

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from tests.launches import Launches
+from train.config.sections import ModelConfig
+from train.model import ImageClassifier, build_model
+from train.optim import parameter_groups
 from train.step.network import BatchNorm2d, LayersTogether
 
 
@@ -67,6 +70,30 @@ def test_evaluation_counts_and_casts_nothing() -> None:
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(mine(images), theirs(images))
     assert not any(layer.uncounted for layer in mine.modules() if isinstance(layer, BatchNorm2d))
+
+
+def test_layers_of_all_gpus_count_their_batches_once_and_keep_the_weights() -> None:
+    """torch's conversion; with one process its layers compute what BatchNorm does."""
+    values = {"name": "resnet18", "num_classes": 10, "loss": "cross_entropy", "init": "mosaic"}
+    cfg = ModelConfig.model_validate(values)
+    models: list[ImageClassifier] = []
+    for syncs in (False, True):
+        torch.manual_seed(0)
+        models.append(build_model(cfg, 10, syncs_batchnorm=syncs))
+    plain, synced = models
+    norms = [layer for layer in synced.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 20 and all(type(layer) is nn.SyncBatchNorm for layer in norms)
+    for _ in range(3):
+        batch = torch.randn(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64)
+        assert torch.equal(plain(batch), synced(batch))
+    assert [int(layer.num_batches_tracked or 0) for layer in norms] == [3] * 20
+    assert plain.state_dict().keys() == synced.state_dict().keys()
+    assert all(map(torch.equal, plain.state_dict().values(), synced.state_dict().values()))
+    groups = parameter_groups(synced, decay_batchnorm=False)
+    assert [len(group["params"]) for group in groups] == [20 + 2, 2 * 20]
+    for both in (plain.eval(), synced.eval()):
+        both(batch)
+    assert [int(layer.num_batches_tracked or 0) for layer in norms] == [3] * 20
 
 
 class HalfUsed(nn.Module):

@@ -8,23 +8,27 @@ from composer.optim import DecoupledSGDW as ComposerDecoupledSGDW
 from torchvision.models import resnet18
 
 from tests.launches import Launches
-from train.resume.guard import make_momentum
-from train.step.optimizers import SGD, DecoupledSGDW
+from train.step.optimizers import SGD, AdamW, DecoupledSGDW, make_states
 
 STEPS = 200
 
-UPSTREAMS: dict[Any, Any] = {DecoupledSGDW: ComposerDecoupledSGDW, SGD: torch.optim.SGD}
+UPSTREAMS: dict[Any, Any] = {DecoupledSGDW: ComposerDecoupledSGDW, SGD: torch.optim.SGD, AdamW: torch.optim.AdamW}
+SGDS = (DecoupledSGDW, SGD)
+STATES = {DecoupledSGDW: ("momentum_buffer",), SGD: ("momentum_buffer",), AdamW: ("step", "exp_avg", "exp_avg_sq")}
+GIVEN: dict[Any, Any] = {DecoupledSGDW: {"momentum": 0.9}, SGD: {"momentum": 0.9}, AdamW: {"betas": (0.9, 0.99)}}
 
 
-def optimized(kind: Any, steps: int, **settings: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
+def optimized(
+    kind: Any, steps: int, *, is_made_early: bool = False, **settings: Any
+) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Parameters of many shapes after as many steps of gradients that follow from the step, now and then one less."""
     shapes = [(64, 3, 7, 7), (64,), (1,), (17, 33), (128, 64, 3, 3), (1000, 5)]
     generator = torch.Generator().manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     groups = [{"params": parameters[:4]}, {"params": parameters[4:], "weight_decay": 0.0}]
     optimizer = kind(groups, **settings)
-    if settings.get("is_fused"):
-        make_momentum(optimizer)  # as each run does; torch's fused one takes momentum for all parameters, or for none
+    if settings.get("is_fused") or is_made_early:
+        make_states(optimizer)  # as each run does; torch's fused one takes momentum for all parameters, or for none
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = settings["lr"] * (1 - step / STEPS)
@@ -40,14 +44,19 @@ def buffers_of(state: dict[str, Any]) -> dict[int, torch.Tensor | None]:
     return {place: of_one["momentum_buffer"] for place, of_one in state["state"].items()}
 
 
-@pytest.mark.parametrize("kind", UPSTREAMS)
+@pytest.mark.parametrize("kind", SGDS)
 @pytest.mark.parametrize("momentum", [0.0, 0.875])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
 def test_an_optimizer_has_upstreams_bits_over_200_steps(
     kind: Any, momentum: float, nesterov: bool, weight_decay: float
 ) -> None:
-    settings = {"lr": 2.048, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov and momentum > 0}
+    settings: dict[str, Any] = {
+        "lr": 2.048,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov and momentum > 0,
+    }
     mine, my_state = optimized(kind, STEPS, **settings)
     theirs, their_state = optimized(UPSTREAMS[kind], STEPS, **settings)
     assert all(map(torch.equal, mine, theirs))
@@ -61,6 +70,24 @@ def test_an_optimizer_has_upstreams_bits_over_200_steps(
         other = their_buffers[place]
         assert buffer is other if buffer is None or other is None else torch.equal(buffer, other)
         assert (buffer is None) == (momentum == 0)
+
+
+@pytest.mark.parametrize("is_made_early", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_adamw_has_torchs_bits_over_200_steps(weight_decay: float, is_made_early: bool) -> None:
+    settings: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": weight_decay}
+    mine, my_state = optimized(AdamW, STEPS, is_made_early=is_made_early, **settings)
+    theirs, their_state = optimized(torch.optim.AdamW, STEPS, **settings)
+    assert all(map(torch.equal, mine, theirs))
+    for group in their_state["param_groups"]:
+        group["foreach"], group["fused"] = True, False
+    assert my_state["param_groups"] == their_state["param_groups"]
+    assert my_state["state"].keys() == their_state["state"].keys() == set(range(6))
+    for place, state in my_state["state"].items():
+        assert tuple(state) == STATES[AdamW]
+        for name, tensor in state.items():
+            other = their_state["state"][place][name]
+            assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape) and torch.equal(tensor, other)
 
 
 def test_a_step_of_resnet_18_takes_four_launches_of_the_optimizer() -> None:
@@ -77,28 +104,41 @@ def test_a_step_of_resnet_18_takes_four_launches_of_the_optimizer() -> None:
     assert counts == {DecoupledSGDW: 4, ComposerDecoupledSGDW: 4 * len(list(model.parameters()))}
 
 
-@pytest.mark.parametrize("kind", UPSTREAMS)
+@pytest.mark.parametrize("kind", SGDS)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_fused_as_on_a_gpu_it_differs_by_rounding_alone(kind: Any, nesterov: bool) -> None:
-    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": nesterov}
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": nesterov}
     mine, _ = optimized(kind, STEPS, is_fused=True, **settings)
     theirs, _ = optimized(UPSTREAMS[kind], STEPS, **settings)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
 
 
+def test_adamw_fused_as_on_a_gpu_differs_by_rounding_alone() -> None:
+    settings: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.05}
+    mine, my_state = optimized(AdamW, STEPS, is_fused=True, **settings)
+    theirs, their_state = optimized(torch.optim.AdamW, STEPS, **settings)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for states in (my_state["state"], their_state["state"]):
+        assert [int(states[place]["step"]) for place in range(6)] == [200, 200, 160, 200, 200, 200]
+
+
 @pytest.mark.parametrize("kind", UPSTREAMS)
 @pytest.mark.parametrize("is_fused", [False, True])
-def test_a_step_that_is_left_out_changes_neither_weights_nor_momentum(kind: Any, is_fused: bool) -> None:
+def test_a_step_that_is_left_out_changes_neither_weights_nor_state(kind: Any, is_fused: bool) -> None:
     parameter = torch.nn.Parameter(torch.randn(64, generator=torch.Generator().manual_seed(0)))
-    optimizer = kind([parameter], lr=0.1, momentum=0.9, weight_decay=0.01, is_fused=is_fused)
+    optimizer = kind([parameter], lr=0.1, weight_decay=0.01, is_fused=is_fused, **GIVEN[kind])
+    make_states(optimizer)
     optimizer.param_groups[0]["initial_lr"] = 0.1
     seen = []
     for gradient, found_inf in [(1.0, 0.0), (float("nan"), 1.0), (2.0, 1.0), (2.0, 0.0)]:
         parameter.grad = torch.full((64,), gradient)
         optimizer.found_inf = torch.tensor(found_inf)
         optimizer.step()
-        seen.append((parameter.detach().clone(), optimizer.state[parameter]["momentum_buffer"].clone()))
+        state = optimizer.state[parameter]
+        assert tuple(state) == STATES[kind]
+        seen.append([tensor.clone() for tensor in (parameter.detach(), *state.values())])
     first, second, third, last = seen
     for left_out in (second, third):
         assert all(map(torch.equal, first, left_out))
@@ -110,7 +150,7 @@ def test_a_step_that_is_left_out_changes_neither_weights_nor_momentum(kind: Any,
 def test_torchs_gradient_scaler_leaves_a_step_out_without_reading_anything(kind: Any, is_fused: bool) -> None:
     """float16's way: infinite gradients halve the scale, and the step is not taken."""
     parameter = torch.nn.Parameter(torch.ones(64))
-    optimizer = kind([parameter], lr=0.1, momentum=0.9, is_fused=is_fused)
+    optimizer = kind([parameter], lr=0.1, weight_decay=0.0, is_fused=is_fused, **GIVEN[kind])
     optimizer.param_groups[0]["initial_lr"] = 0.1
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     seen = []
@@ -123,7 +163,7 @@ def test_torchs_gradient_scaler_leaves_a_step_out_without_reading_anything(kind:
         seen.append((float(parameter.detach()[0]), scaler.get_scale()))
     weights, scales = zip(*seen, strict=True)
     assert weights[0] == weights[1] and scales == (4.0, 2.0, 2.0)
-    assert [weights[0], weights[2]] == pytest.approx([0.9, 0.9 - 0.19])
+    assert [weights[0], weights[2]] == pytest.approx([0.9, 0.9 - (0.1 if kind is AdamW else 0.19)])
 
 
 @pytest.mark.parametrize("is_fused", [False, True])
@@ -137,3 +177,20 @@ def test_a_checkpoints_way_of_updating_is_not_taken_over(is_fused: bool) -> None
         optimizer.step()
     assert ("_fused_sgd_" in launches.names) == is_fused
     assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_adamw_goes_on_from_a_checkpoint_of_either_way_with_its_count_of_steps_where_it_belongs(is_fused: bool) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
+    saved, resumed = (
+        AdamW([p], lr=0.1, is_fused=way) for p, way in zip(parameters, (not is_fused, is_fused), strict=True)
+    )
+    for optimizer, parameter in ((saved, parameters[0]), (resumed, parameters[1])):
+        parameter.grad = torch.ones(4)
+        if optimizer is resumed:
+            optimizer.load_state_dict(saved.state_dict())
+        with Launches() as launches:
+            optimizer.step()
+    assert ("_fused_adamw_" in launches.names) == is_fused
+    assert int(resumed.state[parameters[1]]["step"]) == 2
+    assert (resumed.param_groups[0]["fused"], resumed.param_groups[0]["foreach"]) == (is_fused, not is_fused)

@@ -11,8 +11,9 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from tests.conftest import REPOSITORY
 from train.config.run_config import Config, load_config
-from train.resume.contract import Contract, ResumeError, contract_of
-from train.resume.guard import make_momentum, seed_batch
+from train.resume.contract import WHAT_WAS_BEFORE, Contract, ResumeError, contract_of
+from train.resume.guard import seed_batch
+from train.step.optimizers import AdamW, make_states
 
 
 def load(*overrides: str) -> Config:
@@ -122,14 +123,21 @@ def test_a_checkpoint_of_other_code_for_the_views_is_refused(monkeypatch: pytest
         now.changes_since({"seed": 17}, allowed=set(), where="a checkpoint of 0.1.0")
 
 
+@pytest.mark.parametrize("key", sorted(WHAT_WAS_BEFORE))
+def test_a_checkpoint_from_before_a_setting_existed_is_of_a_run_without_it(key: str) -> None:
+    saved = contract().as_dict()
+    assert saved["settings"].pop(key) == WHAT_WAS_BEFORE[key]
+    assert contract().changes_since(saved, allowed=set(), where="") == []
+
+
 class Half(torch.nn.Module):
     """Uses the first of its two layers, as StochasticDepth may do for some steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Any, **settings: Any) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.used, self.left_out = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-        self.optimizer = DecoupledSGDW(self.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        self.optimizer = kind(self.parameters(), lr=0.1, **settings)
 
     def step(self, *layers: torch.nn.Module) -> None:
         self.optimizer.zero_grad()
@@ -137,30 +145,38 @@ class Half(torch.nn.Module):
         self.optimizer.step()
 
 
-def test_upstream_cannot_load_the_momentum_of_a_parameter_without_a_gradient() -> None:
-    saved = Half()
+KINDS: list[tuple[Any, dict[str, Any]]] = [
+    (DecoupledSGDW, {"momentum": 0.9, "nesterov": True}),
+    (AdamW, {"weight_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), KINDS)
+def test_upstream_cannot_load_the_state_of_a_parameter_without_a_gradient(kind: Any, settings: dict[str, Any]) -> None:
+    saved = Half(kind, **settings)
     saved.step(saved.used)
-    fresh = Half()
+    fresh = Half(kind, **settings)
     with pytest.raises((KeyError, RuntimeError), match=r"left_out\.weight"):  # torch 2.7, and 2.15 with a reason
         set_optimizer_state_dict(fresh, fresh.optimizer, get_optimizer_state_dict(saved, saved.optimizer))
 
 
-def test_a_parameter_without_a_gradient_so_far_resumes_exactly() -> None:
-    saved, plain = Half(), Half()
-    make_momentum(saved.optimizer)
+@pytest.mark.parametrize(("kind", "settings"), KINDS)
+def test_a_parameter_without_a_gradient_so_far_resumes_exactly(kind: Any, settings: dict[str, Any]) -> None:
+    saved, plain = Half(kind, **settings), Half(kind, **settings)
+    make_states(saved.optimizer)
     saved.step(saved.used)
     plain.step(plain.used)
-    resumed = Half()
+    resumed = Half(kind, **settings)
     checkpoint = deepcopy((saved.state_dict(), get_optimizer_state_dict(saved, saved.optimizer)))
     resumed.load_state_dict(checkpoint[0])
     set_optimizer_state_dict(resumed, resumed.optimizer, checkpoint[1])
-    make_momentum(resumed.optimizer)
+    make_states(resumed.optimizer)
     for model in (saved, resumed, plain):
         model.step(model.used, model.left_out)
         model.step(model.left_out)
     for name, values in saved.state_dict().items():
         assert torch.equal(values, resumed.state_dict()[name])
-        assert torch.equal(values, plain.state_dict()[name])  # nothing but the moment at which momentum is made
+        assert torch.equal(values, plain.state_dict()[name])  # nothing but the moment at which the state is made
 
 
 def test_a_batch_is_seeded_by_seed_batch_and_rank_alone() -> None:

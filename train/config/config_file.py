@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Node:
 
     content: Any
     mark: Mark
+    is_of_other_kind: bool = False  # inherited by a map that has another `name` than the one that it was written for
 
     def plain(self) -> Any:
         """Return the value without marks."""
@@ -185,10 +186,17 @@ def _merge(below: Node, above: Node) -> Node:
     if not (isinstance(below.content, dict) and isinstance(above.content, dict)):
         return above
     merged = dict(below.content)
+    if _kind(above) not in (None, _kind(below)):
+        merged = {key: replace(value, is_of_other_kind=True) for key, value in merged.items()}
     for key, value in above.content.items():
         merged[key] = _merge(merged[key], value) if key in merged else value
     # A section an override only adds to still stands in its file: a key missing there is not the override's fault.
     return Node(merged, below.mark if above.mark.is_override else above.mark)
+
+
+def _kind(section: Node) -> Any:
+    name = section.content.get("name")
+    return name and name.content
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
@@ -29,6 +30,7 @@ from train.config.algorithms import (
     ProgressiveResizing,
     ResolutionRamp,
     SizeSchedule,
+    StochasticDepth,
 )
 from train.config.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.config.sections import (
@@ -75,6 +77,12 @@ class Config(Section):
     max_duration: Duration = Field(description="length of the run: epochs (90ep) or batches (500ba)")
     eval_interval: Duration = Field("1ep", description="time between evaluations; there is one at the end in any case")
     global_batch_size: int = Field(gt=0, description="images per optimizer step over all GPUs")
+    scale_with_batch: int | None = Field(
+        None,
+        gt=0,
+        description="global_batch_size for which learning rate, decay and times in batches are meant; at another one "
+        "they are scaled; null: never",
+    )
     device_train_microbatch_size: PositiveIntOrAuto = Field(
         description="images per forward pass and GPU; auto: the most that fit (CPU: the whole device batch)"
     )
@@ -148,6 +156,15 @@ class Config(Section):
             raise _fault_at(value.t_warmup, f"must be at most max_duration, which is {run}", "t_warmup")
         return value
 
+    @field_validator("model")
+    @classmethod
+    def _synchronised_layers_are_eager(cls, value: ModelConfig, info: ValidationInfo) -> ModelConfig:
+        step = info.data.get("training_step", "eager")
+        if value.sync_batchnorm and step != "eager":
+            words = f"cannot go with training_step: {step}, for its layers wait for the other GPUs; give eager"
+            raise _fault_at(True, words, "sync_batchnorm")
+        return value
+
     @field_validator("algorithms")
     @classmethod
     def _each_algorithm_once(cls, value: tuple[Algorithm, ...]) -> tuple[Algorithm, ...]:
@@ -214,10 +231,14 @@ class Config(Section):
         if fault:
             raise _fault_at(fault.value, fault.words, fault.place, fault.key)
         step = info.data.get("training_step", "eager")
+        is_synchronised = "model" in info.data and info.data["model"].sync_batchnorm
         for i, algorithm in enumerate(value):
             if step != "eager" and not algorithm.fits_any_step:
                 words = f"cannot go with training_step: {step}, for which every step must be the same; give eager"
                 raise _fault_at(algorithm.name, words, i, "name")
+            if isinstance(algorithm, StochasticDepth) and algorithm.stochastic_method == "block" and is_synchronised:
+                words = "cannot go with model.sync_batchnorm: a GPU would leave out a block in which the others wait "
+                raise _fault_at("block", f"{words}for it; give sample", i, "stochastic_method")
         return value
 
 
@@ -250,13 +271,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, check_paths:
     reading = read_config_tree(path, overrides)
     faults = reading.faults
     if reading.tree is not None:
+        tree = _without_keys_of_other_kinds(reading.tree)
         try:
-            config = Config.model_validate(reading.tree.plain(), context={"check_paths": check_paths})
+            config = Config.model_validate(tree.plain(), context={"check_paths": check_paths})
         except ValidationError as error:
-            faults += _faults_of(error, reading.tree, complete=reading.complete)
+            faults += _faults_of(error, tree, complete=reading.complete)
     if faults:
         raise _error_from(faults)
     return config
+
+
+def _without_keys_of_other_kinds(tree: Node) -> Node:
+    """Leave out what a base says of its own optimizer or schedule, and the one that is named has not."""
+    content = dict(tree.content)
+    for section in ("optimizer", "scheduler"):
+        kinds = {_name_of(kind): kind.model_fields for kind in _sections_in(Config.model_fields[section].annotation)}
+        node = content.get(section)
+        fields = kinds.get(str(node.plain().get("name"))) if node and isinstance(node.content, dict) else None
+        if node is None or fields is None:
+            continue
+        others = {key for of_kind in kinds.values() for key in of_kind} - fields.keys()
+        kept = {key: value for key, value in node.content.items() if not (value.is_of_other_kind and key in others)}
+        content[section] = replace(node, content=kept)
+    return replace(tree, content=content)
 
 
 def config_from_dict(stored: Mapping[str, Any]) -> Config:
@@ -264,7 +301,7 @@ def config_from_dict(stored: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(stored))
     except ValidationError as error:
-        raise _error_from(_faults_of(error, Node(None, Mark(False, "stored configuration", 0)))) from None
+        raise faults_as_error(error, Node(None, Mark(False, "stored configuration", 0))) from None
 
 
 def resolved_yaml(cfg: Config) -> str:
@@ -290,6 +327,11 @@ def _nearest_divisors(number: int, near: int) -> list[int]:
     below = max(n for n in range(1, near + 1) if number % n == 0)
     above = next((n for n in range(near, number + 1) if number % n == 0), None)
     return sorted({below, above or below})
+
+
+def faults_as_error(error: ValidationError, tree: Node) -> ConfigError:
+    """Return pydantic's faults, each with where in `tree` it stands, as one error."""
+    return _error_from(_faults_of(error, tree))
 
 
 def _error_from(faults: Iterable[Fault]) -> ConfigError:

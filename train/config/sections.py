@@ -306,6 +306,12 @@ class ModelConfig(Section):
     ] = Field(description="classes; auto: from the dataset's manifest")
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(description="training loss")
     init: Literal["mosaic", "torchvision"] = Field(description="initial weights")
+    zero_init_last_gamma: bool = Field(
+        False, description="true: the last BatchNorm's weight of each residual block begins at zero, whatever init"
+    )
+    sync_batchnorm: bool = Field(
+        False, description="true: BatchNorm's statistics in training are those of all GPUs' images in a forward pass"
+    )
 
 
 class _SGD(Section):
@@ -340,7 +346,28 @@ class DecoupledSGDWConfig(_SGD):
     weight_decay: float = Field(ge=0, lt=1, description="weight decay, decoupled: scaled by the schedule, not by lr")
 
 
-Optimizer = Annotated[DecoupledSGDWConfig | SGDConfig, Field(discriminator="name")]
+class _Adam(Section):
+    lr: float = Field(gt=0, le=1e30, description="peak learning rate")
+    betas: Pair = Field((0.9, 0.999), description="shares that the means of gradients and of their squares keep a step")
+    eps: float = Field(1e-8, gt=0, le=1, description="added to the root of the mean square")
+    weight_decay: float = Field(ge=0, lt=1, description="weight decay, decoupled: scaled by lr and its schedule")
+    decay_batchnorm: bool = Field(True, description="false: BatchNorm's weights and biases, go without decay")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_shares(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("must be two numbers, each from 0 to below 1")
+        return value
+
+
+class AdamWConfig(_Adam):
+    """torch.optim.AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101): a step multiplies weights by 1 - lr_t * decay."""
+
+    name: Literal["adamw"]
+
+
+Optimizer = Annotated[AdamWConfig | DecoupledSGDWConfig | SGDConfig, Field(discriminator="name")]
 
 
 class _Schedule(Section):

@@ -8,7 +8,10 @@ from typing import Any
 from imagestream.decode import crops
 from train.config.run_config import Config
 
-NOT_PART_OF_THE_CONTRACT = {"run_name", "eval_interval", "checkpoint", "loggers", "dist_timeout", "deterministic"}
+NOT_PART_OF_THE_CONTRACT = {
+    *("run_name", "eval_interval", "checkpoint", "loggers", "dist_timeout", "deterministic"),
+    "scale_with_batch",  # the figures that it has scaled are part of it
+}
 DATA_PART_OF_THE_CONTRACT = (
     "columns",
     "crop_size",
@@ -22,7 +25,12 @@ DATA_PART_OF_THE_CONTRACT = (
     "num_canonical_nodes",
 )
 DATA_THAT_IS_NOTED = ("val_split", "eval_resize_size", "eval_crop_size")
-WHAT_WAS_BEFORE = {"training_step": "eager", "gradient_compression": "none"}
+WHAT_WAS_BEFORE = {
+    "training_step": "eager",
+    "gradient_compression": "none",
+    "model.zero_init_last_gamma": False,
+    "model.sync_batchnorm": False,
+}
 """Settings that a checkpoint of an earlier version lacks, with what it was trained by."""
 _ABSENT = object()
 

@@ -21,6 +21,7 @@ from imagestream.loader import BatchOrderError, Loader
 from train.resume.contract import Contract
 from train.resume.gradient_buckets import fix_gradient_buckets
 from train.step.buffers import share_buffers
+from train.step.optimizers import make_states
 from train.step.statistics import StepStatistics
 
 
@@ -56,10 +57,10 @@ class ResumeGuard(Callback):
         self._state = state
 
     def after_load(self, state: State, logger: Logger) -> None:
-        """Begin at the checkpoint's batch, with a momentum for every parameter."""
+        """Begin at the checkpoint's batch, with the optimizer's state for every parameter."""
         self._loader.begin_at(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
         for optimizer in state.optimizers:
-            make_momentum(optimizer)
+            make_states(optimizer)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         fix_gradient_buckets(state.model)
@@ -121,15 +122,3 @@ def seed_batch(seed: int, batch: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value % 2**63)  # CUDA's generators too
-
-
-def make_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Have the momentum of every parameter from the start.
-
-    torch's optimizers make it at a parameter's first gradient, and torch (2.7, 2.15) cannot load a checkpoint in which
-    it is missing: of a block that StochasticDepth has left out at each step so far.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
-            if "momentum_buffer" not in optimizer.state[parameter]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

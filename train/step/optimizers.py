@@ -1,4 +1,4 @@
-"""SGD with a few launches for all parameters together, which leaves a step out without the host's knowing.
+"""SGD and AdamW with a few launches for all parameters together, which leaves a step out without the host's knowing.
 
 A step is left out where the optimizer's `found_inf`, a tensor of no dimensions on the parameters' device, is 1: torch's
 own way of it (`torch.amp.GradScaler`). On a GPU one fused operation updates everything and reads `found_inf` there. On
@@ -14,6 +14,8 @@ import torch
 from composer.optim import DecoupledSGDW as ComposerDecoupledSGDW
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
+
+SGDS, ADAMS = ("momentum_buffer",), ("exp_avg", "exp_avg_sq")  # torch's names; Adam's "step" is a number by itself
 
 
 class _LeavesStepsOut(Optimizer):
@@ -39,20 +41,36 @@ class _LeavesStepsOut(Optimizer):
         return flag is not None and bool(flag)
 
 
-class SGD(_LeavesStepsOut, torch.optim.SGD):
-    """torch's, by its loops over all parameters at once."""
+class _Torchs(_LeavesStepsOut):
+    """One of torch's own, by its loops over all parameters at once, or fused."""
 
     def step(self, closure: Any = None) -> Any:
         if self.is_left_out():
             return None
-        for group in self.param_groups:  # here, for a checkpoint brings its own
-            group["foreach"], group["fused"] = not self.is_fused, self.is_fused
+        for group in self.param_groups:  # here, for an algorithm may have added one
+            group |= self._way()
         flag = None if self.is_fused else self.__dict__.pop("found_inf", None)  # torch's loops take none
         try:
             return super().step(closure)
         finally:
             if flag is not None:
                 self.found_inf = flag
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load all but the way of updating, by which torch decides where AdamW counts its steps."""
+        groups = [group | self._way() for group in state_dict["param_groups"]]
+        super().load_state_dict(state_dict | {"param_groups": groups})
+
+    def _way(self) -> dict[str, bool]:
+        return {"foreach": not self.is_fused, "fused": self.is_fused}
+
+
+class SGD(_Torchs, torch.optim.SGD):
+    """torch's."""
+
+
+class AdamW(_Torchs, torch.optim.AdamW):
+    """torch's."""
 
 
 class DecoupledSGDW(_LeavesStepsOut, ComposerDecoupledSGDW):
@@ -104,6 +122,24 @@ class DecoupledSGDW(_LeavesStepsOut, ComposerDecoupledSGDW):
         if weight_decay:
             torch._foreach_mul_(params, kept)
         torch._foreach_add_(params, updates, alpha=-lr)
+
+
+def make_states(optimizer: Optimizer) -> None:
+    """Have the state of every parameter from the start: of ours, and of the upstream ones that they stand for.
+
+    torch's optimizers make it at a parameter's first gradient, and torch (2.7, 2.15) cannot load a checkpoint in which
+    it is missing: of a block that StochasticDepth has left out at each step so far.
+    """
+    is_fused = getattr(getattr(optimizer, "base_optimizer", optimizer), "is_fused", False)
+    for group in optimizer.param_groups:
+        names = ADAMS if "betas" in group else SGDS if group["momentum"] else ()
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if names is ADAMS and "step" not in state:
+                state["step"] = torch.zeros((), device=parameter.device if is_fused else "cpu")
+            for name in names:
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter)
 
 
 def decay(params: list[Tensor], kept: float, found_inf: Tensor | None) -> None:
