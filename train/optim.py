@@ -12,9 +12,9 @@ from composer.optim.scheduler import ComposerScheduler
 from torch import nn
 
 from train.config.sections import LinearSchedule, Optimizer, Scheduler, StepSchedule
-from train.step.optimizers import SGD, AdamW, DecoupledSGDW
+from train.step.optimizers import SGD, AdamW, DecoupledSGDW, Lamb
 
-KINDS = {"adamw": AdamW, "decoupled_sgdw": DecoupledSGDW, "sgd": SGD}
+KINDS = {"adamw": AdamW, "decoupled_sgdw": DecoupledSGDW, "lamb": Lamb, "sgd": SGD}
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer, *, is_fused: bool) -> torch.optim.Optimizer:

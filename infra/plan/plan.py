@@ -43,7 +43,7 @@ MOMENTS = 200  # of the run at which the images' size is looked at
 ADVICE = {
     "GPU": "the GPUs are busy: this is what the machine can do. Smaller crops, or more nodes, are faster",
     "kernel launches": "each GPU has too few images a step to be busy: fewer nodes cost less, or raise "
-    "global_batch_size (and optimizer.lr with it)",
+    "global_batch_size (scale_with_batch scales the recipe with it)",
     "all-reduce": "gradients take longer to exchange than to compute: use EFA and a placement group, a type with a "
     "faster network, fewer nodes, or a larger global_batch_size",
     "decode": "the processors cannot decode as fast as the GPUs train: convert with --resize short=256, take a type "

@@ -56,6 +56,16 @@ class NoWaits(Callback):
 @pytest.mark.parametrize("precision", ["amp_bf16", "amp_fp16", "fp32"])
 @pytest.mark.parametrize("training_step", ["eager", "cuda_graphs"])
 def test_the_host_waits_for_nothing_before_the_step(gpu: torch.device, training_step: str, precision: str) -> None:
+    watch_for_waits(f"training_step={training_step}", f"precision={precision}")
+
+
+@pytest.mark.parametrize("precision", ["amp_bf16", "amp_fp16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_nor_does_it_with_other_optimizers(gpu: torch.device, optimizer: str, precision: str) -> None:
+    watch_for_waits(f"optimizer.name={optimizer}", "optimizer.lr=1e-3", f"precision={precision}")
+
+
+def watch_for_waits(*overrides: str) -> None:
     device = start_process(60.0)
     cfg = load_config(
         REPOSITORY / "yamls/full.yaml",
@@ -67,8 +77,7 @@ def test_the_host_waits_for_nothing_before_the_step(gpu: torch.device, training_
             "scheduler.t_warmup=2ba",
             "global_batch_size=64",
             "device_train_microbatch_size=64",
-            f"precision={precision}",
-            f"training_step={training_step}",
+            *overrides,
         ],
     )
     watched = NoWaits()

@@ -59,6 +59,8 @@ SETTINGS = {
 ALGORITHMS |= dict.fromkeys(SETTINGS, MILD)
 ALGORITHMS["adamw"] = DEPTH + "block}"
 SETTINGS["adamw"] = ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.decay_batchnorm=false"]
+ALGORITHMS["lamb"] = DEPTH + "block}, {name: mixup}"
+SETTINGS["lamb"] = ["optimizer.name=lamb", "optimizer.lr=5e-3", "optimizer.decay_batchnorm=false"]
 ALGORITHMS["ramp"] = "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}"
 SETTINGS["ramp"] = ["data.crop_size=48"]
 SETTINGS["swa"] = ["max_duration=16ba"]  # in epochs the last batch would be at 0.5dur, and the mean never put in place

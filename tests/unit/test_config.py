@@ -148,12 +148,13 @@ SENTENCES = {
     "data.remote=gs://b/x": "data.remote: 'gs://b/x' must be a folder or s3://bucket/path",
     "data.local=s3://b/x": "data.local: 's3://b/x' must be a folder; a bucket goes into data.remote",
     "data.local=": "data.local: null must be the folder that holds the shards when data.remote is null too",
-    "optimizer.name=sgdd": "optimizer.name: 'sgdd' must be one of adamw, decoupled_sgdw, sgd; did you mean 'sgd'?",
+    "optimizer.name=sgdd": "optimizer.name: 'sgdd' must be one of adamw, decoupled_sgdw, lamb, sgd; did "
+    "you mean 'sgd'?",
     "optimizer={name: adamw, betas: [0.9, 1.0]}": "optimizer.betas: [0.9, 1.0] must be two numbers, each from 0 to "
     "below 1",
     "optimizer={name: adamw, momentum: 0.9}": "optimizer.momentum: unknown key; it goes with optimizer.name: "
     "decoupled_sgdw or sgd alone",
-    "optimizer.betas=[0.9, 0.99]": "optimizer.betas: unknown key; it goes with optimizer.name: adamw alone",
+    "optimizer.betas=[0.9, 0.99]": "optimizer.betas: unknown key; it goes with optimizer.name: adamw or lamb alone",
     "optimizer=3": "optimizer: 3 must be a map",
     "optimizer={nesterov: true, momentum: 0}": "optimizer.nesterov: true must be false when momentum is 0",
     "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",

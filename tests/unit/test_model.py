@@ -17,6 +17,7 @@ from train.config.sections import (
     AdamWConfig,
     CosineSchedule,
     DecoupledSGDWConfig,
+    LambConfig,
     LinearSchedule,
     ModelConfig,
     Scheduler,
@@ -114,6 +115,7 @@ OPTIMIZERS: list[Any] = [
     SGDConfig(name="sgd", **MOMENTUM),
     DecoupledSGDWConfig(name="decoupled_sgdw", **MOMENTUM),
     AdamWConfig(name="adamw", lr=0.1, weight_decay=1e-4),
+    LambConfig(name="lamb", lr=0.1, weight_decay=1e-4),
 ]
 
 

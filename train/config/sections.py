@@ -367,7 +367,17 @@ class AdamWConfig(_Adam):
     name: Literal["adamw"]
 
 
-Optimizer = Annotated[AdamWConfig | DecoupledSGDWConfig | SGDConfig, Field(discriminator="name")]
+class LambConfig(_Adam):
+    """Adam's updates, each made as long as the tensor that it changes (You et al. 2019, arXiv:1904.00962)."""
+
+    name: Literal["lamb"]
+    eps: float = Field(1e-6, gt=0, le=1, description="added to the root of the mean square")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, le=1e6, description="norm to which all gradients together are clipped; null: they are not"
+    )
+
+
+Optimizer = Annotated[AdamWConfig | DecoupledSGDWConfig | LambConfig | SGDConfig, Field(discriminator="name")]
 
 
 class _Schedule(Section):

@@ -1,9 +1,10 @@
-"""SGD and AdamW with a few launches for all parameters together, which leaves a step out without the host's knowing.
+"""Optimizers with a few launches for all parameters together, which leave a step out without the host's knowing.
 
 A step is left out where the optimizer's `found_inf`, a tensor of no dimensions on the parameters' device, is 1: torch's
 own way of it (`torch.amp.GradScaler`). On a GPU one fused operation updates everything and reads `found_inf` there. On
 a CPU, where reading it waits for nothing, the arithmetic is upstream's, operation by operation, and so are the bits
 (`tests/unit/test_optimizers.py`); torch's fused SGD for CPUs rounds the last few numbers of a tensor in another way.
+Lamb, which torch and Composer have not, computes the same on both.
 
 Names and states are upstream's: a checkpoint of either is one of the other.
 """
@@ -19,7 +20,7 @@ SGDS, ADAMS = ("momentum_buffer",), ("exp_avg", "exp_avg_sq")  # torch's names; 
 
 
 class _LeavesStepsOut(Optimizer):
-    """What both optimizers share.
+    """What the optimizers share.
 
     Args:
         is_fused: whether the parameters' device has a fused operation with the bits that are wanted there.
@@ -40,6 +41,16 @@ class _LeavesStepsOut(Optimizer):
         flag = None if self.is_fused else self.found_inf_here()
         return flag is not None and bool(flag)
 
+    def way(self) -> dict[str, bool]:
+        """Return torch's names for how this device updates parameters."""
+        return {"foreach": not self.is_fused, "fused": self.is_fused}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load all but the way of updating, by which torch decides where Adam counts its steps: it is this device's."""
+        way = {name: value for name, value in self.way().items() if name in self.defaults}
+        groups = [group | way for group in state_dict["param_groups"]]
+        super().load_state_dict(state_dict | {"param_groups": groups})
+
 
 class _Torchs(_LeavesStepsOut):
     """One of torch's own, by its loops over all parameters at once, or fused."""
@@ -48,21 +59,13 @@ class _Torchs(_LeavesStepsOut):
         if self.is_left_out():
             return None
         for group in self.param_groups:  # here, for an algorithm may have added one
-            group |= self._way()
+            group |= self.way()
         flag = None if self.is_fused else self.__dict__.pop("found_inf", None)  # torch's loops take none
         try:
             return super().step(closure)
         finally:
             if flag is not None:
                 self.found_inf = flag
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load all but the way of updating, by which torch decides where AdamW counts its steps."""
-        groups = [group | self._way() for group in state_dict["param_groups"]]
-        super().load_state_dict(state_dict | {"param_groups": groups})
-
-    def _way(self) -> dict[str, bool]:
-        return {"foreach": not self.is_fused, "fused": self.is_fused}
 
 
 class SGD(_Torchs, torch.optim.SGD):
@@ -71,6 +74,90 @@ class SGD(_Torchs, torch.optim.SGD):
 
 class AdamW(_Torchs, torch.optim.AdamW):
     """torch's."""
+
+
+class Lamb(_LeavesStepsOut):
+    """Adam's update of each tensor, made as long as the tensor itself (You et al. 2019, arXiv:1904.00962).
+
+    With Adam's update u and weights w, r = u + weight_decay * w, and w loses lr * |w| / |r| * r. As in timm's Lamb, by
+    which the recipes of arXiv:2110.00476 were trained, all gradients together are first clipped to `max_grad_norm`, and
+    tensors without decay lose lr * u alone.
+
+    torch's fused Adam finds u, on a CPU too: as what it adds to zeros.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float | None = 1.0,
+        is_fused: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
+        super().__init__(params, defaults | {"fused": is_fused}, is_fused=is_fused)
+        self._updates: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if self.is_left_out():
+            return None
+        make_states(self)
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if gradients:
+            norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+            for group in self.param_groups:
+                self._update(group, norm)
+        return None
+
+    def _update(self, group: dict[str, Any], norm: Tensor) -> None:
+        params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not params:
+            return
+        flag = self.found_inf_here() if self.is_fused else None
+        updates = self._adams(params, group, norm, flag)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            sizes = torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates)])
+            ratios = torch.where((sizes > 0).all(dim=0), sizes[0] / sizes[1], 1.0)
+            if flag is not None:
+                ratios = torch.where(flag == 1, 0.0, ratios)
+            torch._foreach_mul_(updates, list(ratios.unbind()))
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _adams(self, params: list[Tensor], group: dict[str, Any], norm: Tensor, flag: Tensor | None) -> list[Tensor]:
+        """Take the gradients into the state; return Adam's updates, zeros where `flag` is 1."""
+        for parameter in params:
+            if parameter not in self._updates:
+                self._updates[parameter] = torch.empty_like(parameter)
+        updates, states = [self._updates[p] for p in params], [self.state[p] for p in params]
+        torch._foreach_zero_(updates)
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        limit = group["max_grad_norm"]
+        torch._fused_adam_(
+            updates,
+            [parameter.grad for parameter in params if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=-1.0,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None if limit is None else (norm / limit).clamp(min=1.0).float(),
+            found_inf=flag,
+        )
+        if flag is not None:
+            torch._foreach_sub_(steps, [flag] * len(steps))
+        return updates
 
 
 class DecoupledSGDW(_LeavesStepsOut, ComposerDecoupledSGDW):
@@ -133,7 +220,7 @@ def make_states(optimizer: Optimizer) -> None:
     is_fused = getattr(getattr(optimizer, "base_optimizer", optimizer), "is_fused", False)
     for group in optimizer.param_groups:
         names = ADAMS if "betas" in group else SGDS if group["momentum"] else ()
-        for parameter in group["params"]:
+        for parameter in group["params"] if names else ():
             state = optimizer.state[parameter]
             if names is ADAMS and "step" not in state:
                 state["step"] = torch.zeros((), device=parameter.device if is_fused else "cpu")
