@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from composer.loggers import Logger
 from benchmarks.step_trainers import Batches, one_batch, trainer_of
 from tests.conftest import REPOSITORY
 from tests.integration.test_step import RECIPES
+from tests.s3_server import free_port
 from train.config.run_config import load_config
 from train.process import start_process, torch_device
 
@@ -89,28 +91,49 @@ def watch_for_waits(*overrides: str) -> None:
     assert watched.watched == STEPS - FIRST_STEPS
 
 
-@pytest.mark.parametrize("recipe", ["full", "sgd", "mixup"])
-def test_a_step_has_composers_bits_on_a_gpu_where_kernels_are_deterministic(gpu: torch.device, recipe: str) -> None:
+@pytest.mark.parametrize(("recipe", "ranks"), [("full", 1), ("sgd", 1), ("mixup", 1), ("full", 2)])
+def test_a_step_has_composers_bits_on_a_gpu_where_kernels_are_deterministic(
+    gpu: torch.device, recipe: str, ranks: int
+) -> None:
     settings = ["deterministic=true", "precision=amp_bf16", "device_train_microbatch_size=8", "optimizer.lr=0.01"]
-    found = [trained(kind, [*RECIPES[recipe], *settings]) for kind in ("composer", "ours")]
+    found = [trained(kind, [*RECIPES[recipe], *settings], ranks) for kind in ("composer", "ours")]
     assert len({*found[0]["losses"]}) > 10
     assert found[0] == found[1]
 
 
-def trained(kind: str, overrides: list[str]) -> dict[str, Any]:
-    """Train 20 steps in a process of its own, since a forked one could not begin with CUDA."""
-    argv = [kind, "20", *overrides]
-    program = "; ".join(
-        [
-            "import sys",
-            "from tests import small_network, step_program",
-            "small_network.install()",
-            "step_program.main(sys.argv[1:])",
-        ]
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *argv], cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout.partition("found ")[2].splitlines()[0])
+PROGRAM = """
+import sys
+from composer.devices import DeviceGPU
+from tests import small_network, step_program
+if int(sys.argv[1]) > 1:
+    DeviceGPU.dist_backend = "gloo"  # NCCL gives a GPU to one rank alone
+small_network.install()
+step_program.main(sys.argv[2:])
+"""
+
+
+def trained(kind: str, overrides: list[str], ranks: int) -> dict[str, Any]:
+    """Train 20 steps in processes of their own, since forked ones could not begin with CUDA; all on the first GPU."""
+    world = {"WORLD_SIZE": ranks, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    world["MASTER_PORT"] = free_port()
+    argv = [sys.executable, "-c", PROGRAM, str(ranks), kind, "20", *overrides]
+    started = []
+    for rank in range(ranks):  # each on a machine of its own, as far as they know, so that each takes the first GPU
+        mine = {name: str(value) for name, value in {**world, "RANK": rank, "NODE_RANK": rank}.items()}
+        process = subprocess.Popen(
+            argv,
+            cwd=REPOSITORY,
+            env=os.environ | mine,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+    try:
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * ranks, "\n".join(outputs)[-4000:]
+    found: dict[str, Any] = json.loads(outputs[0].partition("found ")[2].splitlines()[0])
     return found

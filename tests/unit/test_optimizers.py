@@ -1,5 +1,6 @@
 """Our optimizers have torch's and Composer's bits and states with a few launches, and leave a step out when told to."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -265,3 +266,29 @@ def test_adam_goes_on_from_a_checkpoint_of_either_way_with_its_count_of_steps(ki
     assert int(resumed.state[parameters[1]]["step"]) == 2
     assert resumed.param_groups[0]["fused"] == is_fused
     assert resumed.param_groups[0].keys() == saved.param_groups[0].keys()
+
+
+@pytest.mark.parametrize("kind", [*UPSTREAMS, Lamb])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_one_that_was_loaded_has_the_groups_and_states_of_one_that_went_on(kind: Any, is_fused: bool) -> None:
+    """Two checkpoints are compared entry by entry: of a run that was killed, and of one that was not."""
+
+    def made() -> Any:
+        parameter = torch.nn.Parameter(torch.ones(4))
+        optimizer = kind([parameter], lr=0.1, is_fused=is_fused, **GIVEN.get(kind, {}))
+        optimizer.param_groups[0]["initial_lr"] = 0.1
+        make_states(optimizer)
+        return optimizer
+
+    def stepped(optimizer: Any) -> dict[str, Any]:
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(4)
+        optimizer.step()
+        state: dict[str, Any] = copy.deepcopy(optimizer.state_dict())
+        return state
+
+    went_on, loaded = made(), made()
+    loaded.load_state_dict(stepped(went_on))
+    for _ in range(2):
+        one, other = stepped(went_on), stepped(loaded)
+        assert one["param_groups"] == other["param_groups"]
+        assert one["state"][0].keys() == other["state"][0].keys()

@@ -163,6 +163,9 @@ class Lamb(_LeavesStepsOut):
 class DecoupledSGDW(_LeavesStepsOut, ComposerDecoupledSGDW):
     """Composer's, without its loop over the parameters (`composer.optim.DecoupledSGDW.sgdw`, four operations each)."""
 
+    def way(self) -> dict[str, bool]:
+        return {}  # Composer's asks for none
+
     def step(self, closure: Any = None) -> Any:
         return None if self.is_left_out() else super().step(closure)
 
