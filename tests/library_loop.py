@@ -1,22 +1,17 @@
 """A loop of a user of the library on several ranks, for tests/integration/test_library_ranks.py.
 
-    python tests/library_loop.py SETTINGS_AS_JSON
-
-Ranks are forked and told of each other by torch.distributed alone: none of a launcher's variables is set. Each rank
-writes what it gets to OUT/<rank>.jsonl, rank 0 the loader's state after each step to OUT/state.json.
+Its one argument is the settings, as JSON. Ranks are forked and told of each other by torch.distributed alone: none of a
+launcher's variables is set. Each rank writes what it gets to OUT/<rank>.jsonl, rank 0 the loader's state after each
+step to OUT/state.json.
 """
 
 import hashlib
 import json
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-_HERE = Path(__file__).resolve().parent
-if Path(sys.path[0] or ".").resolve() == _HERE:
-    sys.path[0] = str(_HERE.parent)
 
 import torch
 from torch import distributed
@@ -24,12 +19,16 @@ from torch.multiprocessing.spawn import start_processes
 
 from imagestream import CenterCrop, Loader, RandomResizedCrop, World
 
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-def main(settings: dict[str, Any]) -> None:
-    """Run the loop on settings["ranks"] ranks."""
-    if settings.get("kill_at") is not None:
-        os.setpgrp()
+
+def main(argv: Sequence[str]) -> int:
+    """Run the loop on settings["ranks"] ranks, in a process group of its own."""
+    settings: dict[str, Any] = json.loads(argv[0])
+    for name in LAUNCHER:
+        os.environ.pop(name, None)
     start_processes(rank_of, (settings,), nprocs=settings["ranks"], start_method="fork")
+    return 0
 
 
 def rank_of(rank: int, settings: dict[str, Any]) -> None:
@@ -76,7 +75,3 @@ def samples_of(images: torch.Tensor, labels: torch.Tensor) -> list[str]:
     """Each sample's pixels and label."""
     pairs = zip(images.contiguous().numpy(), labels.tolist(), strict=True)
     return [f"{label} {hashlib.sha256(image.tobytes()).hexdigest()[:12]}" for image, label in pairs]
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

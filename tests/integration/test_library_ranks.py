@@ -1,7 +1,6 @@
 """The library's loader on several ranks: the same global batches, however a loop is started, killed and resumed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.processes import run
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
 GLOBAL_BATCH, STEPS, EPOCHS = 12, 8, 2  # 100 samples
 
 
@@ -22,10 +21,9 @@ def loop(out: Path, data: Path, ranks: int, *, batch: int | None = None, workers
     out.mkdir(exist_ok=True)
     settings = {"out": str(out), "data": str(data), "ranks": ranks, "workers": workers, "epochs": EPOCHS}
     settings |= {"batch": batch or GLOBAL_BATCH // ranks, **more}
-    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    argv = [sys.executable, "tests/library_loop.py", json.dumps(settings)]
-    with open(out / "log", "a") as log:
-        return subprocess.run(argv, cwd=REPOSITORY, env=env, stdout=log, stderr=log, timeout=300).returncode
+    code, output = run([json.dumps(settings)], out / "output", program="tests.library_loop")
+    (out / "log").write_text(output)
+    return code
 
 
 def global_batches(*folders: Path) -> tuple[list[list[str]], set[str | None]]:

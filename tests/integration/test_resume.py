@@ -141,7 +141,7 @@ COMPILED = (
 @pytest.mark.parametrize(
     ("step", "ranks", "has_cache"),
     [
-        pytest.param(BF16, 1, True, id="bf16-1"),
+        pytest.param(BF16, 1, True, id="bf16-1", marks=pytest.mark.exhaustive),
         pytest.param(BF16, 3, True, id="bf16-3", marks=pytest.mark.exhaustive),
         pytest.param(COMPILED, 1, True, id="compile-1-cached", marks=pytest.mark.exhaustive),
         pytest.param(COMPILED, 1, False, id="compile-1-anew", marks=pytest.mark.exhaustive),
