@@ -7,13 +7,27 @@ from typing import Any
 from streaming import StreamingDataset
 
 
+def opened(**settings: Any) -> StreamingDataset:
+    """Return the dataset, at the fifth attempt at the latest.
+
+    Two processes of Streaming's that start at once can choose the same name for shared memory, of which one then fails;
+    runs of other tests start when they like.
+    """
+    for _ in range(4):
+        try:
+            return StreamingDataset(**settings)
+        except FileExistsError:
+            continue
+    return StreamingDataset(**settings)
+
+
 def main(argv: Sequence[str]) -> int:
     """Arguments: remote folder or `none`, local folder, and more of StreamingDataset's as `name=value`."""
     more: dict[str, Any] = dict(word.split("=") for word in argv[2:])
     prints_state = more.pop("print_state", "")
     if "num_canonical_nodes" in more:
         more["num_canonical_nodes"] = int(more["num_canonical_nodes"])
-    dataset = StreamingDataset(
+    dataset = opened(
         remote=None if argv[0] == "none" else argv[0],
         local=argv[1],
         batch_size=10,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes import start
 
-STEPS, MANY_STEPS = 14, 200
+STEPS, MANY_STEPS = 8, 200
 EMA = "{name: ema, half_life: 4ba, update_interval: 3ba}"
 RECIPES = {
     "full": [

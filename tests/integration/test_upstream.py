@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -51,31 +50,17 @@ def test_composer_begins_anew_without_its_link_to_the_newest_checkpoint(tmp_path
     assert "begins at batch 0" in composer(tmp_path, "none", "run", "resume")
 
 
-def streaming_alone(argv: Sequence[str], log: Path) -> str:
-    """Return the output of an epoch of Streaming's own.
-
-    Two of its processes that start at once can choose the same name for shared memory, of which one then fails; runs
-    of other tests start when they like.
-    """
-    for _ in range(5):
-        log.with_name(f"{log.name}.0").unlink(missing_ok=True)
-        _, output = run(argv, log, program="tests.upstream_epoch")
-        if "FileExistsError" not in output:
-            break
-    return output
-
-
 def test_streaming_evaluates_samples_twice(shards: Path, tmp_path: Path) -> None:
     """Guard: imagestream.data.dataset.StreamingEvalImages."""
     argv = ["none", str(shards / "val"), "num_canonical_nodes=4"]
-    output = streaming_alone(argv, tmp_path / "log")
+    _, output = run(argv, tmp_path / "log", program="tests.upstream_epoch")
     assert re.search(r"\b24 of \d+ samples, no exception", output), "the split has 23"
 
 
 def test_streamings_state_does_not_say_of_what_it_is(shards: Path, tmp_path: Path) -> None:
     """Guard: train.resume.guard.contract_of."""
     argv = ["none", str(shards / "val"), "print_state=1"]
-    output = streaming_alone(argv, tmp_path / "log")
+    _, output = run(argv, tmp_path / "log", program="tests.upstream_epoch")
     keys = set(re.findall(r"'(\w+)':", output))
     assert {"epoch", "sample_in_epoch", "shuffle_seed"} <= keys
     assert not keys & {"batch_size", "shuffle_algo", "shuffle_block_size", "local", "remote", "samples"}
@@ -84,5 +69,5 @@ def test_streamings_state_does_not_say_of_what_it_is(shards: Path, tmp_path: Pat
 def test_streamings_state_at_an_epochs_end_is_that_of_its_beginning(shards: Path, tmp_path: Path) -> None:
     """Guard: imagestream.data.dataset.StreamingImages.begin_at."""
     argv = ["none", str(shards / "val"), "print_state=1"]
-    output = streaming_alone(argv, tmp_path / "log")
+    _, output = run(argv, tmp_path / "log", program="tests.upstream_epoch")
     assert re.search(r"at the epoch's end: \{'epoch': 0, 'sample_in_epoch': 0,", output), output

@@ -23,7 +23,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return mine, theirs
 
 
-def passes(network: nn.Module, layers: LayersTogether | None, dtype: torch.dtype, *, count: int = 3) -> list[Tensor]:
+def passes(network: nn.Module, layers: LayersTogether | None, dtype: torch.dtype, *, count: int = 2) -> list[Tensor]:
     """Train forward and backward; return logits, gradients and everything that is saved."""
     generator = torch.Generator().manual_seed(1)
     found: list[Tensor] = []
