@@ -17,6 +17,8 @@ from train.model import build_model
 from train.step.graphs import RecordedStages
 from train.step.network import BatchNorm2d
 
+pytestmark = pytest.mark.slow
+
 
 class Recorder:
     def __init__(self) -> None:

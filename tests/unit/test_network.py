@@ -13,6 +13,8 @@ from train.model import ImageClassifier, build_model
 from train.optim import parameter_groups
 from train.step.network import BatchNorm2d, LayersTogether
 
+pytestmark = pytest.mark.slow
+
 
 def networks() -> tuple[nn.Module, nn.Module]:
     """Two of the same weights: ours, and torchvision's."""

@@ -11,6 +11,8 @@ from torchvision.models import resnet18
 from tests.launches import Launches
 from train.step.optimizers import SGD, AdamW, DecoupledSGDW, Lamb, make_states
 
+pytestmark = pytest.mark.slow
+
 STEPS = 200
 
 UPSTREAMS: dict[Any, Any] = {DecoupledSGDW: ComposerDecoupledSGDW, SGD: torch.optim.SGD, AdamW: torch.optim.AdamW}
