@@ -52,7 +52,7 @@ class Loop(Contestant):
     def __init__(self, network: nn.Module, batch: tuple[Tensor, Tensor], precision: str, *, fused: bool = False):
         self.images, self.labels = batch
         self.device = self.images.device
-        self.network = network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.network = network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's types know no layout beside a device
         self.dtype = DTYPES[precision]
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             self.network = nn.parallel.DistributedDataParallel(self.network)
@@ -78,6 +78,16 @@ class Loop(Contestant):
     def step(self, go_to: Callable[[str], None]) -> None:
         """Take one."""
 
+    def learn(self, loss: Tensor, go_to: Callable[[str], None]) -> None:
+        """Take the optimizer's step, with the loss scaled in float16, as both programs do."""
+        self.optimizer.zero_grad()
+        go_to(BACKWARD)
+        self.scaler.scale(loss).backward()
+        go_to(OPTIMIZER)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        go_to(AFTER)
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
@@ -93,13 +103,7 @@ class Torchvision(Loop):
             logits = self.network(self.images)
             go_to(LOSS)
             loss = self.loss(logits, self.labels)
-        self.optimizer.zero_grad()
-        go_to(BACKWARD)
-        self.scaler.scale(loss).backward()
-        go_to(OPTIMIZER)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        go_to(AFTER)
+        self.learn(loss, go_to)
         self.read(logits, loss)
 
     def read(self, logits: Tensor, loss: Tensor) -> list[float]:
@@ -127,13 +131,7 @@ class Timm(Loop):
             go_to(LOSS)
             loss = self.loss(logits, self.labels)
         loss.item()
-        self.optimizer.zero_grad()
-        go_to(BACKWARD)
-        self.scaler.scale(loss).backward()
-        go_to(OPTIMIZER)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        go_to(AFTER)
+        self.learn(loss, go_to)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -187,31 +187,40 @@ class DecoupledSGDW(_LeavesStepsOut, ComposerDecoupledSGDW):
             return
         kept = 1 - (lr / initial_lr if initial_lr else 1.0) * weight_decay
         if self.is_fused:
-            flag = self.found_inf_here()
-            if weight_decay:
-                decay(params, kept, flag)
-            torch._fused_sgd_(
-                params,
-                d_p_list,
-                _filled(momentum_buffer_list, d_p_list) if momentum else [],
-                weight_decay=0.0,
-                momentum=momentum,
-                lr=lr,
-                dampening=dampening,
-                nesterov=nesterov,
-                maximize=False,
-                is_first_step=False,
-                grad_scale=None,
-                found_inf=flag,
-            )
+            buffers = _filled(momentum_buffer_list, d_p_list) if momentum else []
+            given = {"lr": lr, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+            _update_fused(params, d_p_list, buffers, given, kept=kept, found_inf=self.found_inf_here())
             return
         updates = d_p_list
         if momentum:
             buffers = _with_momentum(d_p_list, momentum_buffer_list, momentum, dampening)
             updates = list(torch._foreach_add(d_p_list, buffers, alpha=momentum)) if nesterov else buffers
-        if weight_decay:
-            torch._foreach_mul_(params, kept)
+        decay(params, kept, None)
         torch._foreach_add_(params, updates, alpha=-lr)
+
+
+def _update_fused(
+    params: list[Tensor],
+    gradients: list[Tensor],
+    buffers: list[Tensor],
+    settings: dict[str, Any],
+    *,
+    kept: float,
+    found_inf: Tensor | None,
+) -> None:
+    """Decay parameters and take the step, or neither where `found_inf` is 1."""
+    decay(params, kept, found_inf)
+    torch._fused_sgd_(
+        params,
+        gradients,
+        buffers,
+        weight_decay=0.0,
+        maximize=False,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=found_inf,
+        **settings,
+    )
 
 
 def make_states(optimizer: Optimizer) -> None:
@@ -233,7 +242,9 @@ def make_states(optimizer: Optimizer) -> None:
 
 
 def decay(params: list[Tensor], kept: float, found_inf: Tensor | None) -> None:
-    """Multiply all parameters by `kept`, a number or, where `found_inf` is 1, not at all."""
+    """Multiply all parameters by `kept`, or, where `found_inf` is 1, by nothing."""
+    if kept == 1:
+        return
     if found_inf is None:
         torch._foreach_mul_(params, kept)
     else:
