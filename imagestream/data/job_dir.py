@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 SHARED_MEMORY = Path("/dev/shm")
 ALIVE = "alive"  # the file that an owner has locked
+PREFIX_NOTE = "prefix-"  # begins the name of an empty file, which ends in the number of a job's shared memory
 AGE_S = 3600.0  # a folder without it, that old, was never finished
 LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes. A loader worker hands a batch over through a Unix socket of such a name in TMPDIR, and Linux allows 107. With
@@ -83,6 +84,16 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
+def remember_prefix(prefix: int) -> None:
+    """Note the number that Streaming has chosen for this job's shared memory; called inside `one_at_a_time`.
+
+    When a job ends, Streaming removes the memory and leaves the two lock files of that number. No other job takes the
+    number then, and each that starts passes over all of them, some 20 times: after 1,000 runs that took a second.
+    """
+    if world.local_rank() == 0:
+        (_own_folder() / f"{PREFIX_NOTE}{prefix:06}").touch()
+
+
 def scratch_folder() -> Path:
     """Return a folder for this process's temporary files; if it is killed, the next job on the machine removes it."""
     folder = _own_folder() / "scratch"
@@ -97,6 +108,8 @@ def remove_what_dead_jobs_left() -> int:
         if job in dead:
             _remove_prefix(prefix)
     for job in dead:
+        for note in (_jobs_root() / job).glob(f"{PREFIX_NOTE}*"):
+            _remove_locks(note.name.removeprefix(PREFIX_NOTE))
         shutil.rmtree(_jobs_root() / job, ignore_errors=True)
     if dead:
         log.info("removed what %d dead job(s) left in shared memory", len(dead))
@@ -208,7 +221,11 @@ def _shared_memory_owners() -> Iterator[tuple[str, str]]:
 
 
 def _remove_prefix(prefix: str) -> None:
-    blocks = [SHARED_MEMORY / f"{prefix}_{name}" for name in SHM_TO_CLEAN]
-    locks = [Path(tempfile.gettempdir()) / f"{prefix}_{name}" for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
-    for path in blocks + locks:
-        path.unlink(missing_ok=True)
+    for name in SHM_TO_CLEAN:
+        (SHARED_MEMORY / f"{prefix}_{name}").unlink(missing_ok=True)
+    _remove_locks(prefix)
+
+
+def _remove_locks(prefix: str) -> None:
+    for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
+        (Path(tempfile.gettempdir()) / f"{prefix}_{name}").unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from imagestream import world
 from imagestream.data.dataset import StreamingEvalImages, StreamingImages
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.downloads import CheckedStream, least_cache_bytes
-from imagestream.data.job_dir import link_for_this_job, one_at_a_time
+from imagestream.data.job_dir import link_for_this_job, one_at_a_time, remember_prefix
 from imagestream.mds.index import DataError
 from imagestream.world import World
 
@@ -156,7 +156,7 @@ def _open(
                 download_timeout=options.download_timeout_s,
             )
             with one_at_a_time():
-                return kind(
+                dataset = kind(
                     streams=[stream],
                     columns=files.columns,
                     place=place,
@@ -165,6 +165,8 @@ def _open(
                     num_canonical_nodes=options.num_canonical_nodes,
                     **kwargs,
                 )
+                remember_prefix(dataset._shm_prefix_int)
+                return dataset
     except DataError:
         raise
     except (RuntimeError, OSError, ValueError) as error:  # RecordError is one

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from imagestream import CenterCrop, Loader
 from imagestream.data import job_dir
 from tests.processes import _server, _start_server
 
@@ -79,6 +80,31 @@ def test_what_a_killed_job_left_is_removed_and_a_live_jobs_is_not(machine: Path)
     assert [path for path in live if not path.exists()] == []
     assert foreign.exists()
     assert job_dir.scratch_folder().is_dir()
+
+
+@pytest.mark.slow
+def test_what_a_job_left_that_ended_by_itself_is_removed_and_a_live_jobs_is_not(machine: Path) -> None:
+    dead = machine / "tmp" / f"mds-live-{os.getuid()}" / own_folder_of_a_process(machine)
+    (dead / "prefix-000003").touch()
+    job_dir.remember_prefix(4)
+    locks = {
+        number: [machine / "tmp" / f"{number:06}_{name}_filelock" for name in ("barrier", "cache")]
+        for number in (3, 4, 5)
+    }
+    taken_since = machine / "shm" / "000003_locals"  # by a job with the same /dev/shm and another temporary folder
+    for path in (*locks[3], *locks[4], *locks[5], taken_since):
+        path.touch()
+    assert job_dir.remove_what_dead_jobs_left() == 1
+    assert [path for path in locks[3] if path.exists()] == []
+    assert [path for path in (*locks[4], *locks[5], taken_since) if not path.exists()] == []
+
+
+def test_a_loader_notes_the_numbers_of_its_locks(machine: Path, shards: Path) -> None:
+    for split in ("train", "val"):
+        next(iter(Loader(shards, split=split, batch_size=4, seed=1, crop=CenterCrop(32), num_workers=0)))
+    notes = {path.name for path in job_dir._own_folder().glob("prefix-*")}
+    assert notes == {f"prefix-{path.name[:6]}" for path in (machine / "tmp").glob("*_filelock")}
+    assert len(notes) == 2
 
 
 def test_a_folder_that_is_being_made_is_left_alone_for_an_hour(machine: Path) -> None:
