@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.internal.datastore import DataStore
