@@ -161,7 +161,7 @@ SENTENCES = {
     "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init, "
     "zero_init_last_gamma, sync_batchnorm",
     "loggers.wandb={mode: offline}": "loggers.wandb.project: is missing; add it (project name)",
-    "algorithms.0.name=mixup": "algorithms: a map must be a list such as [a, b] (Composer's algorithms)",
+    "algorithms.0.name=mixup": "the list has no place 0; places count from 0, and it is empty",
     "dist_timeout=1e300": "dist_timeout: 1e+300 must be at most 2,592,000 "
     "(seconds a rank waits for the others before the run fails)",
     "max_duration=99999999999999999999ep": "max_duration: '99999999999999999999ep' must be below 1,000,000,000",

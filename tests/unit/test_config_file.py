@@ -89,6 +89,27 @@ def test_overrides_merge_maps_replace_lists_and_the_later_one_counts() -> None:
     }
 
 
+def test_an_override_reaches_into_a_list_by_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("algorithms:\n- {name: ema, half_life: 8ba}\n- {name: mixup}\nmilestones: [30ep, 60ep]\n")
+    overrides = ["algorithms.0.half_life=2ba", "algorithms.1.alpha=1", "milestones.1=50ep", "milestones.-1=9ep"]
+    reading = read_config_tree(path, overrides[:3])
+    assert reading.tree is not None and reading.faults == []
+    assert reading.tree.plain() == {
+        "algorithms": [{"name": "ema", "half_life": "2ba"}, {"name": "mixup", "alpha": 1}],
+        "milestones": ["30ep", "50ep"],
+    }
+    assert str(reading.tree.find(["algorithms", 0, "half_life"])[0]) == "override 'algorithms.0.half_life=2ba'"
+    outside = read_config_tree(path, ["algorithms.2.alpha=1", "milestones.0=1ep"])
+    assert [str(fault) for fault in outside.faults] == [
+        "override 'algorithms.2.alpha=1': the list has no place 2; places count from 0, and the last one is 1"
+    ]
+    assert outside.tree is not None and outside.tree.plain()["milestones"] == ["1ep", "60ep"]
+    counted_from_the_end = read_config_tree(path, overrides[3:])
+    assert counted_from_the_end.tree is not None
+    assert counted_from_the_end.tree.plain()["milestones"] == {"-1": "9ep"}  # not a place: refused as no list
+
+
 def test_each_value_knows_its_file_and_line_or_its_override() -> None:
     write("a:\n  x: 1\n  y:\n    p: 1\nl:\n  - 1\n  - k: 2\n    m: 3\n", "base.yaml")
     path = write("base: base.yaml\n\na:\n  y:\n    q: 2\n")

@@ -114,7 +114,7 @@ def read_config_tree(path: str | Path, overrides: Sequence[str] = ()) -> Reading
     for position, text in enumerate(overrides):
         node = _read_override(text, Mark(True, text, position), reading.faults)
         if node is not None and reading.tree is not None:
-            reading.tree = _merge(reading.tree, node)
+            reading.tree = _merge(reading.tree, node, reading.faults)
     return reading
 
 
@@ -155,7 +155,7 @@ def _add_base(root: Node, base: Node, path: Path, reading: Reading, chain: tuple
     if below is None:
         reading.complete = False
         return root
-    return _merge(below, root)
+    return _merge(below, root, reading.faults)
 
 
 def _read_override(text: str, mark: Mark, faults: list[Fault]) -> Node | None:
@@ -182,16 +182,35 @@ def _literal(value: str, mark: Mark) -> Node | None:
     return Node(value.strip(), mark) if is_plain else None
 
 
-def _merge(below: Node, above: Node) -> Node:
+def _merge(below: Node, above: Node, faults: list[Fault]) -> Node:
+    if isinstance(below.content, list) and _names_places(above):
+        return _merge_into_list(below, above, faults)
     if not (isinstance(below.content, dict) and isinstance(above.content, dict)):
         return above
     merged = dict(below.content)
     if _kind(above) not in (None, _kind(below)):
         merged = {key: replace(value, is_of_other_kind=True) for key, value in merged.items()}
     for key, value in above.content.items():
-        merged[key] = _merge(merged[key], value) if key in merged else value
+        merged[key] = _merge(merged[key], value, faults) if key in merged else value
     # A section an override only adds to still stands in its file: a key missing there is not the override's fault.
     return Node(merged, below.mark if above.mark.is_override else above.mark)
+
+
+def _names_places(override: Node) -> bool:
+    """Whether it is a value of a list by its place, as in algorithms.3.start_epoch=17."""
+    keys = override.content if isinstance(override.content, dict) else {}
+    return override.mark.is_override and bool(keys) and all(key.isdecimal() for key in keys)
+
+
+def _merge_into_list(below: Node, above: Node, faults: list[Fault]) -> Node:
+    merged = list(below.content)
+    for key, value in above.content.items():
+        if int(key) < len(merged):
+            merged[int(key)] = _merge(merged[int(key)], value, faults)
+        else:
+            last = f"the last one is {len(merged) - 1}" if merged else "it is empty"
+            faults.append(Fault(above.mark, "", f"the list has no place {key}; places count from 0, and {last}"))
+    return Node(merged, below.mark)
 
 
 def _kind(section: Node) -> Any:
