@@ -163,6 +163,31 @@ def run(
     return started.wait(), started.output()
 
 
+def run_program(
+    module: str, argv: Sequence[object], *, env: dict[str, str] | None = None, seconds: float = 120
+) -> "subprocess.CompletedProcess[str]":
+    """Run `module`'s `main(argv)` from the repository's root, in a process with this one's environment and `env`.
+
+    It is forked from the server, and so are the processes of its pool from it, which a command started by hand would
+    start anew and have import everything again.
+    """
+    _start_server()
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = Path(folder, "stdout"), Path(folder, "stderr")
+        arguments = [str(argument) for argument in argv]
+        process = _server.Process(
+            target=_program_main, args=(module, arguments, *outputs, dict(os.environ) | (env or {}))
+        )
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join(10)
+        stdout, stderr = (path.read_text() if path.exists() else "" for path in outputs)
+        assert process.exitcode != -signal.SIGKILL, f"{module} took more than {seconds} s:\n{stdout}{stderr}"
+        return subprocess.CompletedProcess(arguments, process.exitcode or 0, stdout, stderr)
+
+
 def leave_this_machine(disk: Path) -> None:
     """Give this process a /dev/shm and a temporary folder that it shares with its children alone; needs root.
 
@@ -184,6 +209,18 @@ def leave_this_machine(disk: Path) -> None:
         if step() != 0:
             raise OSError(ctypes.get_errno(), "a mount namespace of its own, which a node of a test needs")
     os.environ["TMPDIR"] = tempfile.tempdir = str(NODE_TMPDIR)
+
+
+def _program_main(module: str, argv: list[str], stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
+    os.chdir(REPOSITORY)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    context = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]  # whatever it asks for
+    sys.exit(importlib.import_module(module).main(argv))
 
 
 def _rank_main(

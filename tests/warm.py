@@ -6,6 +6,9 @@ import gc
 import cpuinfo
 from composer.utils import collect_env
 
+import convert.audit
+import convert.imagenet_to_mds
+import convert.workers
 import train.evaluate
 import train.run
 from train.config.run_config import Config
@@ -24,4 +27,4 @@ Config.model_rebuild()
 gc.collect()
 gc.freeze()
 
-__all__ = ["train"]
+__all__ = ["convert", "train"]

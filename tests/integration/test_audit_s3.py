@@ -11,6 +11,7 @@ import pytest
 
 from convert.audit import main
 from tests.conftest import REPOSITORY
+from tests.processes import run_program
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
@@ -27,13 +28,14 @@ def upload(folder: Path, s3_folder: str) -> None:
 
 
 def test_a_dataset_in_s3_passes_and_its_report_is_that_of_the_local_one(
-    shards: Path, s3_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, s3_folder: str, tmp_path: Path
 ) -> None:
     upload(shards, s3_folder)
     seen = {}
     for name, place in (("local", str(shards)), ("s3", s3_folder)):
-        assert main([place, "--workers", "2", "--report", str(tmp_path / name)]) == 0
-        *splits, _, summary = capsys.readouterr().out.splitlines()
+        done = run_program("convert.audit", [place, "--workers", 2, "--report", tmp_path / name])
+        assert done.returncode == 0, done.stderr
+        *splits, _, summary = done.stdout.splitlines()
         files = {path.name: path.read_bytes() for path in (tmp_path / name / "pictures").iterdir()}
         page = (tmp_path / name / "index.html").read_text().replace(place, "PLACE")
         seen[name] = splits, files, page
@@ -41,7 +43,7 @@ def test_a_dataset_in_s3_passes_and_its_report_is_that_of_the_local_one(
     assert seen["s3"] == seen["local"]
 
 
-def test_faults_of_a_dataset_in_s3_are_found(shards: Path, s3_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_of_a_dataset_in_s3_are_found(shards: Path, s3_folder: str) -> None:
     upload(shards, s3_folder)
     client, bucket, prefix = client_and_place(s3_folder)
     data = bytearray((shards / "train" / "shard.00001.mds").read_bytes())
@@ -49,8 +51,9 @@ def test_faults_of_a_dataset_in_s3_are_found(shards: Path, s3_folder: str, capsy
     client.put_object(Bucket=bucket, Key=f"{prefix}/train/shard.00001.mds", Body=bytes(data))
     client.put_object(Bucket=bucket, Key=f"{prefix}/train/shard.00099.mds", Body=b"left over")
     client.delete_object(Bucket=bucket, Key=f"{prefix}/val/shard.00000.mds")
-    assert main([s3_folder, "--workers", "1"]) == 1
-    lines = capsys.readouterr().out.splitlines()
+    done = run_program("convert.audit", [s3_folder, "--workers", 1])
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
     assert lines[0] == "train/shard.00099.mds: looks like a shard, but train/index.json does not list it"
     assert lines[1].startswith("train/shard.00001.mds: sha256 is ")
     assert "val/shard.00000.mds: does not exist, though index.json lists it" in lines

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.converter import ROOT, SMALL_SHARDS, run, save_noise
+from tests.integration.converter import ROOT, SMALL_SHARDS, run, run_command, save_noise
 
 MARK = b"this image crashes the decoder"
 CRASHES = f"""
@@ -47,11 +47,11 @@ def test_an_image_that_crashes_the_decoder_is_named_and_can_be_left_out(
     source: Path, tmp_path: Path, crashing: dict[str, str]
 ) -> None:
     command = ("--source", source, "--out", tmp_path / "out", "--workers", 1, *SMALL_SHARDS)
-    stopped = run(*command, env=crashing)
+    stopped = run_command(*command, env=crashing)
     assert stopped.returncode == 1
     reason = "train/b/bad.jpg: it kills the process that decodes it (SIGSEGV)"
     assert reason in stopped.stderr and "--on-bad skip" in stopped.stderr
-    done = run(*command, "--on-bad", "skip", env=crashing)
+    done = run_command(*command, "--on-bad", "skip", env=crashing)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert [f"{file['path']}: {file['reason']}" for file in manifest["splits"]["train"]["refused"]] == [reason]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.audit import main
 from convert.auditing.findings import SHOWN_PER_KIND
+from tests.processes import run_program
 
 
 @pytest.fixture
@@ -17,12 +17,12 @@ def dataset(shards: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def audit(dataset: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str]]]:
+def audit(dataset: Path) -> Callable[..., tuple[int, list[str]]]:
     """Audit the copy: the exit code, and the lines of findings and warnings."""
 
     def run(*options: str, place: Path = dataset) -> tuple[int, list[str]]:
-        code = main([str(place), "--workers", "1", *options])
-        *lines, summary = capsys.readouterr().out.splitlines()
+        done = run_program("convert.audit", [place, "--workers", "1", *options])
+        *lines, summary = done.stdout.splitlines()
         findings = [
             line for line in lines if "; hashes: " not in line and not line.startswith(("no manifest", "report"))
         ]
@@ -31,6 +31,6 @@ def audit(dataset: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tu
             assert f"{len(findings) - len(warnings)} finding" in summary
             assert f"{len(warnings)} warning" in summary
         assert "images/s" in summary
-        return code, findings
+        return done.returncode, findings
 
     return run

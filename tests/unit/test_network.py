@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from tests.launches import Launches
+from tests.small_network import constructor
 from train.config.sections import ModelConfig
 from train.model import ImageClassifier, build_model
 from train.optim import parameter_groups
@@ -17,10 +17,9 @@ pytestmark = pytest.mark.slow
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
-    """Two of the same weights: ours, and torchvision's."""
+    """Two of the same weights: with our layers, and with torch's."""
     torch.manual_seed(0)
-    mine: nn.Module = resnet18(num_classes=10, norm_layer=BatchNorm2d)
-    theirs: nn.Module = resnet18(num_classes=10)
+    mine, theirs = (constructor("resnet18")(10, layer) for layer in (BatchNorm2d, nn.BatchNorm2d))
     theirs.load_state_dict(mine.state_dict())
     return mine, theirs
 
