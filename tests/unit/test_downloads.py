@@ -263,7 +263,7 @@ def test_a_drip_that_is_too_slow_ends_when_patience_does(
     began = time.monotonic()
     with pytest.raises(DownloadError, match=r"bytes came in 1 s \(download_timeout_s\)"):
         stream(tmp_path, remote=folder, patience_s=3.0, download_timeout=1.0)._prepare_shard_part(LARGE_INFO)
-    assert time.monotonic() - began < 3 + 2 * downloads.READ_BYTES / 40_000 + 2
+    assert time.monotonic() - began < 3 + 2 * downloads.READ_BYTES / 40_000 + 10
 
 
 def test_a_file_that_changes_between_two_attempts_is_fetched_from_its_beginning(

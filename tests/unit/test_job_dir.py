@@ -99,7 +99,7 @@ def test_what_a_job_left_that_ended_by_itself_is_removed_and_a_live_jobs_is_not(
     assert [path for path in (*locks[4], *locks[5], taken_since) if not path.exists()] == []
 
 
-def test_a_loader_notes_the_numbers_of_its_locks(machine: Path, shards: Path) -> None:
+def test_loader_locks_are_noted(machine: Path, shards: Path) -> None:
     for split in ("train", "val"):
         next(iter(Loader(shards, split=split, batch_size=4, seed=1, crop=CenterCrop(32), num_workers=0)))
     notes = {path.name for path in job_dir._own_folder().glob("prefix-*")}
