@@ -151,7 +151,7 @@ class Loader(TimedLoader):
     ) -> None:
         _check_count("batch_size", batch_size, least=1)
         _check_count("seed", seed, least=0)
-        _check_crop(crop, transforms)
+        _check_crop(crop, transforms, batch_size)
         place = worlds.detect() if world is None else _checked(world)
         workers, target = worker_count(num_workers, place.local_size), _device(device)
         self.files, self.split, self.world, self._options = files_of(data, cache, columns), split, place, options
@@ -172,7 +172,7 @@ class Loader(TimedLoader):
         self.watch = StallWatch(options.stall_limit_s, workers=workers, rank=place.rank, doing=dataset.status)
         super().__init__(
             dataset,
-            batch_size=batch_size,
+            batch_size=int(dataset.batch_size),  # of different images
             collate_fn=collate,
             num_workers=workers,
             prefetch_factor=options.prefetch_factor if workers else None,
@@ -204,7 +204,7 @@ class Loader(TimedLoader):
         dataset: StreamingImages | StreamingEvalImages
         collate: TrainCollate | EvalCollate
         if isinstance(crop, RandomResizedCrop):
-            dataset = open_train(*where, seed=seed, **opening)
+            dataset = open_train(*where, repeats=crop.repeats, seed=seed, **opening)
             collate = TrainCollate(decoder, crop, seed=seed, transforms=transforms)
         else:
             dataset, collate = open_eval(*where, **opening), EvalCollate(decoder, crop)
@@ -375,14 +375,17 @@ def _describe(crop: RandomResizedCrop | CenterCrop) -> list[Any]:
     if isinstance(crop, CenterCrop):
         return [crop.size, crop.resize]
     size = crop.size if isinstance(crop.size, int) else "by step"
-    return [size, *map(float, (*crop.scale, *crop.ratio, crop.flip_prob))]
+    described = [size, *map(float, (*crop.scale, *crop.ratio, crop.flip_prob))]
+    return described if crop.repeats == 1 else [*described, crop.repeats]
 
 
-def _check_crop(crop: Any, transforms: Sequence[ImageFunction]) -> None:
+def _check_crop(crop: Any, transforms: Sequence[ImageFunction], batch_size: int) -> None:
     if not isinstance(crop, RandomResizedCrop | CenterCrop):
         raise ValueError(f"crop: {crop!r} must be imagestream.RandomResizedCrop or imagestream.CenterCrop")
     if transforms and isinstance(crop, CenterCrop):
         raise ValueError("transforms: they are for training; with CenterCrop leave them out")
+    if isinstance(crop, RandomResizedCrop) and batch_size % crop.repeats:
+        raise ValueError(f"batch_size: {batch_size} must be a multiple of the crop's repeats, which are {crop.repeats}")
 
 
 def _check_count(name: str, value: Any, *, least: int) -> None:

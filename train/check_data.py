@@ -247,7 +247,7 @@ def measure_speed(cfg: Config, files: "DatasetFiles", workers: int, *, batch_siz
     from train.data import train_loader
 
     gc.collect()  # of earlier loaders: left to a worker forked below, it would try to end their processes there
-    data = cfg.data.model_copy(update={"num_workers": workers})
+    data = cfg.data.model_copy(update={"num_workers": workers, "aug_repeats": 1})  # which divides any batch
     loader = train_loader(
         data,
         files,

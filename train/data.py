@@ -37,7 +37,7 @@ def train_loader(
         resolution: the edge, px, of each batch's images, by the batch's number.
         algorithms: those that change one image at a time.
     """
-    crop = RandomResizedCrop(resolution, scale=cfg.crop_scale, ratio=cfg.crop_ratio, flip_prob=cfg.flip_prob)
+    crop = RandomResizedCrop(resolution, cfg.crop_scale, cfg.crop_ratio, cfg.flip_prob, cfg.aug_repeats)
     transforms = [algorithm.on_image(cfg.mean) for algorithm in algorithms]
     return _loader(cfg, files, cfg.train_split, crop, batch_size, device, seed=seed, transforms=transforms)
 

@@ -159,7 +159,7 @@ def plan(given: Config) -> str:
     needed = shared_memory_of(cfg, facts)
     check_shared_memory(needed)
     epochs = facts.total_steps / facts.steps_per_epoch
-    left_out = facts.train_samples - facts.steps_per_epoch * cfg.global_batch_size
+    left_out = facts.train_samples - facts.steps_per_epoch * (cfg.global_batch_size // cfg.data.aug_repeats)
     return "\n".join(
         [
             resolved_yaml(cfg),

@@ -61,14 +61,16 @@ class TrainCollate:
 
     def __call__(self, samples: Sequence[EncodedSample]) -> RawBatch:
         started = time.perf_counter()
+        # Side by side: mixing pairs an image with one half a batch away, which then is never itself.
+        samples = [copy for sample in samples for copy in sample.copies(self.crop.repeats)]
         views, hashes, size = [], [], self.crop.size_at(samples[0].step)
         for sample, (width, height) in zip(samples, _image_sizes(self.decoder, samples, self.name_of), strict=True):
-            view = self.crop.view(width, height, sample_draws(self.seed, sample.epoch, sample.position))
+            view = self.crop.view(width, height, sample_draws(self.seed, sample.epoch, sample.key))
             views.append(view)
-            hashes.append(view_hash(sample.epoch, sample.position, view, size))
+            hashes.append(view_hash(sample.epoch, sample.key, view, size))
         batch = _decode(self.decoder, samples, views, hashes, size, self.blocks, bounded=True, name_of=self.name_of)
         if self.per_sample:
-            draws = self.per_sample(batch.images, [(sample.epoch, sample.position) for sample in samples])
+            draws = self.per_sample(batch.images, [(sample.epoch, sample.key) for sample in samples])
             batch.view_hashes.add_(draws)  # wraps around, as it should
         batch.stage_s[2] = time.perf_counter() - started
         return batch

@@ -40,6 +40,9 @@ class ShortEpochError(RuntimeError):
     """An epoch ended before its last sample."""
 
 
+COPY_BITS = 40  # a split has fewer samples than 2 to the power of that
+
+
 class EncodedSample(NamedTuple):
     """One undecoded record.
 
@@ -52,6 +55,7 @@ class EncodedSample(NamedTuple):
         step: the training batch that it is for, from 0 over the whole run; 0 at evaluation.
         read_s: seconds that it took to read it out of its shard.
         wait_s: seconds until its shard was there.
+        copy: which of its appearances in the batch it is, from 0; see `RandomResizedCrop.repeats`.
     """
 
     image: bytes
@@ -61,6 +65,16 @@ class EncodedSample(NamedTuple):
     step: int = 0
     read_s: float = 0.0
     wait_s: float = 0.0
+    copy: int = 0
+
+    @property
+    def key(self) -> int:
+        """What stands for it in draws and in the ledger: its position, and for each more of its copies 2**40 more."""
+        return self.position + (self.copy << COPY_BITS)
+
+    def copies(self, count: int) -> list["EncodedSample"]:
+        """Return it so often; it was read once."""
+        return [self, *(self._replace(copy=copy, read_s=0.0, wait_s=0.0) for copy in range(1, count))]
 
 
 class SharedFailure:
@@ -118,6 +132,8 @@ class StreamingImages(StreamingDataset):
 
     Args:
         global_batch_size: samples of one optimizer step over all ranks; the epoch's last, incomplete one is left out.
+        repeats: how often each of them is in the batch. An epoch has no more batches for it, and ends before its last
+            samples.
         columns: the names of the shards' columns of images and of labels.
         place: which process of a job this is; None: as the launcher's variables say.
         kwargs: StreamingDataset's own; `batch_size` is per rank.
@@ -130,6 +146,7 @@ class StreamingImages(StreamingDataset):
         self,
         *,
         global_batch_size: int,
+        repeats: int = 1,
         columns: tuple[str, str] = IMAGE_AND_LABEL,
         place: World | None = None,
         **kwargs: Any,
@@ -141,7 +158,7 @@ class StreamingImages(StreamingDataset):
         self.records = Records(self.shards, columns=columns, keep_open=0 if self.cache_limit else FILES_KEPT_OPEN)
         self.spanner = ShardOfSample([int(shard.samples) for shard in self.shards])
         self._found = np.zeros(len(self.shards), dtype=bool)
-        self.steps_per_epoch = self.num_samples // global_batch_size
+        self.steps_per_epoch = self.num_samples // (global_batch_size * repeats)
         self.global_batch_size = global_batch_size
         self._loaded: dict[str, Any] | None = None
         self._epoch = 0

@@ -60,21 +60,31 @@ class StreamOptions:
 
 
 def open_train(
-    files: DatasetFiles, split: str, options: StreamOptions, *, batch_size: int, seed: int, workers: int, place: World
+    files: DatasetFiles,
+    split: str,
+    options: StreamOptions,
+    *,
+    batch_size: int,
+    repeats: int = 1,
+    seed: int,
+    workers: int,
+    place: World,
 ) -> StreamingImages:
     """Open a split to train on; collective over all processes.
 
     Args:
         batch_size: images of a batch of each process.
+        repeats: how often each image is in a batch; a divisor of `batch_size`.
         workers: loader processes of each, from 0.
     """
-    global_batch_size = batch_size * place.size
+    global_batch_size = batch_size // repeats * place.size  # of different images
     check_samples(options.num_canonical_nodes, files.count(split))
     dataset: StreamingImages = _open(
         StreamingImages,
         *(files, split, options, workers, place),
         global_batch_size=global_batch_size,
-        batch_size=batch_size,
+        repeats=repeats,
+        batch_size=batch_size // repeats,
         shuffle=True,
         shuffle_algo=options.shuffle_algo,
         shuffle_seed=seed,
@@ -83,7 +93,7 @@ def open_train(
     if dataset.steps_per_epoch == 0:
         raise DataError(
             f"{files.where(split)} holds {dataset.num_samples} samples, fewer than one global batch of "
-            f"{global_batch_size}; lower the batch size",
+            f"{global_batch_size * repeats}; lower the batch size",
             about=("batch_size",),
         )
     return dataset

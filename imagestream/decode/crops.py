@@ -56,6 +56,9 @@ class RandomResizedCrop:
         scale: smallest and largest area of the crop, as fractions of the image's.
         ratio: smallest and largest width / height of the crop.
         flip_prob: chance of a mirror, 0 to 1.
+        repeats: how often each image comes in its batch, each time cut, mirrored and transformed by draws of its own
+            (repeated augmentation, arXiv:1901.09335 and 1902.05509). An epoch keeps its number of batches, and so has
+            as many fewer of the images, others each time.
 
     Raises:
         ValueError: one of them is out of range.
@@ -65,6 +68,7 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_prob: float = 0.5
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int):
@@ -75,6 +79,8 @@ class RandomResizedCrop:
             raise ValueError(f"ratio: {self.ratio} must be (low, high) with 0 < low <= high")
         if not 0 <= self.flip_prob <= 1:
             raise ValueError(f"flip_prob: {self.flip_prob} must be from 0 to 1")
+        if not isinstance(self.repeats, int) or self.repeats < 1:
+            raise ValueError(f"repeats: {self.repeats!r} must be a whole number from 1")
 
     def size_at(self, step: int) -> int:
         """Return the edge, px, of the images of training batch `step`."""

@@ -63,6 +63,8 @@ ALGORITHMS["lamb"] = DEPTH + "block}, {name: mixup}"
 SETTINGS["lamb"] = ["optimizer.name=lamb", "optimizer.lr=5e-3", "optimizer.decay_batchnorm=false"]
 ALGORITHMS["ramp"] = "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}"
 SETTINGS["ramp"] = ["data.crop_size=48"]
+ALGORITHMS["repeats"] = "{name: trivial_augment}, {name: mixup_or_cutmix}"
+SETTINGS["repeats"] = ["data.aug_repeats=2", "global_batch_size=24", "max_duration=4ep"]  # 16 steps too
 SETTINGS["swa"] = ["max_duration=16ba"]  # in epochs the last batch would be at 0.5dur, and the mean never put in place
 
 IN_EVERY_RUN = {("decode", 1, 2)}
@@ -92,8 +94,8 @@ def test_killed_at_a_random_batch_it_ends_with_identical_weights(
     killed_after = random.Random(seed).randrange(1, 14)  # of 16: the kill takes a moment to arrive
     model = "resnet50" if "depth" in ALGORITHMS[name] else "resnet18"
     more = [f"algorithms=[{ALGORITHMS[name]}]", f"model.name={model}", f"data.num_workers={workers}"]
-    more += SETTINGS.get(name, [])
     more += ["global_batch_size=12", "data.eval_batch_size=12"]  # they divide over 1 to 4 ranks; 8 steps an epoch
+    more += SETTINGS.get(name, [])
     more += ["checkpoint.save_interval=1ba", "checkpoint.keep=2", "eval_interval=5ba"]
     records: list[dict[str, Any]] = []
     for folder in (tmp_path / "undisturbed", tmp_path / "interrupted"):

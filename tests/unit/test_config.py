@@ -329,6 +329,13 @@ def test_the_device_batch_is_an_even_share_of_the_global_batch(run_in: Path) -> 
         device_batch_size(cfg, 512)
 
 
+def test_the_copies_of_an_image_divide_the_batch_of_a_rank(run_in: Path) -> None:
+    cfg = load_config("base.yaml", ["data.local=x", "data.aug_repeats=4", "global_batch_size=24"], check_paths=False)
+    assert device_batch_size(cfg, 3) == 8
+    with pytest.raises(ConfigError, match=r"data.aug_repeats: 4 must divide the 6 images that each of 4 ranks has"):
+        device_batch_size(cfg, 4)
+
+
 def test_loading_a_configuration_imports_neither_torch_nor_composer() -> None:
     script = (
         "import sys\n"

@@ -298,6 +298,41 @@ def test_parts_out_of_range_are_refused(make: Any, words: str) -> None:
 
 
 @pytest.mark.slow
+def test_repeats_are_the_same_on_two_ranks_as_on_one_and_after_a_state(shards: Path) -> None:
+    """100 images, each twice in a batch of 8: 12 batches of 4 different ones, so 48 of the images in an epoch."""
+    crop = RandomResizedCrop(32, repeats=2)
+
+    def rows(loader: Loader) -> list[list[tuple[int, str]]]:
+        return [
+            [
+                (int(label), hashlib.sha256(image.numpy().tobytes()).hexdigest())
+                for image, label in zip(*batch, strict=True)
+            ]
+            for batch in loader
+        ]
+
+    alone = loader_of(shards, crop=crop)
+    assert (len(alone), alone.steps_per_epoch) == (STEPS, STEPS)
+    epochs = [rows(alone), rows(alone)]
+    for batch in epochs[0] + epochs[1]:
+        assert len({image for _, image in batch}) == SIZE
+        assert [label for label, _ in batch[::2]] == [label for label, _ in batch[1::2]]
+    assert alone.ledger is not None
+    ranks = [rows(loader_of(shards, crop=crop, batch_size=4, world=imagestream.World(rank, 2))) for rank in (0, 1)]
+    assert [sorted(one + other) for one, other in zip(*ranks, strict=True)] == [sorted(batch) for batch in epochs[0]]
+
+    first, second = loader_of(shards, crop=crop), loader_of(shards, crop=crop, num_workers=2)
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    second.load_state_dict(first.state_dict())
+    assert rows(second) == epochs[0][5:] and rows(second) == epochs[1]
+    with pytest.raises(StateError, match="crop was"):
+        loader_of(shards).load_state_dict(second.state_dict())
+    with pytest.raises(ValueError, match="batch_size: 8 must be a multiple of the crop's repeats, which are 3"):
+        loader_of(shards, crop=RandomResizedCrop(32, repeats=3))
+
+
 def test_the_public_names_are_there_without_importing_torch() -> None:
     code = "import sys, imagestream; print('torch' in sys.modules, *sorted(dir(imagestream)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

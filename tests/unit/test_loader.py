@@ -4,6 +4,7 @@ import gc
 import io
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -54,6 +55,21 @@ def test_a_batch_is_its_samples_cut_by_their_own_keys() -> None:
         view = random_resized_crop(120, 90, draw, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_prob=0.5)
         assert torch.equal(batch.images[at], pillow.decode_batch([sample.image], [view], 32, bounded=True)[0])
         assert batch.view_hashes[at].item() == view_hash(2, sample.position, view, 32)
+
+
+def test_an_image_that_is_repeated_is_cut_anew_each_time_by_a_key_of_its_own() -> None:
+    once, batch = collate_of()(samples(3, epoch=2)), collate_of(replace(CROP, repeats=4))(samples(3, epoch=2))
+    assert batch.images.shape == (12, 32, 32, 3)
+    assert batch.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert torch.equal(batch.images[::4], once.images) and torch.equal(batch.view_hashes[::4], once.view_hashes)
+    assert len(set(batch.view_hashes.tolist())) == 12
+    third_of_second = random_resized_crop(
+        120, 90, sample_draws(17, 2, 101 + (2 << 40)), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip_prob=0.5
+    )
+    jpeg = samples(3)[1].image
+    assert torch.equal(batch.images[6], pillow.decode_batch([jpeg], [third_of_second], 32, bounded=True)[0])
+    read = collate_of(replace(CROP, repeats=4))([one._replace(read_s=1.0, wait_s=2.0) for one in samples(3)])
+    assert read.stage_s[:2].tolist() == [6.0, 3.0]  # each was read once
 
 
 def test_a_batch_is_the_same_in_another_process() -> None:

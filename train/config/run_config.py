@@ -319,6 +319,11 @@ def device_batch_size(cfg: Config, world_size: int) -> int:
             f"global_batch_size: {cfg.global_batch_size} must be a multiple of the {world_size} ranks; "
             f"nearest: {nearest}, as in global_batch_size={(size + 1) * world_size}; or keep it and run {ranks} ranks"
         )
+    if size % cfg.data.aug_repeats:
+        raise ConfigError(
+            f"data.aug_repeats: {cfg.data.aug_repeats} must divide the {size} images that each of {world_size} ranks has "
+            "of a global batch, for the copies of an image go to one rank"
+        )
     return size
 
 

@@ -161,6 +161,7 @@ class DataConfig(Section):
     crop_scale: Pair = Field(description="area of the random crop as a fraction of the image: [low, high]")
     crop_ratio: Pair = Field(description="width / height of the random crop: [low, high]")
     flip_prob: float = Field(ge=0, le=1, description="probability of a horizontal flip")
+    aug_repeats: int = Field(1, ge=1, le=64, description="how often each image is in its batch, cut and changed anew")
     mean: Triple = Field(description="per-channel mean, RGB, 0-255")
     std: Triple = Field(description="per-channel standard deviation, RGB, 0-255")
     decoder: Literal["auto", "native", "pillow"] = Field(
