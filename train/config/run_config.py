@@ -321,8 +321,8 @@ def device_batch_size(cfg: Config, world_size: int) -> int:
         )
     if size % cfg.data.aug_repeats:
         raise ConfigError(
-            f"data.aug_repeats: {cfg.data.aug_repeats} must divide the {size} images that each of {world_size} ranks has "
-            "of a global batch, for the copies of an image go to one rank"
+            f"data.aug_repeats: {cfg.data.aug_repeats} must divide the {size} images that each of {world_size} ranks "
+            "has of a global batch, for the copies of an image go to one rank"
         )
     return size
 
