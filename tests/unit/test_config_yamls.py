@@ -61,6 +61,10 @@ def test_full_yaml_is_the_published_recipe() -> None:
 PUBLISHED = {  # epochs, batch, optimizer, lr, decay, BatchNorm decays, schedule, loss, train px, test px
     "torchvision-v1": ("90ep", 256, "sgd", 0.1, 1e-4, True, "steps_with_warmup", "cross_entropy", 224, (256, 224)),
     "nvidia-dle": ("90ep", 2048, "sgd", 2.048, 3.05e-5, False, "cosine_with_warmup", "cross_entropy", 224, (256, 224)),
+    "nvidia-dle-250": (
+        *("250ep", 2048, "sgd", 2.048, 3.05e-5, False),
+        *("cosine_with_warmup", "cross_entropy", 224, (256, 224)),
+    ),
     "ffcv-rn50-16": ("16ep", 4096, "sgd", 1.7, 1e-4, False, "linear_with_warmup", "cross_entropy", 192, (293, 256)),
     "ffcv-rn50-88": ("88ep", 4096, "sgd", 1.7, 1e-4, False, "linear_with_warmup", "cross_entropy", 192, (293, 256)),
     "torchvision-v2": (
