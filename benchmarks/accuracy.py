@@ -4,6 +4,7 @@
                                   [--recipes yamls/recipes/mosaic-mild.yaml ...] [--own yamls/recipes/NAME.yaml ...]
                                   [--references torchvision timm] [--switches blurpool ema ...]
                                   [--epochs 5] [--px 128] [--batch 64] [--model resnet50] [--seeds 1 2 3] [--ranks 1]
+                                  [--workers 2]
 
 MDS are shards of the images of DIR, an ImageFolder with train/ and val/. `--recipes` are for ImageNet and shortened by
 the rule of benchmarks/accuracy_budget.py; `--own` are trained as they stand. `--switches` adds one thing at a time to
@@ -92,7 +93,13 @@ def contestants_of(args: argparse.Namespace) -> Iterator[Contestant]:
     budget = Budget(images, args.epochs, args.px, args.batch, args.model)
     program = [str(ROOT / "train/main.py")]
     start = [sys.executable, *program] if args.ranks == 1 else ["composer", "-n", str(args.ranks), *program]
-    always = [f"data.local={args.shards}", "checkpoint.keep=1", "loggers.console_interval=null", *args.overrides]
+    always = [
+        f"data.local={args.shards}",
+        f"data.num_workers={args.workers}",
+        "checkpoint.keep=1",
+        "loggers.console_interval=null",
+        *args.overrides,
+    ]
     for path in args.own:
         cfg = load_config(path, always)
         own = Budget(images, int(cfg.max_duration[:-2]), cfg.data.crop_size, cfg.global_batch_size, cfg.model.name)
@@ -104,6 +111,7 @@ def contestants_of(args: argparse.Namespace) -> Iterator[Contestant]:
     for name in args.references:
         sizes = [f"--{key}={getattr(budget, key)}" for key in ("epochs", "px", "batch", "model")]
         loop = str(ROOT / "benchmarks/accuracy_loops.py")
+        sizes.append(f"--workers={args.workers}")
         yield Contestant(name, budget, (sys.executable, loop, name, f"--images={args.images}", *sizes), is_loop=True)
     for name in args.switches:
         changes = [*always, *shortened(load_config(args.base, always), budget)]
@@ -235,7 +243,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--switches", nargs="*", default=[], choices=sorted(SWITCHES))
     parser.add_argument("--base", type=Path, default=ROOT / "yamls/recipes/mosaic-baseline.yaml")
     parser.add_argument("--model", default="resnet50")
-    for name, value in {"epochs": 5, "px": 128, "batch": 64, "ranks": 1}.items():
+    for name, value in {"epochs": 5, "px": 128, "batch": 64, "ranks": 1, "workers": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--overrides", nargs="*", default=[], help="key.path=value, for each of our runs")

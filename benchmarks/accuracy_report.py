@@ -1,0 +1,161 @@
+"""Write what benchmarks/accuracy.py has measured into the documents: docs/accuracy.md, README.md and the recipes.
+
+    python benchmarks/accuracy_report.py [--check]
+
+Everything comes out of benchmarks/results/imagenette.csv. --check writes nothing, and fails where a document says
+something else; a test does that.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/imagenette.csv"
+PAGE, README, RECIPES = ROOT / "docs/accuracy.md", ROOT / "README.md", ROOT / "yamls/recipes"
+PICTURE = ROOT / "docs/accuracy.png"
+NOT_YET = "#   measured   not available yet: we have not run this file"
+REFERENCES = {"torchvision": "torchvision's reference loop", "timm": "timm's train script"}
+_TABLE = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
+_README_ROW = re.compile(r"^\| accuracy \|.*\n", re.MULTILINE)
+_MEASURED = re.compile(rf"^{re.escape(NOT_YET)}.*\n(#              .*\n)*", re.MULTILINE)
+
+Row = dict[str, str]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the documents; with --check, say which ones are not as the figures want them."""
+    parser = argparse.ArgumentParser(description="Write the measured accuracies into the documents.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where something would change")
+    check: bool = parser.parse_args(argv).check
+    rows = read(RESULTS)
+    stale = [(path, text) for path, text in documents(rows) if path.read_text() != text]
+    if check:
+        for path, _ in stale:
+            print(f"{path.relative_to(ROOT)} is not as {RESULTS.relative_to(ROOT)} has it; run {sys.argv[0]}")
+        return int(bool(stale))
+    for path, text in stale:
+        path.write_text(text)
+    draw(rows, PICTURE)
+    return 0
+
+
+def read(path: Path) -> list[Row]:
+    """Return the CSV's rows, the best of each budget first."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return sorted(rows, key=lambda row: (budget_of(row), -float(row["top1_mean"])))
+
+
+def documents(rows: Sequence[Row]) -> Iterator[tuple[Path, str]]:
+    """Yield each document with the text that it should have."""
+    yield PAGE, replaced(_TABLE, PAGE, lambda match: f"{match[1]}{tables(rows)}{match[2]}")
+    yield README, replaced(_README_ROW, README, lambda match: readme_row(rows))
+    for path in sorted(RECIPES.glob("*.yaml")):
+        mine = [row for row in rows if row["name"] == path.stem]
+        yield path, replaced(_MEASURED, path, lambda match, mine=mine: measured(mine))  # type: ignore[misc]  # of this turn
+
+
+def replaced(pattern: re.Pattern[str], path: Path, text: Callable[[re.Match[str]], str]) -> str:
+    """Return a document with one part written anew.
+
+    Raises:
+        ValueError: it has no such part.
+    """
+    found, count = pattern.subn(text, path.read_text(), count=1)
+    if not count:
+        raise ValueError(f"{path.relative_to(ROOT)} has no place for the figures: {pattern.pattern!r}")
+    return found
+
+
+def budget_of(row: Row) -> tuple[str, int, int, int]:
+    return row["model"], int(row["epochs"]), int(row["px"]), int(row["batch"])
+
+
+def figure(row: Row) -> str:
+    spread = f" +- {row['top1_sd']}" if row["top1_sd"] else ""
+    return f"{row['top1_mean']}{spread} %"
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Return a table for each budget."""
+    parts = []
+    for budget in sorted({budget_of(row) for row in rows}):
+        mine = [row for row in rows if budget_of(row) == budget]
+        model, epochs, px, batch = budget
+        parts.append(
+            f"\n**{model}, {epochs} epochs, {px} px, batches of {batch}**, on {mine[0]['hardware']}, "
+            f"{mine[0]['versions']}, at commit {', '.join(sorted({row['commit'] for row in mine}))}\n\n"
+            "| trained | top-1, mean +- standard deviation | each seed | images/s | seconds |\n|---|---|---|---|---|\n"
+        )
+        parts += [
+            f"| {shown_name(row)} | {figure(row)} (n = {row['seeds']}, {int(row['images']):,} images) "
+            f"| {row['top1_each']} | {row['images_per_sec']} | {int(row['seconds']):,} |\n"
+            for row in mine
+        ]
+    return "".join(parts) + "\n"
+
+
+def shown_name(row: Row) -> str:
+    return REFERENCES.get(row["name"]) or f"`{row['name']}`"
+
+
+def readme_row(rows: Sequence[Row]) -> str:
+    """Return README's line: of the budget with most contestants, the best of ours and the references."""
+    budgets = [budget_of(row) for row in rows]
+    chosen = max(sorted(set(budgets)), key=budgets.count)
+    mine = [row for row in rows if budget_of(row) == chosen]
+    theirs = [row for row in mine if row["name"] in REFERENCES]
+    best = next(row for row in mine if row not in theirs)
+    beside = " and ".join(f"{figure(row)} by {REFERENCES[row['name']]}" for row in theirs)
+    model, epochs, px, _ = chosen
+    return (
+        f"| accuracy | on Imagenette (10 classes, {int(best['images']):,} images to test on), {model} from scratch in "
+        f"{epochs} epochs of {px} px: {figure(best)} by {shown_name(best)}, beside {beside}, n = {best['seeds']} "
+        f"([docs/accuracy.md](docs/accuracy.md)) |\n"
+    )
+
+
+def measured(rows: Sequence[Row]) -> str:
+    """Return a recipe's line: what is not measured, and what is."""
+    lines = [NOT_YET]
+    lines += [
+        f"#              shortened, on Imagenette: {figure(row)} (n = {row['seeds']}; {row['model']}, {row['epochs']} "
+        f"epochs, {row['px']} px)"
+        for row in rows
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Write a PNG: accuracy over the seconds of a run, with each seed, a panel for each budget."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    budgets = sorted({budget_of(row) for row in rows})
+    figure, panels = plt.subplots(
+        1, len(budgets), figsize=(6.5 * len(budgets), 4.5), squeeze=False, layout="constrained"
+    )
+    for axes, budget in zip(panels[0], budgets, strict=True):
+        for row in (row for row in rows if budget_of(row) == budget):
+            seconds, top1 = float(row["seconds"]), float(row["top1_mean"])
+            colour = "grey" if row["name"] in REFERENCES else "tab:blue"
+            each = [float(one) for one in row["top1_each"].split()]
+            axes.plot([seconds] * len(each), each, ".", color=colour, alpha=0.5)
+            axes.plot(seconds, top1, "o", color=colour)
+            axes.annotate(row["name"], (seconds, top1), xytext=(6, 3), textcoords="offset points", fontsize=8)
+        model, epochs, px = budget[:3]
+        axes.set(title=f"{model}, {epochs} epochs, {px} px", xlabel="seconds of a run", ylabel="top-1, %")
+        axes.margins(0.2)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
