@@ -86,8 +86,10 @@ class _Times:
     def changed(self, key: str, value: Any) -> dict[str, Any]:
         """Return the override of a time, or none where it is no time, or a fraction of the run."""
         if isinstance(value, int) and key.endswith((".start_epoch", ".end_epoch")):
-            earlier = int(key.endswith(".end_epoch"))  # the sections that have both want the end after the start
-            return {key: earlier + (value - earlier) * self.budget.epochs // self.epochs}
+            after = int(key.endswith(".end_epoch"))  # the start, and before the run's end
+            return {
+                key: min(after + (value - after) * self.budget.epochs // self.epochs, self.budget.epochs - 2 + after)
+            }
         if not isinstance(value, str) or value[-2:] not in ("ep", "ba") or not value[:-2].isdigit():
             return {}
         if value.endswith("ba"):

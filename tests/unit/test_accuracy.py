@@ -1,0 +1,92 @@
+"""The benchmark of accuracies: how recipes are shortened, and how its figures get into the documents."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks import accuracy, accuracy_report
+from benchmarks.accuracy_budget import Budget, shortened
+from tests.conftest import REPOSITORY
+from train.config.run_config import load_config
+
+BUDGET = Budget(train_images=9_469, epochs=5, px=128, batch=64, model="resnet50")  # 735 steps
+RECIPES = sorted(path.stem for path in (REPOSITORY / "yamls/recipes").glob("*.yaml"))
+
+
+def recipe(name: str, *overrides: str) -> dict[str, object]:
+    cfg = load_config(REPOSITORY / f"yamls/recipes/{name}.yaml", ["data.local=x", *overrides], check_paths=False)
+    plain: dict[str, object] = cfg.model_dump(mode="json")
+    return plain
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_shortened(name: str) -> None:
+    cfg = load_config(REPOSITORY / f"yamls/recipes/{name}.yaml", ["data.local=x"], check_paths=False)
+    short = recipe(name, *shortened(cfg, BUDGET))
+    assert (short["max_duration"], short["global_batch_size"]) == ("5ep", 64)
+    assert short["optimizer"]["lr"] == pytest.approx(cfg.optimizer.lr * 64 / cfg.global_batch_size, rel=1e-5)  # type: ignore[index]  # a map
+
+
+def test_times_keep_their_share_of_the_run_and_sizes_theirs_of_the_crop() -> None:
+    cfg = load_config(REPOSITORY / "yamls/recipes/torchvision-v1.yaml", ["data.local=x"], check_paths=False)
+    short = recipe("torchvision-v1", *shortened(cfg, BUDGET))
+    assert short["scheduler"]["milestones"] == ["245ba", "490ba"]  # type: ignore[index]  # 30 and 60 of 90 epochs
+    data = short["data"]
+    assert [data[key] for key in ("crop_size", "eval_resize_size", "eval_crop_size")] == [128, 146, 128]  # type: ignore[index]
+
+    cfg = load_config(REPOSITORY / "yamls/recipes/mosaic-mild.yaml", ["data.local=x"], check_paths=False)
+    share = 735 / (36 * 625)
+    short = recipe("mosaic-mild", *shortened(cfg, BUDGET))
+    assert short["scheduler"]["t_warmup"] == f"{round(8 / 36 * 735)}ba"  # type: ignore[index]
+    assert short["optimizer"]["weight_decay"] == pytest.approx(5e-4 * 64 / 2048)  # type: ignore[index]
+    ema = short["algorithms"][4]  # type: ignore[index]
+    assert (ema["half_life"], ema["update_interval"]) == (f"{round(100 * share)}ba", "1ba")
+
+    cfg = load_config(REPOSITORY / "yamls/recipes/ffcv-rn50-16.yaml", ["data.local=x"], check_paths=False)
+    ramp = recipe("ffcv-rn50-16", *shortened(cfg, BUDGET))["algorithms"][3]  # type: ignore[index]
+    assert (ramp["start_px"], ramp["start_epoch"], ramp["end_epoch"]) == (112, 3, 4)  # of 160; 11 and 13 of 16
+
+
+def test_a_recipe_in_batches_is_refused() -> None:
+    cfg = load_config(
+        REPOSITORY / "yamls/recipes/mosaic-mild.yaml", ["data.local=x", "max_duration=500ba"], check_paths=False
+    )
+    with pytest.raises(ValueError, match="max_duration: 500ba is not in epochs"):
+        shortened(cfg, BUDGET)
+
+
+ROW = {
+    "name": "mosaic-mild", "model": "resnet50", "epochs": 5, "px": 128, "batch": 64, "seeds": 3, "top1_mean": "86.10",
+    "top1_sd": "0.21", "top1_each": "86.00 86.34 85.96", "images": 3925, "images_per_sec": 900, "seconds": 61,
+    "hardware": "1 x X", "versions": "torch 2", "commit": "abc",
+}  # fmt: skip
+THEIRS = ROW | {"name": "timm", "top1_mean": "84.00"}
+
+
+def test_rows_of_the_same_budget_are_replaced_and_others_kept(tmp_path: Path) -> None:
+    path = tmp_path / "found.csv"
+    accuracy.write(path, [ROW, THEIRS])
+    accuracy.write(path, [ROW | {"top1_mean": "87.00"}, ROW | {"epochs": 20}])
+    with open(path, newline="") as file:
+        found = [(row["name"], row["epochs"], row["top1_mean"]) for row in csv.DictReader(file)]
+    assert found == [("mosaic-mild", "20", "86.10"), ("mosaic-mild", "5", "87.00"), ("timm", "5", "84.00")]
+
+
+def test_the_documents_say_what_the_figures_are(tmp_path: Path) -> None:
+    path = tmp_path / "found.csv"
+    accuracy.write(path, [THEIRS, ROW])
+    rows = accuracy_report.read(path)
+    assert [row["name"] for row in rows] == ["mosaic-mild", "timm"]  # the best first
+    assert "| `mosaic-mild` | 86.10 +- 0.21 % (n = 3, 3,925 images) | 86.00 86.34 85.96 | 900 | 61 |" in (
+        accuracy_report.tables(rows)
+    )
+    assert "86.10 +- 0.21 % by `mosaic-mild`, beside 84.00 +- 0.21 % by timm's train script, n = 3" in (
+        accuracy_report.readme_row(rows)
+    )
+    assert accuracy_report.measured(rows[:1]) == (
+        "#   measured   not available yet: we have not run this file\n"
+        "#              shortened, on Imagenette: 86.10 +- 0.21 % (n = 3; resnet50, 5 epochs, 128 px)\n"
+    )
+    accuracy_report.draw(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 0
