@@ -10,6 +10,7 @@ line says what became of it: kept, mended or refused, and why. These are faults,
 - an image kept byte for byte whose size the decoders see otherwise.
 """
 
+import faulthandler
 import os
 import signal
 import sys
@@ -81,6 +82,7 @@ def judge_apart(path: Path) -> str:
     pid = os.fork()
     if pid == 0:
         os.close(ours)
+        faulthandler.disable()  # pytest's would print the stack of a death that is looked for
         signal.alarm(LIMIT_S)
         try:
             line = judge(path.read_bytes())
