@@ -1,5 +1,6 @@
 """EMA has Composer's bits and a fraction of its launches."""
 
+import pytest
 import torch
 from composer.algorithms.ema import ema as composer_ema
 from torchvision.models import resnet18
@@ -8,6 +9,7 @@ from tests.launches import Launches
 from train.step.averages import average
 
 
+@pytest.mark.slow
 def test_the_average_has_composers_bits_and_a_few_launches() -> None:
     torch.manual_seed(0)
     model = resnet18()

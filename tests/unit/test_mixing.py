@@ -55,6 +55,7 @@ def test_the_targets_are_the_shares_that_the_pixels_show(count: int) -> None:
     assert kinds == ({"cutmix", "mixup"} if count > 1 else {"cutmix"})  # one alone is mixed with itself
 
 
+@pytest.mark.slow
 def test_how_often_and_how_much_is_as_configured() -> None:
     images, labels = painted(8)
     wanted = algorithm(mixup_fraction=0.25, mixed_fraction=0.8, mixup_alpha=1.0)

@@ -68,7 +68,14 @@ def test_mosaic_initialisation_is_kaiming_and_uniform_batchnorm() -> None:
     assert torch.equal(model.fc.bias, torch.full((10,), -math.log(10)))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet50",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet101", "resnet152")),
+    ],
+)
 def test_the_last_gammas_that_begin_at_zero_are_torchvisions(name: str) -> None:
     torch.manual_seed(0)
     mine = build_model(config(name=name, init="torchvision", zero_init_last_gamma=True), 10).module

@@ -26,6 +26,7 @@ def test_a_message_keeps_its_lines_and_can_be_printed() -> None:
     text.encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [WILD, b"\x1b]0;title\x07", b"caf\xe9"])
 @pytest.mark.parametrize("program", ["convert/imagenet_to_mds.py", "convert/audit.py"])
 def test_neither_command_prints_a_name_as_it_is(tmp_path: Path, program: str, name: bytes) -> None:
