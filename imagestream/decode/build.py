@@ -18,8 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SOURCE_FOLDER = Path(__file__).resolve().parent / "native"
-SOURCES = ("colours.c", "decode.c", "huffman.c", "inverse_dct.c", "planes.c", "resample.c")
-HEADERS = ("colours.h", "huffman.h", "inverse_dct.h", "planes.h", "resample.h")
+SOURCES = (
+    *("affine.c", "augment.c", "colours.c", "decode.c", "huffman.c", "inverse_dct.c", "planes.c", "pointwise.c"),
+    "resample.c",
+)
+HEADERS = ("affine.h", "colours.h", "huffman.h", "inverse_dct.h", "planes.h", "pointwise.h", "resample.h")
 # No fused multiply-adds: a filter's weights are to be the same on every processor.
 FLAGS = ("-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O3", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra")
 HOW_TO = (
@@ -75,7 +78,7 @@ def compile_sources(target: Path, options: Sequence[str], environment: Mapping[s
         raise BuildError("there is no C compiler (cc, gcc, clang)")
     command = [*found, *FLAGS, *shlex.split(environment.get("CPPFLAGS", "")), *options]
     command += ["-o", str(target), *(str(SOURCE_FOLDER / name) for name in SOURCES)]
-    command += [*shlex.split(environment.get("LDFLAGS", "")), "-ljpeg", "-pthread"]
+    command += [*shlex.split(environment.get("LDFLAGS", "")), "-ljpeg", "-lm", "-pthread"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:

@@ -61,5 +61,7 @@ def load_library(path: Path) -> Any:
     library.image_sizes.restype = None
     library.is_sound.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
     library.is_sound.restype = number
+    library.augment_batch.argtypes = [pointer, number, number, number, pointer, pointer, number]
+    library.augment_batch.restype = ctypes.c_long
     library.decoder_library.restype = ctypes.c_char_p
     return library
