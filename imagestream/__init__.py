@@ -8,6 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imagestream.augment.composers import AugMix, ComposerRandAugment
+    from imagestream.augment.erasing import RandomErasing
+    from imagestream.augment.spaces import AutoAugment, RandAugment, TrivialAugment
     from imagestream.data.dataset_files import DatasetFiles
     from imagestream.data.opening import StreamOptions
     from imagestream.decode.crops import CenterCrop, RandomResizedCrop
@@ -22,25 +25,37 @@ HOW_TO_GET_STREAMING = (
     "requirements, which would downgrade numpy: pip install --no-deps 'mosaicml-streaming>=0.13,<0.14'"
 )
 _HOMES = {
+    "AugMix": "imagestream.augment.composers",
+    "AutoAugment": "imagestream.augment.spaces",
     "CenterCrop": "imagestream.decode.crops",
+    "ComposerRandAugment": "imagestream.augment.composers",
     "DataError": "imagestream.mds.index",
     "DatasetFiles": "imagestream.data.dataset_files",
     "Loader": "imagestream.loader",
     "Normalize": "imagestream.loader",
+    "RandAugment": "imagestream.augment.spaces",
+    "RandomErasing": "imagestream.augment.erasing",
     "RandomResizedCrop": "imagestream.decode.crops",
     "StateError": "imagestream.loader",
     "StreamOptions": "imagestream.data.opening",
+    "TrivialAugment": "imagestream.augment.spaces",
     "World": "imagestream.world",
 }
 __all__ = [
+    "AugMix",
+    "AutoAugment",
     "CenterCrop",
+    "ComposerRandAugment",
     "DataError",
     "DatasetFiles",
     "Loader",
     "Normalize",
+    "RandAugment",
+    "RandomErasing",
     "RandomResizedCrop",
     "StateError",
     "StreamOptions",
+    "TrivialAugment",
     "World",
 ]
 

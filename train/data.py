@@ -38,7 +38,7 @@ def train_loader(
         algorithms: those that change one image at a time.
     """
     crop = RandomResizedCrop(resolution, cfg.crop_scale, cfg.crop_ratio, cfg.flip_prob, cfg.aug_repeats)
-    transforms = [algorithm.on_image(cfg.mean) for algorithm in algorithms]
+    transforms = [algorithm.policy(cfg.mean) for algorithm in algorithms]
     return _loader(cfg, files, cfg.train_split, crop, batch_size, device, seed=seed, transforms=transforms)
 
 

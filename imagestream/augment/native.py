@@ -28,9 +28,9 @@ def change(images: npt.NDArray[np.uint8], lists: Sequence[Sequence[Step]], *, pa
     records = [packed(steps) for steps in lists]
     counts = np.array([number for _, number in records], dtype=np.int32)
     data = b"".join(record for record, _ in records)
-    failed = open_library().augment_batch(
-        images.ctypes.data, count, height, width, data, counts.ctypes.data, path
-    )
+    failed = open_library().augment_batch(images.ctypes.data, count, height, width, data, counts.ctypes.data, path)
     if failed >= 0:
         index = int(np.searchsorted(counts.cumsum(), failed, side="right"))
-        raise ValueError(f"an operation on image {index} of {height} x {width} px cannot be carried out: {lists[index]}")
+        raise ValueError(
+            f"an operation on image {index} of {height} x {width} px cannot be carried out: {lists[index]}"
+        )

@@ -1,7 +1,7 @@
 """The changes that policies are made of: as numbers for the C code, and by Pillow, which is the reference.
 
-    draw ──▶ [Operation, Mix, ...] ──packed──▶ imagestream/decode/native/augment.c
-                                   └─by_pillow▶ a PIL image, the same pixels
+draw ──▶ [Operation, Mix, ...] ──packed──▶ imagestream/decode/native/augment.c
+                               └─by_pillow▶ a PIL image, the same pixels
 """
 
 import math
@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
 BLACK = (0, 0, 0)
@@ -82,7 +83,9 @@ def rotation(degrees: float, height: int, width: int, resample: int, fill: Colou
 def packed(steps: Sequence[Step]) -> tuple[bytes, int]:
     """Return the operations as augment.c reads them, and how many they are."""
     flat = list(_flat(steps))
-    return b"".join(_RECORD.pack(o.code, *o.numbers, *(0.0,) * (MOST_NUMBERS - len(o.numbers))) for o in flat), len(flat)
+    return b"".join(_RECORD.pack(o.code, *o.numbers, *(0.0,) * (MOST_NUMBERS - len(o.numbers))) for o in flat), len(
+        flat
+    )
 
 
 def _flat(steps: Sequence[Step]) -> Iterator[Operation]:
@@ -109,7 +112,8 @@ def _mixed(image: Image.Image, mix: Mix) -> Image.Image:
     for weight, operations in mix.chains:
         sums += np.float32(weight) * np.asarray(by_pillow(image, operations))
     share = np.float32(mix.share)
-    return Image.fromarray(np.uint8((1 - share) * original + share * sums))
+    mixed: npt.NDArray[np.float32] = (1 - share) * original + share * sums
+    return Image.fromarray(mixed.astype(np.uint8))
 
 
 _ENHANCEMENTS = {

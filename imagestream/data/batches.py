@@ -11,6 +11,7 @@ from imagestream.data.dataset import EncodedSample
 from imagestream.data.per_sample import ImageFunction, PerSample
 from imagestream.decode.backends import Decoder
 from imagestream.decode.crops import CenterCrop, RandomResizedCrop, View, sample_draws, view_hash
+from imagestream.decode.native.decoder import NativeDecoder
 from imagestream.decode.pillow import DecodeError
 
 
@@ -57,7 +58,7 @@ class TrainCollate:
         self, decoder: Decoder, crop: RandomResizedCrop, *, seed: int, transforms: Sequence[ImageFunction] = ()
     ) -> None:
         self.decoder, self.crop, self.seed = decoder, crop, seed
-        self.per_sample = PerSample(transforms, seed=seed)
+        self.per_sample = PerSample(transforms, seed=seed, in_c=isinstance(decoder, NativeDecoder))
 
     def __call__(self, samples: Sequence[EncodedSample]) -> RawBatch:
         started = time.perf_counter()

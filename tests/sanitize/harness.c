@@ -1,8 +1,9 @@
-/* Runs the decoder over a corpus of damaged images, for AddressSanitizer and UBSan, see run.py; and to compare the
- * pixels of two machines, see tests/wheels.
+/* Runs the decoder over a corpus of damaged images, and augmentations over what comes out, for AddressSanitizer and
+ * UBSan, see run.py; and to compare the pixels of two machines, see tests/wheels.
  *
  *     harness CORPUS      of records: 4 bytes of length, little end first; then the image
  */
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,13 @@ int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const doubl
                  int32_t *status, char *messages);
 int is_sound(const uint8_t *data, size_t length);
 void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes);
+
+enum { CODES = 16, NUMBERS = 10, OPERATIONS = 4 }; /* of augment.c, and two codes that it does not have */
+struct operation {
+  double code, numbers[NUMBERS];
+};
+long augment_batch(uint8_t *images, int count, int height, int width, const struct operation *operations,
+                   const int32_t *counts, int path);
 
 enum { BATCH = 50, MESSAGE_BYTES = 256, LARGEST_EDGE = 2000 };
 
@@ -44,6 +52,27 @@ static void draw_whole(int size, int32_t *whole) {
   }
 }
 
+/* A number as augmentations have them; now and then one that none has. */
+static double draw_number(int size) {
+  static const double odd[] = {-1e300, 1e300, -1, 0, 1, 1e9};
+  double kind = draw();
+  if (kind < 0.02) return odd[(int)(draw() * 6)];
+  if (kind < 0.03) return (double)NAN;
+  return kind < 0.4 ? (int)(draw() * 4) : kind < 0.8 ? draw() * 2.5 - 0.5 : (draw() - 0.3) * size;
+}
+
+/* The operations of each image; the numbers of a matrix are near those that turn and shift. */
+static void draw_operations(int count, int size, struct operation *operations, int32_t *counts) {
+  for (int i = 0; i < count; i++) {
+    counts[i] = (int)(draw() * (OPERATIONS + 1));
+    for (int o = 0; o < counts[i]; o++, operations++) {
+      operations->code = (int)(draw() * CODES);
+      for (int n = 0; n < NUMBERS; n++) operations->numbers[n] = draw_number(size);
+      if (draw() < 0.9) operations->numbers[6] = (int)(draw() * 2) + 2;
+    }
+  }
+}
+
 /* FNV-1a, of 64 bits. */
 static uint64_t hash_on(uint64_t hash, const uint8_t *data, size_t length) {
   for (size_t i = 0; i < length; i++) hash = (hash ^ data[i]) * 1099511628211u;
@@ -56,6 +85,23 @@ static uint64_t hash_of_images(uint64_t hash, const uint8_t *out, size_t image_b
     uint8_t outcome = (uint8_t)status[i];
     hash = hash_on(hash, &outcome, 1);
     if (!status[i]) hash = hash_on(hash, out + image_bytes * (size_t)i, image_bytes);
+  }
+  return hash;
+}
+
+/* Change images in memory of exactly their size, one by one, so that the others' operations follow one that is refused;
+ * return a hash of the outcomes. */
+static uint64_t hash_of_augmented(uint64_t hash, const uint8_t *images, size_t image_bytes, int size, int count,
+                                  const int32_t *status, const struct operation *operations, const int32_t *counts,
+                                  int path) {
+  for (int i = 0; i < count; operations += counts[i++]) {
+    if (status[i]) continue;
+    uint8_t *image = malloc(image_bytes);
+    memcpy(image, images + image_bytes * (size_t)i, image_bytes);
+    uint8_t outcome = (uint8_t)augment_batch(image, 1, size, size, operations, counts + i, path);
+    hash = hash_on(hash, &outcome, 1);
+    if (outcome == UINT8_MAX) hash = hash_on(hash, image, image_bytes); /* -1: done */
+    free(image);
   }
   return hash;
 }
@@ -103,6 +149,14 @@ int main(int argc, char **argv) {
                                 batch / 2 % 3, batch % 4 % 3 + 1, path, out, status, messages);
       if (path == 0) images += kept, decoded += kept - failed, hash = hash_of_images(hash, out, image_bytes, status, kept);
     }
+    struct operation operations[BATCH * OPERATIONS];
+    int32_t counts[BATCH];
+    draw_operations(kept, size, operations, counts);
+    uint64_t before = hash, after[2];
+    for (int path = 0; path < 2; path++) /* the best, and the portable one */
+      after[path] = hash_of_augmented(before, out, image_bytes, size, kept, status, operations, counts, path);
+    if (after[0] != after[1]) return puts("augmentations differ between the paths"), 3;
+    hash = after[0];
     free(out);
     for (int i = 0; i < kept; i++) free(jpegs[i]);
   }

@@ -1,4 +1,4 @@
-"""Decode thousands of damaged images under AddressSanitizer and UBSan.
+"""Decode thousands of damaged images, and augment them, under AddressSanitizer and UBSan.
 
     python tests/sanitize/run.py [--images 12000]
 

@@ -8,7 +8,10 @@ import torch
 from pydantic import TypeAdapter
 
 from imagestream.data.per_sample import PerSample
+from imagestream.decode.native import library
 from train.config.algorithms import Algorithm, PerSampleAlgorithm
+
+needs_native = pytest.mark.skipif(not library.is_built(), reason="not built: python imagestream/decode/build.py")
 
 MEAN = (123.675, 116.28, 103.53)
 KEYS = [(epoch, position) for epoch in (0, 1, 7) for position in (0, 3, 4, 900, 1_281_166)]
@@ -40,17 +43,18 @@ def build(settings: dict[str, Any]) -> PerSampleAlgorithm:
     return algorithm
 
 
-def digest(settings: list[dict[str, Any]], px: int = 61) -> str:
+def digest(settings: list[dict[str, Any]], *, in_c: bool, px: int = 61) -> str:
     """SHA-256 of pixels and ledger entries, its first 16 digits."""
     noise = torch.randint(0, 256, (9, 9, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
     rough = noise.repeat_interleave(7, dim=0).repeat_interleave(7, dim=1)[:px, :px]
     slope = torch.arange(px, dtype=torch.uint8)[None, :, None]
     images = ((rough // 2) + slope).repeat(len(KEYS), 1, 1, 1).contiguous()
-    draws = PerSample([build(one).on_image(MEAN) for one in settings], seed=17)(images, KEYS)
+    draws = PerSample([build(one).policy(MEAN) for one in settings], seed=17, in_c=in_c)(images, KEYS)
     return hashlib.sha256(images.numpy().tobytes() + draws.numpy().tobytes()).hexdigest()[:16]
 
 
+@pytest.mark.parametrize("in_c", [False, pytest.param(True, marks=needs_native)], ids=["by Pillow", "in C"])
 @pytest.mark.parametrize(("settings", "expected"), FROZEN, ids=str)
-def test_what_a_key_stands_for_never_changes(settings: list[dict[str, Any]], expected: str) -> None:
+def test_what_a_key_stands_for_never_changes(settings: list[dict[str, Any]], expected: str, in_c: bool) -> None:
     """Pinned: a run that was started before a change goes on with the same pixels, and its ledger agrees."""
-    assert digest(settings) == expected
+    assert digest(settings, in_c=in_c) == expected

@@ -13,8 +13,10 @@ MAY_IMPORT = {
     "imagestream.storage": {"imagestream.storage"},
     "imagestream.mds": {"imagestream.mds"},
     "imagestream.decode": {"imagestream.decode"},
+    "imagestream.augment": {"imagestream.augment", "imagestream.decode"},
     "imagestream.data": {
-        *("imagestream.data", "imagestream.decode", "imagestream.mds", "imagestream.storage", "imagestream.world"),
+        *("imagestream.augment", "imagestream.data", "imagestream.decode", "imagestream.mds", "imagestream.storage"),
+        "imagestream.world",
     },
     "imagestream": {"imagestream"},
     "convert": {"convert", "imagestream"},

@@ -1,23 +1,23 @@
 """Changes of one image: Composer's and torchvision's pixels, decided by (seed, epoch, position) alone."""
 
 import pickle
+import random
 from collections.abc import Sequence
 
-import composer.functional
 import numpy as np
 import pytest
 import torch
 import torchvision
-from composer.algorithms.utils import augmentation_sets
-from PIL import Image
-from torchvision.transforms import InterpolationMode, TrivialAugmentWide
+from PIL import Image, ImageOps
 
-from imagestream.data.per_sample import PerSample, _seeded
+from imagestream.data.per_sample import ImageFunction, PerSample
+from imagestream.decode.native import library
 from train.config.algorithms import AugMix, PerSampleAlgorithm, RandAugment, RandomErasing, TrivialAugment
 
 RAND, MIX = RandAugment(name="randaugment"), AugMix(name="augmix")
 TRIVIAL, ERASING = TrivialAugment(name="trivial_augment"), RandomErasing(name="random_erasing", probability=1.0)
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+needs_native = pytest.mark.skipif(not library.is_built(), reason="not built: python imagestream/decode/build.py")
 KEYS = [(0, 4), (0, 9), (1, 4), (1, 700_000)]
 
 
@@ -30,7 +30,7 @@ def applied(
     algorithms: Sequence[PerSampleAlgorithm], keys: Sequence[tuple[int, int]], seed: int = 17
 ) -> tuple[torch.Tensor, torch.Tensor]:
     images = batch(len(keys))
-    draws = PerSample([algorithm.on_image(MEAN) for algorithm in algorithms], seed=seed)(images, keys)
+    draws = PerSample([algorithm.policy(MEAN) for algorithm in algorithms], seed=seed)(images, keys)
     return images, draws
 
 
@@ -54,16 +54,6 @@ def test_a_sample_depends_on_its_key_and_not_on_its_batch_or_on_what_was_drawn_b
     assert len({*draws.tolist()}) == len(KEYS)
 
 
-def test_the_pixels_are_those_of_composers_functions() -> None:
-    images, _ = applied([RAND, MIX], KEYS)
-    for index, (epoch, position) in enumerate(KEYS):
-        with _seeded(f"17/{epoch}/{position}/per sample"):
-            image = Image.fromarray(batch(1)[0].numpy())
-            image = composer.functional.randaugment_image(image, 9, 2, augmentation_sets["all"])
-            image = composer.functional.augmix_image(image, 3, -1, 3, 1.0, augmentation_sets["all"])
-        assert np.array_equal(np.asarray(image), images[index].numpy())
-
-
 def photograph(px: int = 64) -> Image.Image:
     """An image with edges, slopes and all brightnesses."""
     rows, columns = np.mgrid[0:px, 0:px]
@@ -71,23 +61,9 @@ def photograph(px: int = 64) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
-def test_trivial_augment_is_torchvisions(interpolation: str) -> None:
-    wanted = TrivialAugment.model_validate({"name": "trivial_augment", "interpolation": interpolation})
-    ours, theirs = wanted.on_image(MEAN), TrivialAugmentWide(interpolation=InterpolationMode(interpolation))
-    results = set()
-    for seed in range(400):
-        torch.manual_seed(seed)
-        mine = ours(photograph())
-        torch.manual_seed(seed)
-        assert np.array_equal(np.asarray(mine), np.asarray(theirs(photograph())))
-        results.add(mine.tobytes())
-    assert len(results) > 200  # of 14 kinds, 11 of them in 31 strengths
-
-
 @pytest.mark.parametrize("probability", [0.1, 1.0])
 def test_erasing_is_torchvisions_to_a_hundredth_of_a_standard_deviation(probability: float) -> None:
-    ours = RandomErasing(name="random_erasing", probability=probability).on_image(MEAN)
+    ours = RandomErasing(name="random_erasing", probability=probability).policy(MEAN)
     theirs, erased = torchvision.transforms.RandomErasing(probability), 0
     for seed in range(200):
         torch.manual_seed(seed)
@@ -108,17 +84,46 @@ def test_the_ledger_sees_another_number_of_changes() -> None:
     assert not (applied([RAND], KEYS)[1] == applied([RandAugment(name="randaugment", depth=1)], KEYS)[1]).any()
 
 
-def test_numpys_generator_goes_on_as_if_nothing_had_been_drawn() -> None:
-    np.random.seed(3)
-    expected = np.random.random(3)
-    np.random.seed(3)
-    applied([RAND, MIX], KEYS)
-    assert np.array_equal(np.random.random(3), expected)
-
-
 def test_it_can_be_sent_to_a_worker() -> None:
     images, again = batch(), batch()
-    changed = PerSample([RAND.on_image(MEAN)], seed=1)
+    changed = PerSample([RAND.policy(MEAN)], seed=1)
     changed(images, KEYS)
     pickle.loads(pickle.dumps(changed))(again, KEYS)
     assert torch.equal(images, again)
+
+
+def drawing(image: Image.Image) -> Image.Image:
+    """A function that is no policy, and draws from everything."""
+    if np.random.random() + random.random() + torch.rand(1).item() > 1.5:
+        return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return ImageOps.mirror(image)
+
+
+@needs_native
+def test_policies_between_other_functions_have_the_same_pixels_in_c() -> None:
+    """A function between two policies sees what the first has made."""
+    functions: list[ImageFunction] = [
+        TRIVIAL.policy(MEAN),
+        drawing,
+        RAND.policy(MEAN),
+        MIX.policy(MEAN),
+        drawing,
+        ERASING.policy(MEAN),
+    ]
+    keys = [(epoch, position) for epoch in range(3) for position in range(20)]
+    for some in (functions, functions[:1], functions[1:4], functions[2:3], functions[5:], [drawing]):
+        by_pillow, in_c = batch(len(keys)), batch(len(keys))
+        draws = PerSample(some, seed=17)(by_pillow, keys)
+        assert torch.equal(PerSample(some, seed=17, in_c=True)(in_c, keys), draws)
+        assert torch.equal(in_c, by_pillow)
+
+
+@pytest.mark.parametrize("in_c", [False, pytest.param(True, marks=needs_native)])
+@pytest.mark.parametrize("functions", [[drawing], [RAND.policy(MEAN)], [MIX.policy(MEAN)], [TRIVIAL.policy(MEAN)]])
+def test_the_global_generators_go_on_as_if_nothing_had_been_drawn(functions: list[ImageFunction], in_c: bool) -> None:
+    def states() -> tuple[object, ...]:
+        return str(np.random.get_state()), random.getstate(), torch.get_rng_state().tolist()
+
+    before = states()
+    PerSample(functions, seed=17, in_c=in_c)(batch(), KEYS)
+    assert states() == before

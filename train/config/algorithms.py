@@ -5,8 +5,7 @@ Defaults are Composer's own. Nothing here imports torch or composer until an alg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -19,7 +18,8 @@ MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # numpy's Beta gives NaN or loops where th
 
 if TYPE_CHECKING:
     from composer.core import Algorithm as ComposerAlgorithm
-    from PIL.Image import Image
+
+    from imagestream.augment.policy import Policy
 
 
 class AlgorithmConfig(Section):
@@ -57,33 +57,13 @@ class PerSampleAlgorithm(AlgorithmConfig):
     def runs_in_loader(self) -> bool:
         return True
 
-    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
-        """Return the function of one PIL image; it draws from numpy's or torch's global generator.
+    def policy(self, mean: Sequence[float]) -> Policy:
+        """Return what changes the images.
 
         Args:
             mean: data.mean, RGB, 0-255.
         """
         raise NotImplementedError
-
-
-class ComposerPerSample(PerSampleAlgorithm):
-    """One that Composer has as a function too, named by `composer_function`; its class is for other datasets."""
-
-    composer_function: ClassVar[str]
-    augmentation_set: Literal["all", "safe", "original"] = Field(
-        "all", description="all; safe: without those of ImageNet-C; original: with the first implementation's strengths"
-    )
-
-    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
-        import composer.functional
-        from composer.algorithms.utils import augmentation_sets
-
-        arguments = self.model_dump(exclude={"name", "augmentation_set"})
-        return partial(
-            getattr(composer.functional, self.composer_function),
-            **arguments,
-            augmentation_set=augmentation_sets[self.augmentation_set],
-        )
 
 
 class BlurPool(AlgorithmConfig):
@@ -362,20 +342,31 @@ class SAM(AlgorithmConfig):
     interval: int = Field(1, ge=1, le=10_000, description="every how many steps; those between are plain ones")
 
 
-class RandAugment(ComposerPerSample):
-    """`depth` random changes of each image (Cubuk et al. 2019, arXiv:1909.13719)."""
+AugmentationSet = Annotated[
+    Literal["all", "safe", "original"],
+    Field(description="all; safe: without those of ImageNet-C; original: with the first implementation's strengths"),
+]
 
-    composer_class, composer_function = "RandAugment", "randaugment_image"
+
+class RandAugment(PerSampleAlgorithm):
+    """`depth` random changes of each image, as in Composer (Cubuk et al. 2019, arXiv:1909.13719)."""
+
     name: Literal["randaugment"]
+    augmentation_set: AugmentationSet = "all"
     severity: int = Field(9, ge=1, le=10, description="strength of a change, 1 to 10")
     depth: int = Field(2, ge=1, le=100, description="changes an image")
 
+    def policy(self, mean: Sequence[float]) -> Policy:
+        from imagestream.augment.composers import ComposerRandAugment
 
-class AugMix(ComposerPerSample):
-    """Each image mixed with `width` randomly changed copies (Hendrycks et al. 2020, arXiv:1912.02781)."""
+        return ComposerRandAugment(self.severity, self.depth, self.augmentation_set)
 
-    composer_class, composer_function = "AugMix", "augmix_image"
+
+class AugMix(PerSampleAlgorithm):
+    """Each image mixed with `width` randomly changed copies, as in Composer (arXiv:1912.02781)."""
+
     name: Literal["augmix"]
+    augmentation_set: AugmentationSet = "all"
     severity: int = Field(3, ge=1, le=10, description="strength of a change, 1 to 10")
     depth: int = Field(-1, ge=-1, le=100, description="changes a copy; -1: 1 to 3 at random")
     width: int = Field(3, ge=1, le=100, description="copies that are mixed")
@@ -393,6 +384,11 @@ class AugMix(ComposerPerSample):
             raise ValueError("must be at least 1, or -1 for 1 to 3 at random")
         return value
 
+    def policy(self, mean: Sequence[float]) -> Policy:
+        from imagestream.augment.composers import AugMix
+
+        return AugMix(self.severity, self.depth, self.width, self.alpha, self.augmentation_set)
+
 
 class TrivialAugment(PerSampleAlgorithm):
     """One random change of each image, of any strength: torchvision's TrivialAugmentWide (arXiv:2103.10158)."""
@@ -402,8 +398,8 @@ class TrivialAugment(PerSampleAlgorithm):
         "bilinear", description="of rotated, sheared and shifted images; torchvision's recipes: bilinear"
     )
 
-    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
-        from train.augmentations import TrivialAugment
+    def policy(self, mean: Sequence[float]) -> Policy:
+        from imagestream.augment.spaces import TrivialAugment
 
         return TrivialAugment(self.interpolation)
 
@@ -424,10 +420,10 @@ class RandomErasing(PerSampleAlgorithm):
             raise ValueError(f"must be two numbers above 0 and at most {most:g}, the lower first")
         return value
 
-    def on_image(self, mean: Sequence[float]) -> Callable[[Image], Image]:
-        from train.augmentations import Erasing
+    def policy(self, mean: Sequence[float]) -> Policy:
+        from imagestream.augment.erasing import RandomErasing
 
-        return Erasing(self.probability, self.scale, self.ratio, mean)
+        return RandomErasing(self.probability, self.scale, self.ratio, mean)
 
 
 class SWA(AlgorithmConfig):

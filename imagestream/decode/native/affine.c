@@ -54,7 +54,7 @@ static int is_near(const double *m, double x, double y) {
 }
 
 static uint32_t fixed(double value) {
-  return (uint32_t)(int32_t)floor(value * 65536.0 + 0.5);
+  return (uint32_t)(int64_t)floor(value * 65536.0 + 0.5);
 }
 
 /* Where nothing is rotated or sheared, Pillow adds up in double precision. */

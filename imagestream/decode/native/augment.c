@@ -52,7 +52,7 @@ static int whole(double number, int least, int most) {
 /* ---- by tables -------------------------------------------------------------------------------------------------- */
 
 static uint8_t clip(double level) {
-  return level <= 0.0 ? 0 : level >= 255.0 ? 255 : (uint8_t)level;
+  return !(level > 0.0) ? 0 : level >= 255.0 ? 255 : (uint8_t)level;
 }
 
 static void look_up_in_one(struct work *work, const uint8_t *table) {

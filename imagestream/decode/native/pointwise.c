@@ -9,12 +9,15 @@
 
 #define INLINE __attribute__((always_inline)) static inline
 
-/* Image.blend of one byte. Between 0 and 1 Pillow does not clip; there clipping changes nothing. */
-INLINE uint8_t blend(int from, int to, float factor) {
-  float level = (float)from + factor * (float)(to - from);
+INLINE uint8_t clip(float level) {
   level = level > 0.0f ? level : 0.0f;
   level = level < 255.0f ? level : 255.0f;
   return (uint8_t)(int)level;
+}
+
+/* Image.blend of one byte. Between 0 and 1 Pillow does not clip; there clipping changes nothing. */
+INLINE uint8_t blend(int from, int to, float factor) {
+  return clip((float)from + factor * (float)(to - from));
 }
 
 /* ITU-R 601-2, as Image.convert("L") has it. */
@@ -100,7 +103,7 @@ INLINE void add_weighted(float *restrict sums, const uint8_t *restrict bytes, si
 
 INLINE void mix(uint8_t *restrict bytes, size_t count, float share, const float *restrict sums) {
   float rest = 1.0f - share;
-  for (size_t i = 0; i < count; i++) bytes[i] = (uint8_t)(int)(rest * (float)bytes[i] + share * sums[i]);
+  for (size_t i = 0; i < count; i++) bytes[i] = clip(rest * (float)bytes[i] + share * sums[i]);
 }
 
 #define FUNCTIONS(path, attribute) \

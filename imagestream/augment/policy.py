@@ -1,0 +1,42 @@
+"""What a policy is: random changes of one image, drawn as operations before a pixel is touched."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from imagestream.augment.generators import Numbers
+from imagestream.augment.operations import Step, by_pillow
+
+Source: TypeAlias = Literal["numbers", "numpy", "random", "torch"]
+"""The generator that is drawn from: numpy's, which `LikeNumpy` may stand in for ("numbers") or may not ("numpy"), that of
+`random`, or torch's."""
+
+
+class Policy:
+    """Random changes of one image.
+
+    Called with a PIL image in RGB it draws from the global generators and returns the changed one, worked out by Pillow.
+    That is what the class or function returns which its docstring names, with the same generators. The loader draws
+    alike, and has the C library change the pixels where they lie, to the same values.
+    """
+
+    source: ClassVar[Source]
+
+    def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
+        """Return the changes of one image of this size, px.
+
+        Args:
+            numbers: numpy's generator; it counts where `source` is "numbers", and others take the global ones.
+        """
+        raise NotImplementedError
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return by_pillow(image, self.draw(image.height, image.width, np.random))
+
+
+def check(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless a number lies within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name}: {value!r} must be from {low:g} to {high:g}")
