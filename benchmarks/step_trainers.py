@@ -16,7 +16,7 @@ from composer.optim import DecoupledSGDW
 from composer.utils import reproducibility
 from torch import Tensor, nn
 
-from train.config.algorithms import AlgorithmConfig
+from train.config.algorithm import AlgorithmConfig
 from train.config.run_config import Config
 from train.model import build_model
 from train.optim import build_optimizer, build_scheduler, parameter_groups

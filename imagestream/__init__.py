@@ -8,9 +8,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imagestream.augment.colours import ColorJitter, ThreeAugment
     from imagestream.augment.composers import AugMix, ComposerRandAugment
     from imagestream.augment.erasing import RandomErasing
     from imagestream.augment.spaces import AutoAugment, RandAugment, TrivialAugment
+    from imagestream.augment.timms import TimmRandAugment
     from imagestream.data.dataset_files import DatasetFiles
     from imagestream.data.opening import StreamOptions
     from imagestream.decode.crops import CenterCrop, RandomResizedCrop
@@ -28,6 +30,7 @@ _HOMES = {
     "AugMix": "imagestream.augment.composers",
     "AutoAugment": "imagestream.augment.spaces",
     "CenterCrop": "imagestream.decode.crops",
+    "ColorJitter": "imagestream.augment.colours",
     "ComposerRandAugment": "imagestream.augment.composers",
     "DataError": "imagestream.mds.index",
     "DatasetFiles": "imagestream.data.dataset_files",
@@ -38,6 +41,8 @@ _HOMES = {
     "RandomResizedCrop": "imagestream.decode.crops",
     "StateError": "imagestream.loader",
     "StreamOptions": "imagestream.data.opening",
+    "ThreeAugment": "imagestream.augment.colours",
+    "TimmRandAugment": "imagestream.augment.timms",
     "TrivialAugment": "imagestream.augment.spaces",
     "World": "imagestream.world",
 }
@@ -45,6 +50,7 @@ __all__ = [
     "AugMix",
     "AutoAugment",
     "CenterCrop",
+    "ColorJitter",
     "ComposerRandAugment",
     "DataError",
     "DatasetFiles",
@@ -55,6 +61,8 @@ __all__ = [
     "RandomResizedCrop",
     "StateError",
     "StreamOptions",
+    "ThreeAugment",
+    "TimmRandAugment",
     "TrivialAugment",
     "World",
 ]

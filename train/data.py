@@ -11,7 +11,7 @@ from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.opening import StreamOptions
 from imagestream.decode.crops import CenterCrop, RandomResizedCrop
 from imagestream.loader import Loader, Normalize, count_real, worker_count
-from train.config.algorithms import PerSampleAlgorithm
+from train.config.augmentations import PerSampleAlgorithm
 from train.config.sections import DataConfig
 
 

@@ -131,7 +131,7 @@ class ComposerRandAugment(_OfASet):
         ValueError: one of them is out of range.
     """
 
-    source: ClassVar[Source] = "numbers"
+    sources: ClassVar[frozenset[Source]] = frozenset({"numbers"})
 
     def __init__(self, severity: int = 9, depth: int = 2, augmentation_set: AugmentationSet = "all") -> None:
         super().__init__(severity, augmentation_set)
@@ -156,7 +156,7 @@ class AugMix(_OfASet):
         ValueError: one of them is out of range.
     """
 
-    source: ClassVar[Source] = "numpy"  # two distributions that only it has
+    sources: ClassVar[frozenset[Source]] = frozenset({"numpy"})  # two distributions that only it has
 
     def __init__(
         self,

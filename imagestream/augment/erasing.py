@@ -29,7 +29,7 @@ class RandomErasing(Policy):
         ValueError: one of them is out of range.
     """
 
-    source: ClassVar[Source] = "torch"
+    sources: ClassVar[frozenset[Source]] = frozenset({"torch"})
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 BLACK = (0, 0, 0)
 MOST_NUMBERS = 10  # OPERATION_NUMBERS of augment.c
@@ -35,10 +35,11 @@ class Code(IntEnum):
     AUTOCONTRAST = 7
     EQUALIZE = 8
     AFFINE = 9
-    ERASE = 10
-    MIX_BEGIN = 11
-    MIX_CHAIN = 12
-    MIX_END = 13
+    BLUR = 10
+    ERASE = 11
+    MIX_BEGIN = 12
+    MIX_CHAIN = 13
+    MIX_END = 14
 
 
 class Operation(NamedTuple):
@@ -131,6 +132,8 @@ def _changed(image: Image.Image, operation: Operation) -> Image.Image:
     if code == Code.AFFINE:
         resample, fill = Image.Resampling(int(numbers[6])), tuple(map(int, numbers[7:]))
         return image.transform(image.size, Image.Transform.AFFINE, numbers[:6], resample, fillcolor=fill)
+    if code == Code.BLUR:
+        return image.filter(ImageFilter.GaussianBlur(numbers[0]))
     if code == Code.ERASE:
         top, left, height, width, *colour = map(int, numbers)
         image = image.copy()

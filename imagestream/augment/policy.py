@@ -10,25 +10,25 @@ from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Step, by_pillow
 
 Source: TypeAlias = Literal["numbers", "numpy", "random", "torch"]
-"""The generator that is drawn from: numpy's, which `LikeNumpy` may stand in for ("numbers") or may not ("numpy"), that of
-`random`, or torch's."""
+"""A generator that is drawn from: numpy's, which `LikeNumpy` may stand in for ("numbers") or may not ("numpy"), that of
+`random` or torch's."""
 
 
 class Policy:
     """Random changes of one image.
 
-    Called with a PIL image in RGB it draws from the global generators and returns the changed one, worked out by Pillow.
-    That is what the class or function returns which its docstring names, with the same generators. The loader draws
+    Called with a PIL image in RGB it draws from the global generators and returns the changed one, worked out by
+    Pillow: what the class or function that its docstring names returns with the same generators. The loader draws
     alike, and has the C library change the pixels where they lie, to the same values.
     """
 
-    source: ClassVar[Source]
+    sources: ClassVar[frozenset[Source]]
 
     def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
         """Return the changes of one image of this size, px.
 
         Args:
-            numbers: numpy's generator; it counts where `source` is "numbers", and others take the global ones.
+            numbers: numpy's generator, for those that name "numbers" among their sources; others take the global ones.
         """
         raise NotImplementedError
 

@@ -95,7 +95,7 @@ class TrivialAugment(Policy):
         ValueError: the interpolation has no such name.
     """
 
-    source: ClassVar[Source] = "torch"
+    sources: ClassVar[frozenset[Source]] = frozenset({"torch"})
 
     def __init__(self, interpolation: Interpolation = "bilinear", *, fill: Colour = (0, 0, 0)) -> None:
         check_interpolation(interpolation)
@@ -124,7 +124,7 @@ class RandAugment(Policy):
         ValueError: one of them is out of range.
     """
 
-    source: ClassVar[Source] = "torch"
+    sources: ClassVar[frozenset[Source]] = frozenset({"torch"})
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class AutoAugment(Policy):
         ValueError: the interpolation has no such name.
     """
 
-    source: ClassVar[Source] = "torch"
+    sources: ClassVar[frozenset[Source]] = frozenset({"torch"})
 
     def __init__(self, interpolation: Interpolation = "bilinear", *, fill: Colour = (0, 0, 0)) -> None:
         check_interpolation(interpolation)

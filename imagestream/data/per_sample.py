@@ -39,7 +39,7 @@ class PerSample:
         self.functions, self.seed, self.in_c = tuple(functions), seed, in_c
         self._sources: set[Source] = set()
         for function in self.functions:
-            self._sources |= {function.source} if isinstance(function, Policy) else ANY_OF_THEM
+            self._sources |= function.sources if isinstance(function, Policy) else ANY_OF_THEM
         self._like_numpy = LikeNumpy()
 
     def __bool__(self) -> bool:
@@ -82,7 +82,7 @@ class PerSample:
         return np.random
 
     def _draw(self, image: npt.NDArray[np.uint8], numbers: Numbers) -> list[Step]:
-        """Apply the functions to one image (1, H, W, 3), but for the last policies; return the changes that these draw."""
+        """Apply the functions to an image (1, H, W, 3), but for the last policies; return what changes these draw."""
         pending: list[Step] = []
         _, height, width, _ = image.shape
         for function in self.functions:

@@ -15,7 +15,7 @@ int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const doubl
 int is_sound(const uint8_t *data, size_t length);
 void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes);
 
-enum { CODES = 16, NUMBERS = 10, OPERATIONS = 4 }; /* of augment.c, and two codes that it does not have */
+enum { CODES = 17, NUMBERS = 10, OPERATIONS = 4 }; /* of augment.c, and two codes that it does not have */
 struct operation {
   double code, numbers[NUMBERS];
 };

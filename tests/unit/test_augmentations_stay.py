@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from imagestream.data.per_sample import PerSample
 from imagestream.decode.native import library
-from train.config.algorithms import Algorithm, PerSampleAlgorithm
+from train.config.algorithms import Algorithm
+from train.config.augmentations import PerSampleAlgorithm
 
 needs_native = pytest.mark.skipif(not library.is_built(), reason="not built: python imagestream/decode/build.py")
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from train.config.run_config import Config, ConfigError, config_from_dict, device_batch_size, load_config, resolved_yaml
 
 ALGORITHMS = (
-    "augmix, blurpool, channels_last, colout, cutmix, cutout, ema, gradient_clipping, label_smoothing, mixup, "
-    "mixup_or_cutmix, progressive_resizing, randaugment, random_erasing, resolution_ramp, sam, squeeze_excite, "
-    "stochastic_depth, swa, trivial_augment"
+    "augmix, auto_augment, blurpool, channels_last, color_jitter, colout, cutmix, cutout, ema, gradient_clipping, "
+    "label_smoothing, mixup, mixup_or_cutmix, progressive_resizing, randaugment, random_erasing, resolution_ramp, sam, "
+    "squeeze_excite, stochastic_depth, swa, three_augment, timm_randaugment, torchvision_randaugment, trivial_augment"
 )
 BASE = Path(__file__).parents[2] / "yamls" / "base.yaml"
 

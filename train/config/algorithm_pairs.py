@@ -7,10 +7,10 @@ Each pair was found by comparing the loss with that of the classes that the pixe
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from train.config.algorithm import AlgorithmConfig
 from train.config.algorithms import (
     EMA,
     SWA,
-    AlgorithmConfig,
     CutMix,
     LabelSmoothing,
     MixUp,

@@ -5,65 +5,25 @@ Defaults are Composer's own. Nothing here imports torch or composer until an alg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from train.config.sections import Duration, Pair, Section, time_string
+from train.config.algorithm import AlgorithmConfig
+from train.config.augmentations import (
+    AugMix,
+    AutoAugment,
+    ColorJitter,
+    RandAugment,
+    RandomErasing,
+    ThreeAugment,
+    TimmRandAugment,
+    TorchvisionRandAugment,
+    TrivialAugment,
+)
+from train.config.sections import MAX_ALPHA, MIN_ALPHA, Duration, time_string
 from train.resolution import growing_px, ramp_px
-
-MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # numpy's Beta gives NaN or loops where they are extreme
-
-if TYPE_CHECKING:
-    from composer.core import Algorithm as ComposerAlgorithm
-
-    from imagestream.augment.policy import Policy
-
-
-class AlgorithmConfig(Section):
-    """One of Composer's algorithms. The fields but `name` are the arguments of `composer.algorithms.<class>`."""
-
-    composer_class: ClassVar[str]
-    fits_any_step: ClassVar[bool] = True
-    """Whether it leaves each step with the same operations, so that they can be compiled or recorded."""
-
-    @property
-    def runs_in_loader(self) -> bool:
-        """Whether the loader does the work, and Composer needs no algorithm for it."""
-        return False
-
-    def build(self) -> ComposerAlgorithm:
-        """Return the Composer algorithm."""
-        import composer.algorithms  # here, not above: it imports torch and takes seconds
-
-        from train import mixing
-        from train.resume import resumable
-        from train.step import averages
-
-        homes = (resumable, averages, mixing, composer.algorithms)
-        kind = next(getattr(home, self.composer_class) for home in homes if hasattr(home, self.composer_class))
-        algorithm: ComposerAlgorithm = kind(**self.model_dump(exclude={"name"}))
-        return algorithm
-
-
-class PerSampleAlgorithm(AlgorithmConfig):
-    """An algorithm that changes one image at a time, in the loader's workers, before it is in a batch."""
-
-    composer_class = ""
-
-    @property
-    def runs_in_loader(self) -> bool:
-        return True
-
-    def policy(self, mean: Sequence[float]) -> Policy:
-        """Return what changes the images.
-
-        Args:
-            mean: data.mean, RGB, 0-255.
-        """
-        raise NotImplementedError
 
 
 class BlurPool(AlgorithmConfig):
@@ -342,90 +302,6 @@ class SAM(AlgorithmConfig):
     interval: int = Field(1, ge=1, le=10_000, description="every how many steps; those between are plain ones")
 
 
-AugmentationSet = Annotated[
-    Literal["all", "safe", "original"],
-    Field(description="all; safe: without those of ImageNet-C; original: with the first implementation's strengths"),
-]
-
-
-class RandAugment(PerSampleAlgorithm):
-    """`depth` random changes of each image, as in Composer (Cubuk et al. 2019, arXiv:1909.13719)."""
-
-    name: Literal["randaugment"]
-    augmentation_set: AugmentationSet = "all"
-    severity: int = Field(9, ge=1, le=10, description="strength of a change, 1 to 10")
-    depth: int = Field(2, ge=1, le=100, description="changes an image")
-
-    def policy(self, mean: Sequence[float]) -> Policy:
-        from imagestream.augment.composers import ComposerRandAugment
-
-        return ComposerRandAugment(self.severity, self.depth, self.augmentation_set)
-
-
-class AugMix(PerSampleAlgorithm):
-    """Each image mixed with `width` randomly changed copies, as in Composer (arXiv:1912.02781)."""
-
-    name: Literal["augmix"]
-    augmentation_set: AugmentationSet = "all"
-    severity: int = Field(3, ge=1, le=10, description="strength of a change, 1 to 10")
-    depth: int = Field(-1, ge=-1, le=100, description="changes a copy; -1: 1 to 3 at random")
-    width: int = Field(3, ge=1, le=100, description="copies that are mixed")
-    alpha: float = Field(
-        1.0,
-        ge=MIN_ALPHA,
-        le=MAX_ALPHA,
-        description="parameter of the Dirichlet and Beta that the shares are drawn from",
-    )
-
-    @field_validator("depth")
-    @classmethod
-    def _zero_means_nothing(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("must be at least 1, or -1 for 1 to 3 at random")
-        return value
-
-    def policy(self, mean: Sequence[float]) -> Policy:
-        from imagestream.augment.composers import AugMix
-
-        return AugMix(self.severity, self.depth, self.width, self.alpha, self.augmentation_set)
-
-
-class TrivialAugment(PerSampleAlgorithm):
-    """One random change of each image, of any strength: torchvision's TrivialAugmentWide (arXiv:2103.10158)."""
-
-    name: Literal["trivial_augment"]
-    interpolation: Literal["nearest", "bilinear"] = Field(
-        "bilinear", description="of rotated, sheared and shifted images; torchvision's recipes: bilinear"
-    )
-
-    def policy(self, mean: Sequence[float]) -> Policy:
-        from imagestream.augment.spaces import TrivialAugment
-
-        return TrivialAugment(self.interpolation)
-
-
-class RandomErasing(PerSampleAlgorithm):
-    """A box of some images painted over with the mean colour (Zhong et al. 2017, arXiv:1708.04896); list it last."""
-
-    name: Literal["random_erasing"]
-    probability: float = Field(0.1, gt=0.0, le=1.0, description="of an image")
-    scale: Pair = Field((0.02, 0.33), description="the box's area, fraction of the image: low, high")
-    ratio: Pair = Field((0.3, 3.3), description="the box's height / width: low, high")
-
-    @field_validator("scale", "ratio")
-    @classmethod
-    def _low_comes_first(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
-        most = 1.0 if info.field_name == "scale" else 100.0
-        if not 0 < value[0] <= value[1] <= most:
-            raise ValueError(f"must be two numbers above 0 and at most {most:g}, the lower first")
-        return value
-
-    def policy(self, mean: Sequence[float]) -> Policy:
-        from imagestream.augment.erasing import RandomErasing
-
-        return RandomErasing(self.probability, self.scale, self.ratio, mean)
-
-
 class SWA(AlgorithmConfig):
     """The mean of the weights late in the run, put in their place (Izmailov et al. 2018, arXiv:1803.05407)."""
 
@@ -453,8 +329,10 @@ class SWA(AlgorithmConfig):
 
 Algorithm = Annotated[
     AugMix
+    | AutoAugment
     | BlurPool
     | ChannelsLast
+    | ColorJitter
     | ColOut
     | CutMix
     | CutOut
@@ -471,6 +349,9 @@ Algorithm = Annotated[
     | SqueezeExcite
     | StochasticDepth
     | SWA
+    | ThreeAugment
+    | TimmRandAugment
+    | TorchvisionRandAugment
     | TrivialAugment,
     Field(discriminator="name"),
 ]

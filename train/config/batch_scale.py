@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from train.config.algorithms import EMA, SWA, AlgorithmConfig
+from train.config.algorithm import AlgorithmConfig
+from train.config.algorithms import EMA, SWA
 from train.config.config_file import Mark, Node
 from train.config.run_config import Config, faults_as_error
 from train.config.sections import DecoupledSGDWConfig, Optimizer, Scheduler, StepSchedule

@@ -26,12 +26,12 @@ from train.config.algorithms import (
     SAM,
     Algorithm,
     CutOut,
-    PerSampleAlgorithm,
     ProgressiveResizing,
     ResolutionRamp,
     SizeSchedule,
     StochasticDepth,
 )
+from train.config.augmentations import PerSampleAlgorithm
 from train.config.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.config.sections import (
     MAX_SECONDS,

@@ -36,6 +36,7 @@ MAX_SECONDS = 30 * 86_400.0  # timers and sockets take no number whatever
 CROP_MULTIPLE_PX, CROP_MIN_PX, CROP_MAX_PX = 16, 32, 512
 EVAL_MAX_PX = 1024
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
+MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # numpy's Beta gives NaN or loops where they are extreme
 MAX_WORKERS = 256  # a rank: each is a process
 
 

@@ -2,6 +2,7 @@
  *
  * imagestream/augment/operations.py draws up the lists and says what each change means. */
 #include "affine.h"
+#include "blur.h"
 #include "pointwise.h"
 #include "resample.h"
 
@@ -29,6 +30,7 @@ enum code {
   AUTOCONTRAST,
   EQUALIZE,
   AFFINE,    /* matrix, 6; resample; fill, 3 */
+  BLUR,      /* radius, px */
   ERASE,     /* top, left, height, width; colour, 3 */
   MIX_BEGIN, /* the picture is kept, and chains are begun from it */
   MIX_CHAIN, /* the weight of the chain that ends here; the next one begins */
@@ -189,6 +191,7 @@ static int apply(struct work *work, const struct operation *operation) {
     case AUTOCONTRAST: return autocontrast(work), 0;
     case EQUALIZE: return equalize(work), 0;
     case AFFINE: return transform(work, n);
+    case BLUR: return gaussian_blur(work->pixels, work->width, work->height, factor, work->loops, work->copy);
     case ERASE: return erase(work, n);
     case MIX_BEGIN: return mix_begin(work);
     case MIX_CHAIN: return mix_chain(work, factor);

@@ -17,6 +17,8 @@ struct pointwise {
   void (*sharpen)(const uint8_t *const rows[3], size_t bytes, float factor, uint8_t *out);
   void (*add_weighted)(float *sums, const uint8_t *bytes, size_t count, float weight);
   void (*mix)(uint8_t *bytes, size_t count, float share, const float *sums);
+  /* The weighted sum of `taps` rows, of which the first and the last have the weight `outer`; 24 fractional bits. */
+  void (*add_box)(const uint8_t *const *rows, int taps, size_t bytes, uint32_t inner, uint32_t outer, uint8_t *out);
 };
 
 extern const struct pointwise pointwise_portable, pointwise_avx2;
