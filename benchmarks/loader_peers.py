@@ -2,6 +2,7 @@
 
     python benchmarks/loader_peers.py LOADER DATA SIZE WORKERS [--first-batch]
 
+LOADER may be followed by `:` and the augmentation that it applies (`ours`, `torchvision_pipeline`, `timm_pipeline`).
 It says when it is ready; for every line on standard input it then reads its data once and answers with a line of JSON:
 images, wall_s and cpu_s (of the process and its workers). All of them cut RandomResizedCrop(0.08-1, 3/4-4/3), mirror
 half the images, and hand out batches of BATCH. With --first-batch it answers once, with the seconds from building the
@@ -23,7 +24,7 @@ BATCH = 64
 Epoch = Callable[[], Iterable[Any]]
 
 
-def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
+def ours(data: str, size: int, workers: int, *options: str, policy: str = "none") -> Epoch:
     """What train/main.py trains from: streaming, crops first, native decoder where it is built."""
     import torch
     from composer.utils import dist, get_device
@@ -34,6 +35,7 @@ def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
     dist.initialize_dist(get_device("cpu"), timeout=60)
     root = Path(__file__).resolve().parents[1]
     place = [f"data.remote={data}", f"data.local={tempfile.mkdtemp()}"] if "://" in data else [f"data.local={data}"]
+    options = (*options, f"algorithms=[{{name: {policy}}}]") if policy != "none" else options
     cfg = load_config(root / "yamls/base.yaml", [*place, f"data.num_workers={workers}", *options])
     loader = train_loader(
         cfg.data,
@@ -42,6 +44,7 @@ def ours(data: str, size: int, workers: int, *options: str) -> Epoch:
         batch_size=BATCH,
         resolution=lambda step: size,
         device=torch.device("cpu"),
+        algorithms=cfg.per_sample_algorithms,
     )
     return loader.raw_batches
 
@@ -92,16 +95,55 @@ def mosaicml(data: str, size: int, workers: int) -> Epoch:
 
 def imagefolder(data: str, size: int, workers: int) -> Epoch:
     """torchvision.datasets.ImageFolder with PIL, as torchvision's references load."""
+    return _image_folder(data, workers, _torchvision_crop(size), stack)
+
+
+def torchvision_pipeline(data: str, size: int, workers: int, policy: str = "none") -> Epoch:
+    """The same with an augmentation after the mirror: torchvision's, or Composer's function."""
+    import composer.functional
+    from torchvision import transforms
+
+    bilinear = transforms.InterpolationMode.BILINEAR
+    made: dict[str, Callable[[], list[Any]]] = {
+        "none": list,
+        "torchvision_randaugment": lambda: [transforms.RandAugment(2, 9, interpolation=bilinear)],
+        "trivial_augment": lambda: [transforms.TrivialAugmentWide(interpolation=bilinear)],
+        "auto_augment": lambda: [transforms.AutoAugment(interpolation=bilinear)],
+        "color_jitter": lambda: [transforms.ColorJitter(0.3, 0.3, 0.3)],
+        "randaugment": lambda: [composer.functional.randaugment_image],
+        "augmix": lambda: [composer.functional.augmix_image],
+    }
+    crop = _torchvision_crop(size)
+    return _image_folder(data, workers, transforms.Compose([*crop.transforms, *made[policy]()]), stack)
+
+
+def timm_pipeline(data: str, size: int, workers: int, policy: str = "none") -> Epoch:
+    """The same with timm's transforms and its collate function, as its train.py loads for a prefetcher."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "build/examples"))
+    from timm.data import create_transform
+    from timm.data.loader import fast_collate
+
+    names: dict[str, dict[str, Any]] = {
+        "none": {},
+        "timm_randaugment": {"auto_augment": "rand-m7-mstd0.5-inc1"},
+        "three_augment": {"auto_augment": "3a"},
+        "color_jitter": {"color_jitter": (0.3, 0.3, 0.3)},
+    }
+    crop: dict[str, Any] = {"interpolation": "bilinear", "color_jitter": None}
+    transform = create_transform(size, is_training=True, use_prefetcher=True, **crop | names[policy])
+    return _image_folder(data, workers, transform, fast_collate)
+
+
+def _image_folder(data: str, workers: int, transform: Any, collate: Any) -> Epoch:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(f"{data}/train", transform=_torchvision_crop(size))
     loader = DataLoader(
-        dataset,
+        ImageFolder(f"{data}/train", transform=transform),
         batch_size=BATCH,
         shuffle=True,
         num_workers=workers,
-        collate_fn=stack,
+        collate_fn=collate,
         persistent_workers=True,
         drop_last=True,
     )
@@ -208,7 +250,7 @@ LOADERS = {
     loader.__name__: loader
     for loader in (
         *(ours, ours_pillow, ours_ycbcr, ours_dct, ours_undecoded),
-        *(mosaicml, imagefolder, webdataset, litdata, ffcv, dali),
+        *(mosaicml, imagefolder, webdataset, litdata, ffcv, dali, torchvision_pipeline, timm_pipeline),
     )
 }
 
@@ -247,7 +289,8 @@ def main(argv: list[str]) -> int:
     for module in IMPORTED_FIRST.get(name, ()):
         importlib.import_module(module)
     started = time.perf_counter()
-    epoch = LOADERS[name](data, int(size), int(workers))
+    loader, _, policy = name.partition(":")
+    epoch = LOADERS[loader](data, int(size), int(workers), **({"policy": policy} if policy else {}))
     if argv[4:] == ["--first-batch"]:
         next(iter(epoch()))
         print(json.dumps({"first_batch_s": time.perf_counter() - started}), file=answers, flush=True)
