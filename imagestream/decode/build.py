@@ -19,10 +19,30 @@ from pathlib import Path
 
 SOURCE_FOLDER = Path(__file__).resolve().parent / "native"
 SOURCES = (
-    *("affine.c", "augment.c", "blur.c", "colours.c", "decode.c", "huffman.c", "inverse_dct.c", "planes.c"),
-    *("pointwise.c", "resample.c"),
+    *(
+        "affine.c",
+        "affine_avx2.c",
+        "augment.c",
+        "blur.c",
+        "colours.c",
+        "decode.c",
+        "huffman.c",
+        "inverse_dct.c",
+        "planes.c",
+    ),
+    *("pointwise.c", "pointwise_avx2.c", "resample.c"),
 )
-HEADERS = ("affine.h", "blur.h", "colours.h", "huffman.h", "inverse_dct.h", "planes.h", "pointwise.h", "resample.h")
+HEADERS = (
+    "affine.h",
+    "blur.h",
+    "colours.h",
+    "huffman.h",
+    "inverse_dct.h",
+    "planes.h",
+    "pointwise.h",
+    "pointwise_avx2.h",
+    "resample.h",
+)
 # No fused multiply-adds: a filter's weights are to be the same on every processor.
 FLAGS = ("-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O3", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra")
 HOW_TO = (

@@ -63,22 +63,6 @@ static void look_up_in_one(struct work *work, const uint8_t *table) {
   work->loops->look_up(work->pixels, work->bytes / 3, (const uint8_t(*)[256])tables);
 }
 
-/* Image.blend with one level everywhere. */
-static void blend_with(struct work *work, int from, float factor) {
-  uint8_t table[256];
-  for (int to = 0; to < 256; to++) {
-    float level = (float)from + factor * (float)(to - from);
-    table[to] = clip((double)level);
-  }
-  look_up_in_one(work, table);
-}
-
-static void contrast(struct work *work, float factor) {
-  size_t count = work->bytes / 3;
-  double mean = (double)work->loops->sum_of_grey(work->pixels, count) / (double)count;
-  blend_with(work, (int)(mean + 0.5), factor);
-}
-
 static void solarize_add(struct work *work, int added, int below) {
   uint8_t table[256];
   for (int level = 0; level < 256; level++) table[level] = clip(level < below ? level + added : level);
@@ -108,15 +92,16 @@ static void equalized(const uint32_t *histogram, uint8_t *table) {
 }
 
 static void equalize(struct work *work) {
-  uint32_t histograms[2][3][256]; /* two by turns, for neighbours are often alike */
+  uint32_t histograms[4][3][256]; /* four by turns, for neighbours are often alike */
   uint8_t tables[3][256];
   size_t count = work->bytes / 3;
   const uint8_t *pixel = work->pixels;
   memset(histograms, 0, sizeof histograms);
   for (size_t i = 0; i < count; i++, pixel += 3)
-    for (int c = 0; c < 3; c++) histograms[i % 2][c][pixel[c]]++;
+    for (int c = 0; c < 3; c++) histograms[i % 4][c][pixel[c]]++;
   for (int c = 0; c < 3; c++) {
-    for (int level = 0; level < 256; level++) histograms[0][c][level] += histograms[1][c][level];
+    for (int level = 0; level < 256; level++)
+      histograms[0][c][level] += histograms[1][c][level] + histograms[2][c][level] + histograms[3][c][level];
     equalized(histograms[0][c], tables[c]);
   }
   work->loops->look_up(work->pixels, count, (const uint8_t(*)[256])tables);
@@ -124,13 +109,33 @@ static void equalize(struct work *work) {
 
 /* ---- others ----------------------------------------------------------------------------------------------------- */
 
+/* Image.blend with one level everywhere. */
+static void blend_with(struct work *work, int from, float factor) {
+  enum { STEP = 4096 };
+  uint8_t level[STEP];
+  memset(level, from, sizeof level);
+  for (size_t at = 0; at < work->bytes; at += STEP) {
+    size_t step = work->bytes - at < STEP ? work->bytes - at : STEP;
+    work->loops->blend(level, work->pixels + at, step, factor, work->pixels + at);
+  }
+}
+
+static void contrast(struct work *work, float factor) {
+  size_t count = work->bytes / 3;
+  double mean = (double)work->loops->sum_of_grey(work->pixels, count) / (double)count;
+  blend_with(work, (int)(mean + 0.5), factor);
+}
+
 static void sharpen(struct work *work, float factor) {
   size_t row = 3 * (size_t)work->width;
-  memcpy(work->copy, work->pixels, work->bytes);
   for (int y = 1; y + 1 < work->height; y++) { /* Pillow's filter leaves the outermost pixels */
-    const uint8_t *at = work->copy + row * (size_t)y;
+    const uint8_t *at = work->pixels + row * (size_t)y;
     const uint8_t *rows[3] = {at - row, at, at + row};
-    work->loops->sharpen(rows, row, factor, work->pixels + row * (size_t)y);
+    work->loops->smooth(rows, row, work->copy + row * (size_t)y);
+  }
+  for (int y = 1; work->width > 2 && y + 1 < work->height; y++) {
+    size_t at = row * (size_t)y + 3;
+    work->loops->blend(work->copy + at, work->pixels + at, row - 6, factor, work->pixels + at);
   }
 }
 

@@ -5,7 +5,7 @@
  * cut off to a whole number), so results are equal to the bit on all paths. */
 #include "pointwise.h"
 
-#include "resample.h"
+#include "pointwise_avx2.h"
 
 #define INLINE __attribute__((always_inline)) static inline
 
@@ -66,34 +66,21 @@ INLINE void extremes(const uint8_t *pixels, size_t count, uint8_t *least, uint8_
   }
 }
 
-INLINE uint64_t sum_of_grey(const uint8_t *pixels, size_t count) {
-  enum { STEP = 4096 }; /* pixels, of which the sum fits 32 bits */
-  uint64_t sum = 0;
-  for (size_t at = 0; at < count; at += STEP) {
-    size_t step = count - at < STEP ? count - at : STEP;
-    uint32_t part = 0;
-    for (size_t i = 0; i < step; i++) part += (uint32_t)grey(pixels + 3 * (at + i));
-    sum += part;
-  }
-  return sum;
-}
-
-INLINE void saturate(uint8_t *pixels, size_t count, float factor) {
-  for (size_t i = 0; i < count; i++, pixels += 3) {
-    int from = grey(pixels);
-    uint8_t r = blend(from, pixels[0], factor), g = blend(from, pixels[1], factor), b = blend(from, pixels[2], factor);
-    pixels[0] = r, pixels[1] = g, pixels[2] = b;
-  }
-}
-
-/* ImageFilter.SMOOTH: of 13 parts five are the pixel and one each neighbour. The sum is rounded: floor(sum / 13 + 1/2),
- * which is far enough from a whole number (1/26) for Pillow's single precision to say the same. */
-INLINE void sharpen(const uint8_t *const rows[3], size_t bytes, float factor, uint8_t *restrict out) {
+/* Of 13 parts five are the pixel and one each neighbour. The sum is rounded: floor(sum / 13 + 1/2), which is far enough
+ * from a whole number (1/26) for Pillow's single precision to say the same. */
+INLINE void smooth(const uint8_t *const rows[3], size_t bytes, uint8_t *restrict out) {
+  enum { STEP = 1024 };
   const uint8_t *restrict above = rows[0], *restrict row = rows[1], *restrict below = rows[2];
-  for (size_t i = 3; i + 3 < bytes; i++) {
-    int sum = above[i - 3] + above[i] + above[i + 3] + row[i - 3] + 5 * row[i] + row[i + 3] + below[i - 3] + below[i] +
-              below[i + 3];
-    out[i] = blend(((2 * sum + 13) * 20165) >> 19, row[i], factor); /* / 26, exact up to 13 * 255 */
+  uint16_t columns[STEP + 6]; /* sums of three */
+  for (size_t at = 3; at + 3 < bytes; at += STEP) {
+    size_t step = bytes - 3 - at < STEP ? bytes - 3 - at : STEP;
+    for (size_t i = 0; i < step + 6; i++)
+      columns[i] = (uint16_t)(above[at - 3 + i] + row[at - 3 + i] + below[at - 3 + i]);
+    for (size_t i = 0; i < step; i++) {
+      uint16_t sum = (uint16_t)(columns[i] + columns[i + 3] + columns[i + 6] + 4 * row[at + i]);
+      uint16_t doubled = (uint16_t)(2 * sum + 13);
+      out[at + i] = (uint8_t)((uint16_t)(((uint32_t)doubled * 20165) >> 16) >> 3); /* / 26, exact up to 13 * 255 */
+    }
   }
 }
 
@@ -136,14 +123,8 @@ INLINE void add_box(const uint8_t *const *rows, int taps, size_t bytes, uint32_t
   attribute static void extremes_##path(const uint8_t *pixels, size_t count, uint8_t *least, uint8_t *most) { \
     extremes(pixels, count, least, most); \
   } \
-  attribute static uint64_t sum_of_grey_##path(const uint8_t *pixels, size_t count) { \
-    return sum_of_grey(pixels, count); \
-  } \
-  attribute static void saturate_##path(uint8_t *pixels, size_t count, float factor) { \
-    saturate(pixels, count, factor); \
-  } \
-  attribute static void sharpen_##path(const uint8_t *const rows[3], size_t bytes, float factor, uint8_t *out) { \
-    sharpen(rows, bytes, factor, out); \
+  attribute static void smooth_##path(const uint8_t *const rows[3], size_t bytes, uint8_t *out) { \
+    smooth(rows, bytes, out); \
   } \
   attribute static void add_weighted_##path(float *sums, const uint8_t *bytes, size_t count, float weight) { \
     add_weighted(sums, bytes, count, weight); \
@@ -154,13 +135,41 @@ INLINE void add_box(const uint8_t *const *rows, int taps, size_t bytes, uint32_t
   attribute static void add_box_##path(const uint8_t *const *rows, int taps, size_t bytes, uint32_t inner, \
                                        uint32_t outer, uint8_t *out) { \
     add_box(rows, taps, bytes, inner, outer, out); \
-  } \
-  const struct pointwise pointwise_##path = { \
-      look_up_##path,  solarize_##path, mask_##path,         extremes_##path, sum_of_grey_##path, \
-      saturate_##path, sharpen_##path,  add_weighted_##path, mix_##path,      add_box_##path, \
-  };
+  }
+
+#define LOOPS(path) \
+  { \
+    look_up_##path, solarize_##path, mask_##path,         extremes_##path, sum_of_grey_##path, blend_##path, \
+    saturate_##path, smooth_##path,  add_weighted_##path, mix_##path,      add_box_##path, \
+  }
+
+static uint64_t sum_of_grey_portable(const uint8_t *pixels, size_t count) {
+  enum { STEP = 4096 }; /* pixels, of which the sum fits 32 bits */
+  uint64_t sum = 0;
+  for (size_t at = 0; at < count; at += STEP) {
+    size_t step = count - at < STEP ? count - at : STEP;
+    uint32_t part = 0;
+    for (size_t i = 0; i < step; i++) part += (uint32_t)grey(pixels + 3 * (at + i));
+    sum += part;
+  }
+  return sum;
+}
+
+static void blend_portable(const uint8_t *from, const uint8_t *to, size_t bytes, float factor, uint8_t *out) {
+  for (size_t i = 0; i < bytes; i++) out[i] = blend(from[i], to[i], factor);
+}
+
+static void saturate_portable(uint8_t *pixels, size_t count, float factor) {
+  for (size_t i = 0; i < count; i++, pixels += 3) {
+    int from = grey(pixels);
+    for (int c = 0; c < 3; c++) pixels[c] = blend(from, pixels[c], factor);
+  }
+}
 
 FUNCTIONS(portable, )
+const struct pointwise pointwise_portable = LOOPS(portable);
+
 #ifdef HAVE_X86
 FUNCTIONS(avx2, __attribute__((target("avx2"))))
+const struct pointwise pointwise_avx2 = LOOPS(avx2);
 #endif

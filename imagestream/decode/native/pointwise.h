@@ -12,9 +12,10 @@ struct pointwise {
   void (*mask)(uint8_t *bytes, size_t count, uint8_t kept);
   void (*extremes)(const uint8_t *pixels, size_t count, uint8_t *least, uint8_t *most); /* of each channel */
   uint64_t (*sum_of_grey)(const uint8_t *pixels, size_t count);
-  void (*saturate)(uint8_t *pixels, size_t count, float factor); /* ImageEnhance.Color */
-  /* ImageEnhance.Sharpness of the row between two others, but for its first and last pixel. */
-  void (*sharpen)(const uint8_t *const rows[3], size_t bytes, float factor, uint8_t *out);
+  void (*blend)(const uint8_t *from, const uint8_t *to, size_t bytes, float factor, uint8_t *out); /* Image.blend */
+  void (*saturate)(uint8_t *pixels, size_t count, float factor);                               /* ImageEnhance.Color */
+  /* ImageFilter.SMOOTH of the row between two others, but for its first and last pixel. */
+  void (*smooth)(const uint8_t *const rows[3], size_t bytes, uint8_t *out);
   void (*add_weighted)(float *sums, const uint8_t *bytes, size_t count, float weight);
   void (*mix)(uint8_t *bytes, size_t count, float share, const float *sums);
   /* The weighted sum of `taps` rows, of which the first and the last have the weight `outer`; 24 fractional bits. */

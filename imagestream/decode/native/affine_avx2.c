@@ -1,0 +1,206 @@
+/* Affine transforms that interpolate, by AVX2: the pixels of a row all around which the source has others.
+ *
+ * Single precision does for most of them. Where a level comes out so near to a whole number that the error might decide
+ * which one it is cut off to, Pillow's own operations (affine.c) do it again. */
+#include "affine_rows.h"
+
+#ifdef HAVE_X86
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <string.h>
+
+/* Most that single precision errs by, in levels: 1.3e-4, of weights and sums of at most 255; of cubics 4.1e-4, for their
+ * weights add up to 1.5 without their signs. */
+#define LINEAR_DOUBT (1.0f / 4096)
+#define CUBIC_DOUBT (1.0f / 1024)
+
+static uint32_t three_bytes(const uint8_t *pixel) {
+  uint32_t four;
+  memcpy(&four, pixel, sizeof four);
+  return four << 8;
+}
+
+/* Whether a square of pixels has one colour, which comes out of every filter as it is. */
+static int is_one_colour(const uint8_t *pixels, size_t stride, size_t edge) {
+  uint32_t differences = 0, first = three_bytes(pixels);
+  for (size_t y = 0; y < edge; y++)
+    for (size_t x = 0; x < edge; x++) differences |= three_bytes(pixels + stride * y + 3 * x) ^ first;
+  return !differences;
+}
+
+/* Work a pixel out again that is in doubt. */
+static void redo(const struct places *places, const struct source *source, int is_cubic, int i, uint8_t *out) {
+  const uint8_t *at = source->pixels + places->at[i];
+  uint8_t pixel[3];
+  if (is_one_colour(at, 3 * (size_t)source->width, is_cubic ? 4 : 2))
+    memcpy(out, at, 3);
+  else {
+    (is_cubic ? bicubic_pixel : bilinear_pixel)(source, places->x[i], places->y[i], pixel);
+    memcpy(out, pixel, 3);
+  }
+}
+
+/* Write two pixels, one in each lane, and a byte past them; return whether they are certain. Of levels that are `exact`
+ * single precision has made no more than they are. */
+INLINE_AVX2 int settle(__m256 levels, float doubt, __m256i exact, uint8_t *out) {
+  const __m256i compact = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                                                    -1, -1));
+  __m256 margin = _mm256_set1_ps(doubt);
+  __m256i low = _mm256_cvttps_epi32(_mm256_sub_ps(levels, margin));
+  __m256i high = _mm256_cvttps_epi32(_mm256_add_ps(levels, margin));
+  __m256i bytes = _mm256_shuffle_epi8(high, compact);
+  int32_t first = _mm_cvtsi128_si32(_mm256_castsi256_si128(bytes));
+  int32_t second = _mm_cvtsi128_si32(_mm256_extracti128_si256(bytes, 1));
+  memcpy(out, &first, sizeof first), memcpy(out + 3, &second, sizeof second);
+  return _mm256_movemask_epi8(_mm256_or_si256(_mm256_cmpeq_epi32(low, high), exact)) == -1;
+}
+
+/* Eight bytes at each of two pixels. */
+INLINE_AVX2 __m128i at_two(const uint8_t *first, const uint8_t *second) {
+  __m128i low = _mm_loadl_epi64((const __m128i *)first);
+  return _mm_unpacklo_epi64(low, _mm_loadl_epi64((const __m128i *)second));
+}
+
+/* As numbers, the bytes 0-2 of the first eight in one lane and of the second in the other, or the bytes 3-5. */
+#define FIRST(at) at, -1, -1, -1, at + 1, -1, -1, -1, at + 2, -1, -1, -1, -1, -1, -1, -1
+INLINE_AVX2 __m256i here(__m256i twice) {
+  return _mm256_shuffle_epi8(twice, _mm256_setr_epi8(FIRST(0), FIRST(8)));
+}
+INLINE_AVX2 __m256i next(__m256i twice) {
+  return _mm256_shuffle_epi8(twice, _mm256_setr_epi8(FIRST(3), FIRST(11)));
+}
+
+/* Two numbers, one in each lane. */
+INLINE_AVX2 __m256 two_numbers(const float *numbers) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(numbers)), _mm_broadcast_ss(numbers + 1), 1);
+}
+
+/* from + (to - from) * share, of whole numbers */
+INLINE_AVX2 __m256 between(__m256i from, __m256i to, __m256 share) {
+  return _mm256_add_ps(_mm256_cvtepi32_ps(from), _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(to, from)), share));
+}
+
+/* Which of two pixels' channels are the same as to the right, below and beyond. */
+INLINE_AVX2 __m256i same_all_around(__m128i above, __m128i below) {
+  __m128i upper = _mm_cmpeq_epi8(above, _mm_srli_epi64(above, 24));
+  __m128i lower = _mm_cmpeq_epi8(below, _mm_srli_epi64(below, 24));
+  __m128i same = _mm_and_si128(_mm_and_si128(upper, lower), _mm_cmpeq_epi8(above, below));
+  return _mm256_cmpgt_epi32(here(_mm256_broadcastsi128_si256(same)), _mm256_setzero_si256());
+}
+
+INLINE_AVX2 void bilinear_run(const struct places *places, const struct source *source, struct range range,
+                              uint8_t *out) {
+  size_t stride = 3 * (size_t)source->width;
+  for (int i = range.first; i < range.end; i += 2) {
+    const uint8_t *first = source->pixels + places->at[i], *second = source->pixels + places->at[i + 1];
+    __m128i above = at_two(first, second), below = at_two(first + stride, second + stride);
+    __m256i above_twice = _mm256_broadcastsi128_si256(above), below_twice = _mm256_broadcastsi128_si256(below);
+    __m256 right = two_numbers(places->right + i);
+    __m256 upper = between(here(above_twice), next(above_twice), right);
+    __m256 lower = between(here(below_twice), next(below_twice), right);
+    __m256 levels = _mm256_add_ps(upper, _mm256_mul_ps(_mm256_sub_ps(lower, upper), two_numbers(places->down + i)));
+    if (settle(levels, LINEAR_DOUBT, same_all_around(above, below), out + 3 * (ptrdiff_t)i)) continue;
+    redo(places, source, 0, i, out + 3 * (ptrdiff_t)i), redo(places, source, 0, i + 1, out + 3 * (ptrdiff_t)i + 3);
+  }
+}
+
+/* The same where one axis has whole pixels, as sheared images have: each is between that one and another `apart`. */
+INLINE_AVX2 void sheared_run(const struct places *places, const struct source *source, const float *shares,
+                             ptrdiff_t apart, struct range range, uint8_t *out) {
+  for (int i = range.first; i < range.end; i += 2) {
+    const uint8_t *first = source->pixels + places->at[i], *second = source->pixels + places->at[i + 1];
+    __m256i from = here(_mm256_broadcastsi128_si256(at_two(first, second)));
+    __m256i to = here(_mm256_broadcastsi128_si256(at_two(first + apart, second + apart)));
+    __m256 levels = between(from, to, two_numbers(shares + i));
+    if (settle(levels, LINEAR_DOUBT, _mm256_cmpeq_epi32(from, to), out + 3 * (ptrdiff_t)i)) continue;
+    redo(places, source, 0, i, out + 3 * (ptrdiff_t)i), redo(places, source, 0, i + 1, out + 3 * (ptrdiff_t)i + 3);
+  }
+}
+
+/* ---- cubics ----------------------------------------------------------------------------------------------------- */
+
+/* The four weights of a cubic at a distance from the second pixel. */
+INLINE_AVX2 void cubic_weights(float d, float *weights) {
+  float square = d * d, cube = square * d;
+  weights[0] = 2 * square - cube - d, weights[1] = 1 - 2 * square + cube;
+  weights[2] = d + square - cube, weights[3] = cube - square;
+}
+
+/* Two rows, four pixels of each: the weighted sum of each row. */
+INLINE_AVX2 __m256 cubic_rows(const uint8_t *first, const uint8_t *second, const float *weights) {
+  const __m256i next = _mm256_broadcastsi128_si256(_mm_setr_epi8(3, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0));
+  __m256i places = _mm256_setr_epi8(FIRST(0), FIRST(0));
+  __m256i rows = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)first)),
+                                         _mm_loadu_si128((const __m128i *)second), 1);
+  __m256 sum = _mm256_setzero_ps();
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++, places = _mm256_add_epi8(places, next))
+    sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_shuffle_epi8(rows, places)),
+                                           _mm256_set1_ps(weights[i])));
+  return sum;
+}
+
+INLINE_AVX2 __m128 bicubic(const uint8_t *at, size_t stride, float right, float below) {
+  float across[4], down[4];
+  cubic_weights(right, across), cubic_weights(below, down);
+  __m256 upper = cubic_rows(at, at + stride, across), lower = cubic_rows(at + 2 * stride, at + 3 * stride, across);
+  __m256 outer = _mm256_insertf128_ps(_mm256_set1_ps(down[0]), _mm_set1_ps(down[1]), 1);
+  __m256 inner = _mm256_insertf128_ps(_mm256_set1_ps(down[2]), _mm_set1_ps(down[3]), 1);
+  __m256 sums = _mm256_add_ps(_mm256_mul_ps(upper, outer), _mm256_mul_ps(lower, inner));
+  return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+}
+
+INLINE_AVX2 void bicubic_run(const struct places *places, const struct source *source, struct range range,
+                             uint8_t *out) {
+  const __m256 least = _mm256_set1_ps(CUBIC_DOUBT), most = _mm256_set1_ps(255.0f + CUBIC_DOUBT);
+  size_t stride = 3 * (size_t)source->width;
+  for (int i = range.first; i < range.end; i += 2) {
+    const uint8_t *first = source->pixels + places->at[i], *second = source->pixels + places->at[i + 1];
+    __m128 one = bicubic(first, stride, places->right[i], places->down[i]);
+    __m128 other = bicubic(second, stride, places->right[i + 1], places->down[i + 1]);
+    __m256 levels = _mm256_insertf128_ps(_mm256_castps128_ps256(one), other, 1);
+    levels = _mm256_min_ps(_mm256_max_ps(levels, least), most); /* what is clipped is certain */
+    if (settle(levels, CUBIC_DOUBT, _mm256_setzero_si256(), out + 3 * (ptrdiff_t)i)) continue;
+    redo(places, source, 1, i, out + 3 * (ptrdiff_t)i), redo(places, source, 1, i + 1, out + 3 * (ptrdiff_t)i + 3);
+  }
+}
+
+/* ---- rows ------------------------------------------------------------------------------------------------------- */
+
+INLINE_AVX2 void take_apart(const struct source *source, struct range range, int back, struct places *places) {
+  int width = source->width;
+  for (int i = range.first; i < range.end; i++) { /* here all places are at least half a pixel from 0 */
+    double x = places->x[i] - 0.5, y = places->y[i] - 0.5;
+    int32_t column = (int32_t)x, row = (int32_t)y;
+    places->at[i] = 3 * ((row - back) * width + column - back);
+    places->right[i] = (float)(x - column), places->down[i] = (float)(y - row);
+  }
+}
+
+__attribute__((target("avx2"))) void run_avx2(const struct affine *affine, const struct source *source, int row,
+                                              struct places *places, struct range *all, struct range *run,
+                                              uint8_t *out) {
+  const double *m = affine->matrix;
+  int is_cubic = affine->resample == BICUBIC;
+  find_places(m, row, source->width, places);
+  *all = places_inside(places, source, 0.0);
+  *run = places_inside(places, source, is_cubic ? 1.5 : 0.5);
+  if (run->end == source->width) run->end--; /* for the byte past the run */
+  run->end -= (run->end - run->first) % 2;
+  if (run->end <= run->first) {
+    *run = (struct range){all->end, all->end};
+    return;
+  }
+  take_apart(source, *run, is_cubic, places);
+  if (is_cubic)
+    bicubic_run(places, source, *run, out);
+  else if (m[3] == 0 && m[4] == 1 && m[5] == (int)m[5])
+    sheared_run(places, source, places->right, 3, *run, out);
+  else if (m[0] == 1 && m[1] == 0 && m[2] == (int)m[2])
+    sheared_run(places, source, places->down, 3 * (ptrdiff_t)source->width, *run, out);
+  else
+    bilinear_run(places, source, *run, out);
+}
+
+#endif
