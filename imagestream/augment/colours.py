@@ -9,6 +9,7 @@ from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Operation, Step
 from imagestream.augment.policy import Policy, Source, check
 
+_ONE = torch.empty(())
 MOST_BLUR_PX, LEAST_BLUR_PX = 2.0, 0.1  # radii of DeiT III's
 
 
@@ -38,10 +39,7 @@ class ColorJitter(Policy):
 
     def draw(self, height: int, width: int, numbers: Numbers) -> list[Step]:
         order = torch.randperm(4).tolist()  # the fourth is torchvision's change of hue
-        drawn = [
-            found and Operation(found[0], (float(torch.empty(1).uniform_(found[1], found[2])),))
-            for found in self._ranges
-        ]
+        drawn = [found and Operation(found[0], (float(_ONE.uniform_(found[1], found[2])),)) for found in self._ranges]
         return [step for place in order if place < 3 and (step := drawn[place])]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torchvision.transforms import RandomErasing as TorchvisionsErasing
 
@@ -10,7 +11,7 @@ from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Colour, Operation, Step
 from imagestream.augment.policy import Policy, Source, check
 
-_PIXELS = torch.empty(3, 1, 1)
+_PIXELS, _ONE = torch.empty(3, 1, 1), torch.empty(())
 
 
 class RandomErasing(Policy):
@@ -39,6 +40,7 @@ class RandomErasing(Policy):
         colour: Sequence[float] = (123.675, 116.28, 103.53),
     ) -> None:
         check("probability", probability, 0, 1)
+        self._chance = float(np.float32(probability))  # as torch compares it
         self.probability, self.scale, self.ratio = probability, tuple(scale), tuple(ratio)
         for name, pair, most in (("scale", self.scale, 1.0), ("ratio", self.ratio, 100.0)):
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
@@ -49,7 +51,7 @@ class RandomErasing(Policy):
             check("colour", level, 0, 255)
 
     def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
-        if torch.rand(1) >= self.probability:  # the first draw, as torchvision's
+        if float(_ONE.uniform_()) >= self._chance:  # the first draw, as torchvision's
             return []
         like = _PIXELS.expand(3, height, width)
         top, left, high, wide, _ = TorchvisionsErasing.get_params(like, self.scale, self.ratio, value=[0.0])

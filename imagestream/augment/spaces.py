@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
+import numpy as np
 import torch
 
 from imagestream.augment.generators import Numbers
@@ -25,6 +26,9 @@ _ENHANCED = {
     "Contrast": Code.CONTRAST,
     "Sharpness": Code.SHARPNESS,
 }
+
+
+_ONE = torch.empty((), dtype=torch.int64)
 
 
 class Kind(NamedTuple):
@@ -81,7 +85,8 @@ def _there_and_back(strength: float) -> float:
 
 
 def _below(count: int) -> int:
-    return int(torch.randint(count, (1,)).item())
+    """What `torch.randint(count, (1,))` draws, in half its time."""
+    return int(_ONE.random_(count))
 
 
 class TrivialAugment(Policy):
@@ -169,10 +174,10 @@ class AutoAugment(Policy):
         self.interpolation, self.fill = interpolation, fill
 
     def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
-        pair, chances, signs = IMAGENET[_below(len(IMAGENET))], torch.rand(2), torch.randint(2, (2,)).tolist()
+        pair, chances, signs = _PAIRS[_below(len(_PAIRS))], torch.rand(2).tolist(), torch.randint(2, (2,)).tolist()
         kinds, steps = {kind.name: kind for kind in _space(10, height, width)}, list[Step]()
         for index, (name, chance, place) in enumerate(pair):
-            if not chances[index] <= chance:  # in single precision, as torchvision compares them
+            if not chances[index] <= chance:
                 continue
             strength = kinds[name].strengths[place] if place is not None else 0.0
             if name in kinds and kinds[name].signed and not signs[index]:
@@ -258,3 +263,6 @@ IMAGENET: tuple[tuple[_Change, _Change], ...] = (
     (("Equalize", 0.8, None), ("Equalize", 0.6, None)),
 )
 """Of each change: its name, its chance and which of ten strengths; table 9 of the paper."""
+
+_PAIRS = tuple(tuple((name, float(np.float32(chance)), place) for name, chance, place in pair) for pair in IMAGENET)
+"""With chances in single precision, as torch compares them."""

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPERATION_NUMBERS = 10 };
+enum { OPERATION_NUMBERS = 10, MOST_CHAINS = 100 };
 
 /* Numbers that are whole are doubles too, so that a batch's operations are one array. */
 struct operation {
@@ -43,8 +43,10 @@ struct work {
   size_t bytes;
   const struct pointwise *loops;
   int has_avx2;
-  uint8_t *copy, *original; /* of the picture */
-  float *sums;
+  uint8_t *copy;   /* of the picture, for what cannot work in place */
+  uint8_t *chains; /* the picture as it was, and what each chain has made of it so far */
+  int chain_count, chain_capacity;
+  float weights[MOST_CHAINS];
 };
 
 static int whole(double number, int least, int most) {
@@ -160,25 +162,47 @@ static int erase(struct work *work, const double *numbers) {
   return 0;
 }
 
+/* Memory for one more picture after the chains so far. */
+static uint8_t *next_chain(struct work *work) {
+  if (work->chain_count == work->chain_capacity) {
+    uint8_t *chains = realloc(work->chains, work->bytes * (size_t)(work->chain_capacity + 4));
+    if (!chains) return NULL;
+    work->chains = chains, work->chain_capacity += 4;
+  }
+  return work->chains + work->bytes * (size_t)work->chain_count++;
+}
+
 static int mix_begin(struct work *work) {
-  if (!work->original) work->original = malloc(work->bytes);
-  if (!work->sums) work->sums = malloc(work->bytes * sizeof *work->sums);
-  if (!work->original || !work->sums) return -1;
-  memcpy(work->original, work->pixels, work->bytes);
-  for (size_t i = 0; i < work->bytes; i++) work->sums[i] = 0;
+  work->chain_count = 0;
+  uint8_t *original = next_chain(work);
+  if (!original) return -1;
+  memcpy(original, work->pixels, work->bytes);
   return 0;
 }
 
 static int mix_chain(struct work *work, float weight) {
-  if (!work->original) return -1;
-  work->loops->add_weighted(work->sums, work->pixels, work->bytes, weight);
-  memcpy(work->pixels, work->original, work->bytes);
+  if (!work->chain_count || work->chain_count > MOST_CHAINS) return -1;
+  work->weights[work->chain_count - 1] = weight;
+  uint8_t *chain = next_chain(work);
+  if (!chain) return -1;
+  memcpy(chain, work->pixels, work->bytes);
+  memcpy(work->pixels, work->chains, work->bytes);
   return 0;
 }
 
+/* In single precision, chain by chain, as numpy adds them up. */
 static int mix_end(struct work *work, float share) {
-  if (!work->original) return -1;
-  work->loops->mix(work->pixels, work->bytes, share, work->sums);
+  enum { STEP = 2048 };
+  float sums[STEP];
+  if (!work->chain_count) return -1;
+  for (size_t at = 0; at < work->bytes; at += STEP) {
+    size_t step = work->bytes - at < STEP ? work->bytes - at : STEP;
+    memset(sums, 0, sizeof sums);
+    for (int chain = 1; chain < work->chain_count; chain++)
+      work->loops->add_weighted(sums, work->chains + work->bytes * (size_t)chain + at, step, work->weights[chain - 1]);
+    work->loops->mix(work->pixels + at, step, share, sums);
+  }
+  work->chain_count = 0;
   return 0;
 }
 
@@ -227,6 +251,6 @@ long augment_batch(uint8_t *images, int count, int height, int width, const stru
     for (long end = at + counts[i]; at < end && failed < 0; at++)
       if (apply(&work, operations + at)) failed = at;
   }
-  free(work.copy), free(work.original), free(work.sums);
+  free(work.copy), free(work.chains);
   return failed;
 }

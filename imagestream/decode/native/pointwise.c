@@ -93,25 +93,6 @@ INLINE void mix(uint8_t *restrict bytes, size_t count, float share, const float 
   for (size_t i = 0; i < count; i++) bytes[i] = clip(rest * (float)bytes[i] + share * sums[i]);
 }
 
-INLINE void add_some_box(const uint8_t *const *rows, int taps, size_t bytes, uint32_t inner, uint32_t outer,
-                         uint8_t *restrict out) {
-  const uint8_t *first = rows[0], *last = rows[taps - 1];
-  for (size_t i = 0; i < bytes; i++) {
-    uint32_t sum = 0, ends = (uint32_t)first[i] + last[i];
-    for (int tap = 1; tap < taps - 1; tap++) sum += rows[tap][i];
-    out[i] = (uint8_t)((sum * inner + ends * outer + (1u << 23)) >> 24);
-  }
-}
-
-INLINE void add_box(const uint8_t *const *rows, int taps, size_t bytes, uint32_t inner, uint32_t outer, uint8_t *out) {
-  if (taps == 3)
-    add_some_box(rows, 3, bytes, inner, outer, out);
-  else if (taps == 5)
-    add_some_box(rows, 5, bytes, inner, outer, out);
-  else
-    add_some_box(rows, taps, bytes, inner, outer, out);
-}
-
 #define FUNCTIONS(path, attribute) \
   attribute static void look_up_##path(uint8_t *pixels, size_t count, const uint8_t (*tables)[256]) { \
     look_up(pixels, count, tables); \
@@ -131,10 +112,6 @@ INLINE void add_box(const uint8_t *const *rows, int taps, size_t bytes, uint32_t
   } \
   attribute static void mix_##path(uint8_t *bytes, size_t count, float share, const float *sums) { \
     mix(bytes, count, share, sums); \
-  } \
-  attribute static void add_box_##path(const uint8_t *const *rows, int taps, size_t bytes, uint32_t inner, \
-                                       uint32_t outer, uint8_t *out) { \
-    add_box(rows, taps, bytes, inner, outer, out); \
   }
 
 #define LOOPS(path) \
@@ -163,6 +140,15 @@ static void saturate_portable(uint8_t *pixels, size_t count, float factor) {
   for (size_t i = 0; i < count; i++, pixels += 3) {
     int from = grey(pixels);
     for (int c = 0; c < 3; c++) pixels[c] = blend(from, pixels[c], factor);
+  }
+}
+
+static void add_box_portable(const uint8_t *const *rows, int taps, size_t bytes, uint32_t inner, uint32_t outer,
+                             uint8_t *out) {
+  for (size_t i = 0; i < bytes; i++) {
+    uint32_t sum = 0, ends = (uint32_t)rows[0][i] + rows[taps - 1][i];
+    for (int tap = 1; tap < taps - 1; tap++) sum += rows[tap][i];
+    out[i] = (uint8_t)((sum * inner + ends * outer + (1u << 23)) >> 24);
   }
 }
 

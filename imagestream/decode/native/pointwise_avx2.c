@@ -112,4 +112,43 @@ __attribute__((target("avx2"))) void saturate_avx2(uint8_t *pixels, size_t count
   }
 }
 
+INLINE_AVX2 __m256i sixteen(const uint8_t *bytes) {
+  return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)bytes));
+}
+
+/* A sum times its weight and another times its own: weights of 24 bits as two halves, each of which one instruction
+ * multiplies and adds. */
+INLINE_AVX2 __m256i weighted(__m256i pairs, __m256i high, __m256i low) {
+  __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(pairs, high), 12), _mm256_madd_epi16(pairs, low));
+  return _mm256_srli_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(1 << 23)), 24);
+}
+
+INLINE_AVX2 void add_box_16(const uint8_t *const *rows, int taps, size_t at, __m256i high, __m256i low, uint8_t *out) {
+  __m256i sum = _mm256_setzero_si256(), ends = _mm256_add_epi16(sixteen(rows[0] + at), sixteen(rows[taps - 1] + at));
+  for (int tap = 1; tap < taps - 1; tap++) sum = _mm256_add_epi16(sum, sixteen(rows[tap] + at));
+  __m256i a = weighted(_mm256_unpacklo_epi16(sum, ends), high, low);
+  __m256i b = weighted(_mm256_unpackhi_epi16(sum, ends), high, low);
+  __m256i words = _mm256_packus_epi32(a, b); /* unpacking and packing both work within lanes */
+  __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128((__m128i *)out, bytes);
+}
+
+__attribute__((target("avx2"))) void add_box_avx2(const uint8_t *const *rows, int taps, size_t bytes, uint32_t inner,
+                                                  uint32_t outer, uint8_t *out) {
+  __m256i high = _mm256_set1_epi32((int)(inner >> 12 | outer >> 12 << 16));
+  __m256i low = _mm256_set1_epi32((int)((inner & 4095) | (outer & 4095) << 16));
+  size_t at = 0;
+  if (taps == 5) /* the most usual ones by themselves, so that their loops are unrolled */
+    for (; at + 16 <= bytes; at += 16) add_box_16(rows, 5, at, high, low, out + at);
+  else if (taps == 3)
+    for (; at + 16 <= bytes; at += 16) add_box_16(rows, 3, at, high, low, out + at);
+  else
+    for (; at + 16 <= bytes; at += 16) add_box_16(rows, taps, at, high, low, out + at);
+  for (; at < bytes; at++) {
+    uint32_t sum = 0, ends = (uint32_t)rows[0][at] + rows[taps - 1][at];
+    for (int tap = 1; tap < taps - 1; tap++) sum += rows[tap][at];
+    out[at] = (uint8_t)((sum * inner + ends * outer + (1u << 23)) >> 24);
+  }
+}
+
 #endif
