@@ -133,15 +133,16 @@ void bicubic_pixel(const struct source *source, double x, double y, uint8_t *out
   }
 }
 
-/* Of numbers that only grow or only fall: which of them lie in [least, end). */
-static struct range between_bounds(const double *numbers, int count, double least, double end) {
-  int grow = numbers[count - 1] >= numbers[0], bounds[2];
+/* The pixels of a row for which one coordinate lies in [least, end). They follow each other, for rounding keeps the
+ * order of (step * (i + 1/2) + row) + first. */
+static struct range within_bounds(double step, double row, double first, int count, double least, double end) {
+  int bounds[2];
   for (int i = 0; i < 2; i++) {
     int low = 0, high = count;
     while (low < high) {
       int middle = (low + high) / 2;
-      int passed = grow ? numbers[middle] >= (i ? end : least) : numbers[middle] < (i ? least : end);
-      if (passed)
+      double place = (step * (middle + 0.5) + row) + first;
+      if (step >= 0 ? place >= (i ? end : least) : place < (i ? least : end))
         high = middle;
       else
         low = middle + 1;
@@ -151,44 +152,47 @@ static struct range between_bounds(const double *numbers, int count, double leas
   return (struct range){bounds[0], bounds[1]};
 }
 
-struct range places_inside(const struct places *places, const struct source *source, double margin) {
-  struct range x = between_bounds(places->x, source->width, margin, source->width - margin);
-  struct range y = between_bounds(places->y, source->width, margin, source->height - margin);
+/* The pixels that lie at least `margin` px from the source's edges. */
+static struct range inside(const struct line *line, const struct source *source, double margin) {
+  int count = source->width;
+  struct range x = within_bounds(line->x_step, line->x_row, line->x_first, count, margin, source->width - margin);
+  struct range y = within_bounds(line->y_step, line->y_row, line->y_first, count, margin, source->height - margin);
   struct range both = {x.first > y.first ? x.first : y.first, x.end < y.end ? x.end : y.end};
-  return both.first < both.end ? both : (struct range){source->width, source->width};
+  return both.first < both.end ? both : (struct range){count, count};
 }
 
-static void each(pixel_function *pixel, const struct places *places, const struct source *source, int first, int end,
+static void each(pixel_function *pixel, const struct line *line, const struct source *source, int first, int end,
                  uint8_t *out) {
-  for (int i = first; i < end; i++) pixel(source, places->x[i], places->y[i], out + 3 * (ptrdiff_t)i);
+  for (int i = first; i < end; i++) pixel(source, x_of(line, i), y_of(line, i), out + 3 * (ptrdiff_t)i);
 }
 
 /* One row of the result: the colour, pixels near an edge, those all around which the source has pixels, and back. */
-static void row_between(const struct affine *affine, const struct source *source, int row, int has_avx2,
-                        struct places *places, uint8_t *out) {
-  pixel_function *pixel = affine->resample == BICUBIC ? bicubic_pixel : bilinear_pixel;
-  struct range all, run;
+static void row_between(const struct affine *affine, const struct source *source, int row, int has_avx2, uint8_t *out) {
+  int is_cubic = affine->resample == BICUBIC;
+  pixel_function *pixel = is_cubic ? bicubic_pixel : bilinear_pixel;
+  struct line line = line_of(affine->matrix, row);
+  struct range all = inside(&line, source, 0.0), run = {all.end, all.end};
 #ifdef HAVE_X86
-  if (has_avx2)
-    run_avx2(affine, source, row, places, &all, &run, out);
-  else
-#endif
-  {
-    find_places(affine->matrix, row, source->width, places);
-    all = places_inside(places, source, 0.0);
-    run = (struct range){all.end, all.end};
+  if (has_avx2) {
+    run = inside(&line, source, is_cubic ? 1.5 : 0.5);
+    if (run.end == source->width) run.end--; /* for the byte past the run */
+    run.end -= (run.end - run.first) % 2;    /* it takes two at a time */
+    if (run.end <= run.first)
+      run = (struct range){all.end, all.end};
+    else
+      run_avx2(affine, source, row, run, out);
   }
+#endif
   fill_pixels(out, 0, all.first, affine->fill);
-  each(pixel, places, source, all.first, run.first, out);
-  each(pixel, places, source, run.end, all.end, out);
+  each(pixel, &line, source, all.first, run.first, out);
+  each(pixel, &line, source, run.end, all.end, out);
   fill_pixels(out, all.end, source->width, affine->fill);
   (void)has_avx2;
 }
 
 static void between(const struct affine *affine, const struct source *source, int has_avx2, uint8_t *out) {
-  struct places places;
   for (int row = 0; row < source->height; row++)
-    row_between(affine, source, row, has_avx2, &places, out + 3 * (ptrdiff_t)source->width * row);
+    row_between(affine, source, row, has_avx2, out + 3 * (ptrdiff_t)source->width * row);
 }
 
 int affine_transform(const struct affine *affine, const uint8_t *source, int width, int height, int has_avx2,

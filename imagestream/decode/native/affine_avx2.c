@@ -15,6 +15,20 @@
 #define LINEAR_DOUBT (1.0f / 4096)
 #define CUBIC_DOUBT (1.0f / 1024)
 
+/* Where the pixels of a run lie. */
+struct places {
+  int32_t at[LARGEST_EDGE];                      /* the pixel above and to the left, bytes from the source's begin */
+  float right[LARGEST_EDGE], down[LARGEST_EDGE]; /* of it, fractions of a pixel */
+};
+
+/* A run, and what its pixels come from. */
+struct run {
+  const struct source *source;
+  struct line line;
+  struct range range;
+  struct places *places;
+};
+
 static uint32_t three_bytes(const uint8_t *pixel) {
   uint32_t four;
   memcpy(&four, pixel, sizeof four);
@@ -30,15 +44,12 @@ static int is_one_colour(const uint8_t *pixels, size_t stride, size_t edge) {
 }
 
 /* Work a pixel out again that is in doubt. */
-static void redo(const struct places *places, const struct source *source, int is_cubic, int i, uint8_t *out) {
-  const uint8_t *at = source->pixels + places->at[i];
-  uint8_t pixel[3];
-  if (is_one_colour(at, 3 * (size_t)source->width, is_cubic ? 4 : 2))
+static void redo(const struct run *run, int is_cubic, int i, uint8_t *out) {
+  const uint8_t *at = run->source->pixels + run->places->at[i];
+  if (is_one_colour(at, 3 * (size_t)run->source->width, is_cubic ? 4 : 2))
     memcpy(out, at, 3);
-  else {
-    (is_cubic ? bicubic_pixel : bilinear_pixel)(source, places->x[i], places->y[i], pixel);
-    memcpy(out, pixel, 3);
-  }
+  else
+    (is_cubic ? bicubic_pixel : bilinear_pixel)(run->source, x_of(&run->line, i), y_of(&run->line, i), out);
 }
 
 /* Write two pixels, one in each lane, and a byte past them; return whether they are certain. Of levels that are `exact`
@@ -89,11 +100,11 @@ INLINE_AVX2 __m256i same_all_around(__m128i above, __m128i below) {
   return _mm256_cmpgt_epi32(here(_mm256_broadcastsi128_si256(same)), _mm256_setzero_si256());
 }
 
-INLINE_AVX2 void bilinear_run(const struct places *places, const struct source *source, struct range range,
-                              uint8_t *out) {
-  size_t stride = 3 * (size_t)source->width;
-  for (int i = range.first; i < range.end; i += 2) {
-    const uint8_t *first = source->pixels + places->at[i], *second = source->pixels + places->at[i + 1];
+INLINE_AVX2 void bilinear_run(const struct run *run, uint8_t *out) {
+  const struct places *places = run->places;
+  size_t stride = 3 * (size_t)run->source->width;
+  for (int i = run->range.first; i < run->range.end; i += 2) {
+    const uint8_t *first = run->source->pixels + places->at[i], *second = run->source->pixels + places->at[i + 1];
     __m128i above = at_two(first, second), below = at_two(first + stride, second + stride);
     __m256i above_twice = _mm256_broadcastsi128_si256(above), below_twice = _mm256_broadcastsi128_si256(below);
     __m256 right = two_numbers(places->right + i);
@@ -101,20 +112,20 @@ INLINE_AVX2 void bilinear_run(const struct places *places, const struct source *
     __m256 lower = between(here(below_twice), next(below_twice), right);
     __m256 levels = _mm256_add_ps(upper, _mm256_mul_ps(_mm256_sub_ps(lower, upper), two_numbers(places->down + i)));
     if (settle(levels, LINEAR_DOUBT, same_all_around(above, below), out + 3 * (ptrdiff_t)i)) continue;
-    redo(places, source, 0, i, out + 3 * (ptrdiff_t)i), redo(places, source, 0, i + 1, out + 3 * (ptrdiff_t)i + 3);
+    redo(run, 0, i, out + 3 * (ptrdiff_t)i), redo(run, 0, i + 1, out + 3 * (ptrdiff_t)i + 3);
   }
 }
 
 /* The same where one axis has whole pixels, as sheared images have: each is between that one and another `apart`. */
-INLINE_AVX2 void sheared_run(const struct places *places, const struct source *source, const float *shares,
-                             ptrdiff_t apart, struct range range, uint8_t *out) {
-  for (int i = range.first; i < range.end; i += 2) {
-    const uint8_t *first = source->pixels + places->at[i], *second = source->pixels + places->at[i + 1];
+INLINE_AVX2 void sheared_run(const struct run *run, const float *shares, ptrdiff_t apart, uint8_t *out) {
+  const struct places *places = run->places;
+  for (int i = run->range.first; i < run->range.end; i += 2) {
+    const uint8_t *first = run->source->pixels + places->at[i], *second = run->source->pixels + places->at[i + 1];
     __m256i from = here(_mm256_broadcastsi128_si256(at_two(first, second)));
     __m256i to = here(_mm256_broadcastsi128_si256(at_two(first + apart, second + apart)));
     __m256 levels = between(from, to, two_numbers(shares + i));
     if (settle(levels, LINEAR_DOUBT, _mm256_cmpeq_epi32(from, to), out + 3 * (ptrdiff_t)i)) continue;
-    redo(places, source, 0, i, out + 3 * (ptrdiff_t)i), redo(places, source, 0, i + 1, out + 3 * (ptrdiff_t)i + 3);
+    redo(run, 0, i, out + 3 * (ptrdiff_t)i), redo(run, 0, i + 1, out + 3 * (ptrdiff_t)i + 3);
   }
 }
 
@@ -151,27 +162,28 @@ INLINE_AVX2 __m128 bicubic(const uint8_t *at, size_t stride, float right, float 
   return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
 }
 
-INLINE_AVX2 void bicubic_run(const struct places *places, const struct source *source, struct range range,
-                             uint8_t *out) {
+INLINE_AVX2 void bicubic_run(const struct run *run, uint8_t *out) {
+  const struct places *places = run->places;
   const __m256 least = _mm256_set1_ps(CUBIC_DOUBT), most = _mm256_set1_ps(255.0f + CUBIC_DOUBT);
-  size_t stride = 3 * (size_t)source->width;
-  for (int i = range.first; i < range.end; i += 2) {
-    const uint8_t *first = source->pixels + places->at[i], *second = source->pixels + places->at[i + 1];
+  size_t stride = 3 * (size_t)run->source->width;
+  for (int i = run->range.first; i < run->range.end; i += 2) {
+    const uint8_t *first = run->source->pixels + places->at[i], *second = run->source->pixels + places->at[i + 1];
     __m128 one = bicubic(first, stride, places->right[i], places->down[i]);
     __m128 other = bicubic(second, stride, places->right[i + 1], places->down[i + 1]);
     __m256 levels = _mm256_insertf128_ps(_mm256_castps128_ps256(one), other, 1);
     levels = _mm256_min_ps(_mm256_max_ps(levels, least), most); /* what is clipped is certain */
     if (settle(levels, CUBIC_DOUBT, _mm256_setzero_si256(), out + 3 * (ptrdiff_t)i)) continue;
-    redo(places, source, 1, i, out + 3 * (ptrdiff_t)i), redo(places, source, 1, i + 1, out + 3 * (ptrdiff_t)i + 3);
+    redo(run, 1, i, out + 3 * (ptrdiff_t)i), redo(run, 1, i + 1, out + 3 * (ptrdiff_t)i + 3);
   }
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------- */
 
-INLINE_AVX2 void take_apart(const struct source *source, struct range range, int back, struct places *places) {
-  int width = source->width;
-  for (int i = range.first; i < range.end; i++) { /* here all places are at least half a pixel from 0 */
-    double x = places->x[i] - 0.5, y = places->y[i] - 0.5;
+INLINE_AVX2 void find_places(const struct run *run, int back) {
+  struct places *places = run->places;
+  int width = run->source->width;
+  for (int i = run->range.first; i < run->range.end; i++) { /* all are at least half a pixel from 0 */
+    double x = x_of(&run->line, i) - 0.5, y = y_of(&run->line, i) - 0.5;
     int32_t column = (int32_t)x, row = (int32_t)y;
     places->at[i] = 3 * ((row - back) * width + column - back);
     places->right[i] = (float)(x - column), places->down[i] = (float)(y - row);
@@ -179,28 +191,19 @@ INLINE_AVX2 void take_apart(const struct source *source, struct range range, int
 }
 
 __attribute__((target("avx2"))) void run_avx2(const struct affine *affine, const struct source *source, int row,
-                                              struct places *places, struct range *all, struct range *run,
-                                              uint8_t *out) {
+                                              struct range range, uint8_t *out) {
   const double *m = affine->matrix;
-  int is_cubic = affine->resample == BICUBIC;
-  find_places(m, row, source->width, places);
-  *all = places_inside(places, source, 0.0);
-  *run = places_inside(places, source, is_cubic ? 1.5 : 0.5);
-  if (run->end == source->width) run->end--; /* for the byte past the run */
-  run->end -= (run->end - run->first) % 2;
-  if (run->end <= run->first) {
-    *run = (struct range){all->end, all->end};
-    return;
-  }
-  take_apart(source, *run, is_cubic, places);
-  if (is_cubic)
-    bicubic_run(places, source, *run, out);
+  struct places places;
+  struct run run = {source, line_of(m, row), range, &places};
+  find_places(&run, affine->resample == BICUBIC);
+  if (affine->resample == BICUBIC)
+    bicubic_run(&run, out);
   else if (m[3] == 0 && m[4] == 1 && m[5] == (int)m[5])
-    sheared_run(places, source, places->right, 3, *run, out);
+    sheared_run(&run, places.right, 3, out);
   else if (m[0] == 1 && m[1] == 0 && m[2] == (int)m[2])
-    sheared_run(places, source, places->down, 3 * (ptrdiff_t)source->width, *run, out);
+    sheared_run(&run, places.down, 3 * (ptrdiff_t)source->width, out);
   else
-    bilinear_run(places, source, *run, out);
+    bilinear_run(&run, out);
 }
 
 #endif

@@ -12,14 +12,22 @@ struct source {
   int width, height;
 };
 
-/* Where the pixels of one row of the result lie. */
-struct places {
-  double x[LARGEST_EDGE], y[LARGEST_EDGE];
-  /* Of those that lie between pixels of the source all around, for AVX2: */
-  int32_t at[LARGEST_EDGE];                      /* the pixel above and to the left, bytes from the source's begin */
-  float right[LARGEST_EDGE], down[LARGEST_EDGE]; /* of it, fractions of a pixel */
+/* One row of the result: where its pixels lie in the source, in Pillow's operations. */
+struct line {
+  double x_step, x_row, x_first, y_step, y_row, y_first;
 };
 
+INLINE_ANY struct line line_of(const double *m, int row) {
+  return (struct line){m[0], m[1] * (row + 0.5), m[2], m[3], m[4] * (row + 0.5), m[5]};
+}
+INLINE_ANY double x_of(const struct line *line, int i) {
+  return (line->x_step * (i + 0.5) + line->x_row) + line->x_first;
+}
+INLINE_ANY double y_of(const struct line *line, int i) {
+  return (line->y_step * (i + 0.5) + line->y_row) + line->y_first;
+}
+
+/* The pixels of the row from `first` on, before `end`. */
 struct range {
   int first, end;
 };
@@ -30,22 +38,9 @@ typedef void pixel_function(const struct source *source, double x, double y, uin
 void bilinear_pixel(const struct source *source, double x, double y, uint8_t *out);
 void bicubic_pixel(const struct source *source, double x, double y, uint8_t *out);
 
-/* The places that are at least `margin` px from the edges; rounding keeps their order, so they follow each other. */
-struct range places_inside(const struct places *places, const struct source *source, double margin);
-
-INLINE_ANY void find_places(const double *m, int row, int width, struct places *places) {
-  double x_row = m[1] * (row + 0.5), y_row = m[4] * (row + 0.5);
-  double m0 = m[0], m2 = m[2], m3 = m[3], m5 = m[5];
-  for (int x = 0; x < width; x++) {
-    places->x[x] = (m0 * (x + 0.5) + x_row) + m2;
-    places->y[x] = (m3 * (x + 0.5) + y_row) + m5;
-  }
-}
-
 #ifdef HAVE_X86
-/* A run of pixels that have those that they are made of all around. A byte past it is written. */
-void run_avx2(const struct affine *affine, const struct source *source, int row, struct places *places,
-              struct range *all, struct range *run, uint8_t *out);
+/* Write an even number of pixels all around which the source has others, and a byte past them. */
+void run_avx2(const struct affine *affine, const struct source *source, int row, struct range run, uint8_t *out);
 #endif
 
 #endif
