@@ -106,9 +106,9 @@ class Loader(TimedLoader):
         batch_size: images of a batch of this process.
         seed: of the order and of the crops.
         crop: `RandomResizedCrop` to train, `CenterCrop` to evaluate.
-        transforms: functions of one PIL image in RGB that return one of the same size, applied after crop and mirror
-            while training; they draw from the global generators of `random`, numpy and torch, which are seeded for each
-            sample.
+        transforms: applied after crop and mirror while training: augmentations such as `RandAugment`, in C where the
+            native decoder is used, and functions of one PIL image in RGB that return one of the same size. They draw
+            from the global generators of `random`, numpy and torch, which are seeded for each sample.
         normalize: None: images stay uint8, 0 to 255.
         device: where batches go; `cuda` is the current one. Copies run ahead of their use.
         num_workers: loader processes of this process; `auto`: the machine's cores shared among its ranks, at most 12.
@@ -151,7 +151,7 @@ class Loader(TimedLoader):
     ) -> None:
         _check_count("batch_size", batch_size, least=1)
         _check_count("seed", seed, least=0)
-        _check_crop(crop, transforms, batch_size)
+        _check_crop(crop, transforms, batch_size, resize_in)
         place = worlds.detect() if world is None else _checked(world)
         workers, target = worker_count(num_workers, place.local_size), _device(device)
         self.files, self.split, self.world, self._options = files_of(data, cache, columns), split, place, options
@@ -372,20 +372,23 @@ def _device(wanted: str | torch.device) -> torch.device:
 
 
 def _describe(crop: RandomResizedCrop | CenterCrop) -> list[Any]:
+    way = [] if crop.interpolation == "bilinear" else [crop.interpolation]  # of states that are older it is not noted
     if isinstance(crop, CenterCrop):
-        return [crop.size, crop.resize]
+        return [crop.size, crop.resize, *way]
     size = crop.size if isinstance(crop.size, int) else "by step"
-    described = [size, *map(float, (*crop.scale, *crop.ratio, crop.flip_prob))]
+    described = [size, *map(float, (*crop.scale, *crop.ratio, crop.flip_prob)), *way]
     return described if crop.repeats == 1 else [*described, crop.repeats]
 
 
-def _check_crop(crop: Any, transforms: Sequence[ImageFunction], batch_size: int) -> None:
+def _check_crop(crop: Any, transforms: Sequence[ImageFunction], batch_size: int, resize_in: str) -> None:
     if not isinstance(crop, RandomResizedCrop | CenterCrop):
         raise ValueError(f"crop: {crop!r} must be imagestream.RandomResizedCrop or imagestream.CenterCrop")
     if transforms and isinstance(crop, CenterCrop):
         raise ValueError("transforms: they are for training; with CenterCrop leave them out")
     if isinstance(crop, RandomResizedCrop) and batch_size % crop.repeats:
         raise ValueError(f"batch_size: {batch_size} must be a multiple of the crop's repeats, which are {crop.repeats}")
+    if crop.interpolation == "bicubic" and resize_in != "rgb":
+        raise ValueError(f"resize_in: {resize_in!r} must be 'rgb' with a crop whose interpolation is bicubic")
 
 
 def _check_count(name: str, value: Any, *, least: int) -> None:

@@ -37,14 +37,21 @@ def train_loader(
         resolution: the edge, px, of each batch's images, by the batch's number.
         algorithms: those that change one image at a time.
     """
-    crop = RandomResizedCrop(resolution, cfg.crop_scale, cfg.crop_ratio, cfg.flip_prob, cfg.aug_repeats)
+    crop = RandomResizedCrop(
+        resolution,
+        scale=cfg.crop_scale,
+        ratio=cfg.crop_ratio,
+        flip_prob=cfg.flip_prob,
+        repeats=cfg.aug_repeats,
+        interpolation=cfg.crop_interpolation,
+    )
     transforms = [algorithm.policy(cfg.mean) for algorithm in algorithms]
     return _loader(cfg, files, cfg.train_split, crop, batch_size, device, seed=seed, transforms=transforms)
 
 
 def eval_loader(cfg: DataConfig, files: DatasetFiles, split: str, *, batch_size: int, device: torch.device) -> Loader:
     """Open a split for evaluation; collective over all ranks."""
-    crop = CenterCrop(cfg.eval_crop_size, resize=cfg.eval_resize_size)
+    crop = CenterCrop(cfg.eval_crop_size, resize=cfg.eval_resize_size, interpolation=cfg.eval_interpolation)
     return _loader(cfg, files, split, crop, batch_size, device)
 
 

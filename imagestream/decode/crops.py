@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 ALGORITHM = 2
 """Counts changes of the views that a seed stands for: a run cannot be resumed exactly with another one."""
@@ -23,6 +23,8 @@ MOST_RESIZED_PX = 2**26
 
 Draw = Callable[[], float]
 """The next number of a stream: uniform in [0, 1)."""
+
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
 MAX_EDGE_PX = 4096
 
@@ -39,11 +41,13 @@ class View(NamedTuple):
         whole: width and height that the whole image is resized to, and left and top of the part of the result that is
             the view, all in px of the result; only the part is worked out, and the box is about what it shows. None:
             the box is resized by itself.
+        cubic: resized bicubically and not bilinearly, both antialiased.
     """
 
     box: tuple[float, float, float, float]
     flip: bool
     whole: tuple[int, int, int, int] | None = None
+    cubic: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class RandomResizedCrop:
         repeats: how often each image comes in its batch, each time cut, mirrored and transformed by draws of its own
             (repeated augmentation, arXiv:1901.09335 and 1902.05509). An epoch keeps its number of batches, and so has
             as many fewer of the images, others each time.
+        interpolation: bilinear or bicubic, both antialiased.
 
     Raises:
         ValueError: one of them is out of range.
@@ -69,6 +74,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_prob: float = 0.5
     repeats: int = 1
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if isinstance(self.size, int):
@@ -81,6 +87,7 @@ class RandomResizedCrop:
             raise ValueError(f"flip_prob: {self.flip_prob} must be from 0 to 1")
         if not isinstance(self.repeats, int) or self.repeats < 1:
             raise ValueError(f"repeats: {self.repeats!r} must be a whole number from 1")
+        _check_interpolation(self.interpolation)
 
     def size_at(self, step: int) -> int:
         """Return the edge, px, of the images of training batch `step`."""
@@ -92,7 +99,8 @@ class RandomResizedCrop:
 
     def view(self, width: int, height: int, draw: Draw) -> View:
         """Return the part of an image of this size, px, that the draws stand for."""
-        return random_resized_crop(width, height, draw, scale=self.scale, ratio=self.ratio, flip_prob=self.flip_prob)
+        view = random_resized_crop(width, height, draw, scale=self.scale, ratio=self.ratio, flip_prob=self.flip_prob)
+        return view._replace(cubic=True) if self.interpolation == "bicubic" else view
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class CenterCrop:
     Args:
         size: the square's edge, px.
         resize: px, at least `size`; None: 256/224 of it, as is usual for ImageNet.
+        interpolation: bilinear or bicubic, both antialiased.
 
     Raises:
         ValueError: one of them is out of range.
@@ -109,6 +118,7 @@ class CenterCrop:
 
     size: int
     resize: int | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         _check_edge("size", self.size)
@@ -116,11 +126,18 @@ class CenterCrop:
             _check_edge("resize", self.resize)
             if self.resize < self.size:
                 raise ValueError(f"resize: {self.resize} must be at least size, which is {self.size}")
+        _check_interpolation(self.interpolation)
 
     def view(self, width: int, height: int) -> View:
         """Return the part of an image of this size, px."""
         resize = self.resize if self.resize is not None else round(self.size * 256 / 224)
-        return center_view(width, height, resize_size=resize, crop_size=self.size)
+        view = center_view(width, height, resize_size=resize, crop_size=self.size)
+        return view._replace(cubic=True) if self.interpolation == "bicubic" else view
+
+
+def _check_interpolation(interpolation: str) -> None:
+    if interpolation not in get_args(Interpolation):
+        raise ValueError(f"interpolation: {interpolation!r} must be bilinear or bicubic")
 
 
 def _check_edge(name: str, px: int) -> None:
@@ -209,5 +226,5 @@ def center_view(width: int, height: int, *, resize_size: int, crop_size: int) ->
 
 def view_hash(epoch: int, position: int, view: View, size_px: int) -> int:
     """Return 64 bits (a signed integer) that identify one sample's augmentation, for the ledger."""
-    packed = _VIEW.pack(epoch, position, *view.box, view.flip, size_px)
+    packed = _VIEW.pack(epoch, position, *view.box, view.flip + 2 * view.cubic, size_px)
     return int.from_bytes(blake2b(packed, digest_size=8).digest(), "little", signed=True)

@@ -65,7 +65,7 @@ def image_size(jpeg: bytes) -> tuple[int, int]:
 def decode_batch(
     jpegs: Sequence[bytes], views: Sequence[View], size: int, *, bounded: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Decode, cut, resize (bilinear, antialiased) and mirror a batch.
+    """Decode, cut, resize (antialiased) and mirror a batch.
 
     Args:
         jpegs: B encoded images; JPEG of any colour space, or anything else that Pillow reads.
@@ -111,13 +111,14 @@ def _open(jpeg: bytes) -> Image.Image:
 
 def _render(jpeg: bytes, view: View, size: int, bounded: bool) -> Image.Image:
     image = _open(jpeg).convert("RGB")
+    resample = Image.Resampling.BICUBIC if view.cubic else Image.Resampling.BILINEAR
     if bounded:
         left, top, right, bottom = (int(edge) for edge in view.box)
-        image = image.crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, right, bottom)).resize((size, size), resample)
     elif view.whole:
         width, height, left, top = view.whole
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), resample)
         image = image.crop((left, top, left + size, top + size))
     else:
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=view.box)
+        image = image.resize((size, size), resample, box=view.box)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else image

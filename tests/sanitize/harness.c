@@ -10,8 +10,8 @@
 #include <string.h>
 
 int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
-                 const int32_t *wholes, int count, int size, int bounded, int resize_in, int threads, int path, uint8_t *out,
-                 int32_t *status, char *messages);
+                 const int32_t *wholes, const uint8_t *cubics, int count, int size, int bounded, int resize_in, int threads,
+                 int path, uint8_t *out, int32_t *status, char *messages);
 int is_sound(const uint8_t *data, size_t length);
 void image_sizes(const uint8_t *const *jpegs, const size_t *lengths, int count, int32_t *sizes);
 
@@ -121,7 +121,7 @@ int main(int argc, char **argv) {
   static const int edges[] = {1, 5, 32, 88, 97};
   FILE *corpus = argc == 2 ? fopen(argv[1], "rb") : NULL;
   if (!corpus) return 2;
-  uint8_t *jpegs[BATCH], flips[BATCH];
+  uint8_t *jpegs[BATCH], flips[BATCH], cubics[BATCH];
   size_t lengths[BATCH];
   double boxes[4 * BATCH];
   int32_t sizes[2 * BATCH], wholes[4 * BATCH], status[BATCH];
@@ -140,13 +140,14 @@ int main(int argc, char **argv) {
       jpegs[kept] = jpegs[i], lengths[kept] = lengths[i];
       draw_box(sizes + 2 * i, batch % 2, boxes + 4 * kept);
       draw_whole(size, wholes + 4 * kept);
+      cubics[kept] = draw() < 0.3;
       flips[kept++] = draw() < 0.5;
     }
     size_t image_bytes = (size_t)size * (size_t)size * 3;
     uint8_t *out = malloc((size_t)kept * image_bytes + 1);
     for (int path = 0; path <= 3; path++) { /* of those that this processor lacks, -1 is returned */
-      int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, wholes, kept, size, batch % 2,
-                                batch / 2 % 3, batch % 4 % 3 + 1, path, out, status, messages);
+      int failed = decode_batch((const uint8_t *const *)jpegs, lengths, boxes, flips, wholes, cubics, kept, size,
+                                batch % 2, batch / 2 % 3, batch % 4 % 3 + 1, path, out, status, messages);
       if (path == 0) images += kept, decoded += kept - failed, hash = hash_of_images(hash, out, image_bytes, status, kept);
     }
     struct operation operations[BATCH * OPERATIONS];

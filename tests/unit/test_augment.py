@@ -11,10 +11,20 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 
 from imagestream.decode import crops, pillow
 from imagestream.decode.backends import open_decoder
-from imagestream.decode.crops import View, center_view, random_resized_crop, sample_draws, view_hash
+from imagestream.decode.crops import (
+    CenterCrop,
+    Interpolation,
+    RandomResizedCrop,
+    View,
+    center_view,
+    random_resized_crop,
+    sample_draws,
+    view_hash,
+)
 from imagestream.decode.native import library
 from imagestream.decode.native.decoder import NativeDecoder
 
@@ -40,6 +50,7 @@ def test_the_views_of_a_known_key_never_change() -> None:
     """Pinned: if this changes, older runs can no longer be resumed exactly, and `crops.ALGORITHM` must say so."""
     assert random_resized_crop(500, 375, sample_draws(17, 0, 0), **SETTINGS) == View((66, 24, 294, 287), True)
     assert view_hash(0, 0, View((1, 2, 3, 4), True), 224) == -320497832532295762
+    assert view_hash(0, 0, View((1, 2, 3, 4), True, cubic=True), 224) != -320497832532295762
     assert crops.ALGORITHM == 2
 
 
@@ -96,22 +107,26 @@ def photo(width: int, height: int) -> npt.NDArray[np.uint8]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["pillow", "native"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("resize_size", "crop_size"), [(64, 56), (73, 64), (256, 224)])
 def test_evaluation_sees_the_pixels_of_resize_and_center_crop_bit_for_bit(
-    resize_size: int, crop_size: int, decoder: str
+    resize_size: int, crop_size: int, decoder: str, interpolation: Interpolation
 ) -> None:
     if decoder == "native" and not library.is_built():
         pytest.skip("the native decoder is not built")
     opened = open_decoder(decoder)  # type: ignore[arg-type]
     transform = torchvision.transforms.Compose(
-        [torchvision.transforms.Resize(resize_size), torchvision.transforms.CenterCrop(crop_size)]
+        [
+            torchvision.transforms.Resize(resize_size, InterpolationMode(interpolation)),
+            torchvision.transforms.CenterCrop(crop_size),
+        ]
     )
     rng = random.Random(resize_size)
     sizes = [(500, 375), (375, 500), (256, 256), (resize_size, resize_size), (257, 301), (90, 400), (9, 700), (1, 30)]
     sizes += [(rng.randrange(20, 700), rng.randrange(20, 700)) for _ in range(25)]
     for width, height in sizes:
         jpeg = encode(photo(width, height), quality=95)
-        view = center_view(width, height, resize_size=resize_size, crop_size=crop_size)
+        view = CenterCrop(crop_size, resize_size, interpolation).view(width, height)
         ours = opened.decode_batch([jpeg], [view], crop_size, bounded=False)[0]
         reference = transform(Image.open(io.BytesIO(jpeg)).convert("RGB"))
         assert torch.equal(ours, torch.from_numpy(np.array(reference))), (width, height)
@@ -124,15 +139,17 @@ def test_a_strip_too_long_to_be_resized_as_a_whole_is_seen_in_its_middle() -> No
     assert pillow.decode_batch([encode(photo(1, 60_000))], [view], 224, bounded=False).shape == (1, 224, 224, 3)
 
 
-def test_training_sees_the_pixels_of_resized_crop_bit_for_bit() -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_training_sees_the_pixels_of_resized_crop_bit_for_bit(interpolation: Interpolation) -> None:
     jpeg = encode(photo(300, 200), quality=95)
-    views = [random_resized_crop(300, 200, sample_draws(0, 0, i), **SETTINGS) for i in range(20)]
+    crop = RandomResizedCrop(48, ratio=SETTINGS["ratio"], interpolation=interpolation)
+    views = [crop.view(300, 200, sample_draws(0, 0, i)) for i in range(20)]
     ours = pillow.decode_batch([jpeg] * 20, views, 48, bounded=True)
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     for view, pixels in zip(views, ours, strict=True):
         left, top, right, bottom = (int(edge) for edge in view.box)
         reference = torchvision.transforms.functional.resized_crop(
-            image, top, left, bottom - top, right - left, [48, 48]
+            image, top, left, bottom - top, right - left, [48, 48], InterpolationMode(interpolation)
         )
         if view.flip:
             reference = torchvision.transforms.functional.hflip(reference)

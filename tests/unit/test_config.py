@@ -347,3 +347,12 @@ def test_loading_a_configuration_imports_neither_torch_nor_composer() -> None:
         [sys.executable, "-c", script], cwd=BASE.parents[1], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("key", ["crop_interpolation", "eval_interpolation"])
+def test_bicubic_crops_are_resized_in_rgb_alone(key: str) -> None:
+    overrides = ["data.local=.", "checkpoint.save_folder=x", f"data.{key}=bicubic"]
+    assert getattr(load_config(BASE, overrides).data, key) == "bicubic"
+    words = f"data.resize_in: .dct. must be rgb, which is the only place to resize in when data.{key} is bicubic"
+    with pytest.raises(ConfigError, match=words):
+        load_config(BASE, [*overrides, "data.resize_in=dct"])

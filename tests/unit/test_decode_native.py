@@ -84,6 +84,23 @@ def test_unbounded_boxes_look_over_their_edges_as_pillows_do(sampling: str) -> N
         assert_pixels_are_pillows([data] * len(views), views, 32, bounded=False)
 
 
+@needs_native
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:0"])
+def test_bicubic_views_have_pillows_pixels(sampling: str) -> None:
+    """Enlarged, shrunk, and of one pixel; sharp edges overshoot, and are clipped."""
+    for seed, (width, height) in enumerate([*SHAPES, (500, 375)]):
+        data = jpeg(width, height, sampling, seed, quality=95)
+        views = [
+            view._replace(cubic=seed % 3 > 0 or at % 2 > 0) for at, view in enumerate(boxes(width, height, 12, seed))
+        ]
+        for size in (1, 7, 32, 97):
+            assert_pixels_are_pillows([data] * len(views), views, size, bounded=True)
+        whole = [
+            center_view(width, height, resize_size=edge, crop_size=32)._replace(cubic=True) for edge in (32, 40, 200)
+        ]
+        assert_pixels_are_pillows([data] * 3, whole, 32, bounded=False)
+
+
 RESTARTS = [{"restart_marker_blocks": blocks} for blocks in (1, 2, 3, 5, 8, 17, 40)]
 
 
@@ -167,7 +184,9 @@ def test_all_instruction_sets_give_the_same_bytes(
     path: int, size: int, resize_in: ResizeIn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [jpeg(211, 157, sampling, 4) for sampling in SAMPLINGS] + [overflowing(211, 157)]
-    jpegs, views = zip(*itertools.product(images, boxes(211, 157, 10, size)), strict=True)
+    bilinear = boxes(211, 157, 10, size)
+    bicubic = [view._replace(cubic=True) for view in boxes(211, 157, 4, size + 1)]
+    jpegs, views = zip(*itertools.product(images, bilinear + bicubic), strict=True)
 
     def decode(path: int) -> torch.Tensor:
         return NativeDecoder(resize_in=resize_in, path=path).decode_batch(jpegs, views, size, bounded=True)

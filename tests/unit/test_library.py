@@ -175,6 +175,7 @@ def test_the_defaults_are_those_of_a_run() -> None:
     assert {name: getattr(data, name) for name in vars(options)} == vars(options)
     assert (data.mean, data.std) == (normalize.mean, normalize.std)
     assert (data.crop_scale, data.flip_prob) == (crop.scale, crop.flip_prob)
+    assert (data.crop_interpolation, data.eval_interpolation) == (crop.interpolation, CenterCrop(32).interpolation)
     assert data.crop_ratio == pytest.approx(crop.ratio, abs=1e-4)
 
 
@@ -253,6 +254,10 @@ def test_a_damaged_state_is_refused(shards: Path, damage: Any, words: str) -> No
         ({"world": World(2, 2)}, "must have a rank from 0 to its size - 1"),
         ({"world": World(0, 4, 0, 2)}, "which need torch.distributed to share memory"),
         ({"options": StreamOptions(num_canonical_nodes=101)}, "101 is more than the 100 samples of the split"),
+        (
+            {"crop": RandomResizedCrop(32, interpolation="bicubic"), "resize_in": "dct"},
+            "resize_in: 'dct' must be 'rgb' with a crop whose interpolation is bicubic",
+        ),
         ({"crop": CenterCrop(32), "transforms": [drawing]}, "transforms: they are for training"),
     ],
 )

@@ -80,11 +80,20 @@ def test_another_version_or_machine_is_refused_where_bits_are_promised_and_noted
 @pytest.mark.parametrize(
     ("override", "key", "after"),
     [("data.eval_crop_size=32", "data.eval_crop_size", 32), ("data.val_split=test", "data.val_split", "test"),
+     ("data.eval_interpolation=bicubic", "data.eval_interpolation", "bicubic"),
      ("deterministic=true", "deterministic", True)],
 )  # fmt: skip
 def test_what_changes_the_meaning_of_figures_is_noted(override: str, key: str, after: Any) -> None:
     assert [(name, now) for name, _, now in changes(contract(), contract(override))] == [(key, after)]
     assert changes(contract(val_fingerprint="other"), contract()) == [("data.val_fingerprint", "other", "def")]
+
+
+def test_a_checkpoint_from_before_crops_could_be_bicubic_has_bilinear_ones() -> None:
+    saved = contract().as_dict()
+    del saved["settings"]["data.crop_interpolation"], saved["noted"]["data.eval_interpolation"]
+    assert contract().changes_since(saved, allowed=set(), where="there") == []
+    with pytest.raises(ResumeError, match=r'data\.crop_interpolation: "bilinear" there, "bicubic" here'):
+        contract("data.crop_interpolation=bicubic").changes_since(saved, allowed=set(), where="there")
 
 
 def test_a_resumed_run_takes_the_threads_of_its_checkpoint_unless_its_ranks_are_others() -> None:

@@ -163,6 +163,12 @@ class DataConfig(Section):
     crop_ratio: Pair = Field(description="width / height of the random crop: [low, high]")
     flip_prob: float = Field(ge=0, le=1, description="probability of a horizontal flip")
     aug_repeats: int = Field(1, ge=1, le=64, description="how often each image is in its batch, cut and changed anew")
+    crop_interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="how the random crop is resized: bilinear or bicubic, both antialiased"
+    )
+    eval_interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="how images are resized at evaluation: bilinear or bicubic, both antialiased"
+    )
     mean: Triple = Field(description="per-channel mean, RGB, 0-255")
     std: Triple = Field(description="per-channel standard deviation, RGB, 0-255")
     decoder: Literal["auto", "native", "pillow"] = Field(
@@ -242,6 +248,14 @@ class DataConfig(Section):
         resize = info.data.get("eval_resize_size", value)
         if value > resize:
             raise ValueError(f"must be at most data.eval_resize_size, which is {resize}")
+        return value
+
+    @field_validator("resize_in")
+    @classmethod
+    def _bicubic_crops_are_of_colours(cls, value: str, info: ValidationInfo) -> str:
+        bicubic = [key for key in ("crop_interpolation", "eval_interpolation") if info.data.get(key) == "bicubic"]
+        if value != "rgb" and bicubic:
+            raise ValueError(f"must be rgb, which is the only place to resize in when data.{bicubic[0]} is bicubic")
         return value
 
     @field_validator("crop_scale")

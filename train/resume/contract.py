@@ -18,20 +18,23 @@ DATA_PART_OF_THE_CONTRACT = (
     "crop_scale",
     "crop_ratio",
     "flip_prob",
+    "crop_interpolation",
     "mean",
     "std",
     "shuffle_algo",
     "shuffle_block_size",
     "num_canonical_nodes",
 )
-DATA_THAT_IS_NOTED = ("val_split", "eval_resize_size", "eval_crop_size")
+DATA_THAT_IS_NOTED = ("val_split", "eval_resize_size", "eval_crop_size", "eval_interpolation")
 WHAT_WAS_BEFORE = {
     "training_step": "eager",
     "gradient_compression": "none",
     "model.zero_init_last_gamma": False,
     "model.sync_batchnorm": False,
+    "data.crop_interpolation": "bilinear",
 }
 """Settings that a checkpoint of an earlier version lacks, with what it was trained by."""
+WHAT_WAS_NOTED_BEFORE = {"data.eval_interpolation": "bilinear"}
 _ABSENT = object()
 
 
@@ -83,7 +86,7 @@ class Contract:
         """
         settings = _differences(WHAT_WAS_BEFORE | saved.get("settings", {}), self.settings, "")
         environment = _differences(saved.get("environment", {}), self.environment, "environment.")
-        noted = _differences(saved.get("noted", {}), self.noted, "")
+        noted = _differences(WHAT_WAS_NOTED_BEFORE | saved.get("noted", {}), self.noted, "")
         # With another number of ranks sums are rounded otherwise in any case.
         decisive = [*settings, *environment] if self.is_bit_exact and not self._has_other_ranks(saved) else settings
         refused = [change for change in decisive if change["key"] not in allowed]

@@ -65,6 +65,7 @@ struct batch {
   const double *boxes;         /* (count, 4) left, top, right, bottom in px of the source */
   const uint8_t *flips;        /* (count,) 0 or 1 */
   const int32_t *wholes;       /* (count, 4) or NULL; see struct part. Zeros: none */
+  const uint8_t *cubics;       /* (count,) 0 or 1: resized bilinearly or bicubically, the latter in RGB alone */
   int count, size, bounded;
   enum resize_in resize_in;
   uint8_t *out;     /* (count, size, size, 3) */
@@ -220,7 +221,7 @@ struct part {
  * Args: from, to: the box's edges in px of the original; edge: the original's; scaled_edge: the decoded image's. */
 static struct axis plan_axis(struct worker *worker, const struct batch *batch, struct filter *filter, double from,
                              double to, int edge, int scaled_edge, int divisor, struct part part, int mirrored,
-                             enum weight_bits bits) {
+                             int is_cubic, enum weight_bits bits) {
   struct axis axis = {0, 0, 0};
   int source_size = scaled_edge;
   if (batch->bounded || !part.edge)
@@ -237,7 +238,7 @@ static struct axis plan_axis(struct worker *worker, const struct batch *batch, s
     source_size = (end < scaled_edge ? end : scaled_edge) - axis.origin;
   }
   if (filter_plan(filter, source_size, (float)(from / divisor - axis.origin), (float)(to / divisor - axis.origin),
-                  batch->size, part.edge, part.start, mirrored, bits))
+                  batch->size, part.edge, part.start, mirrored, is_cubic, bits))
     give_up(worker, NOT_FOR_US, "the box cannot be scaled so far");
   int lowest = mirrored ? filter->size - 1 : 0, highest = filter->size - 1 - lowest;
   axis.first = axis.origin + filter->first[lowest];
@@ -338,19 +339,22 @@ static void write_finished_rows(struct worker *worker, const struct batch *batch
 static void render(struct worker *worker, const struct batch *batch, int index, int with_libjpeg_alone) {
   struct jpeg_decompress_struct *jpeg = &worker->jpeg;
   const double *box = batch->boxes + 4 * (size_t)index;
-  int divisor = batch->resize_in == IN_DCT ? dct_divisor(box, batch->size) : 1;
+  int is_cubic = batch->cubics[index];
+  enum resize_in resize_in = is_cubic ? IN_RGB : batch->resize_in;
+  int divisor = resize_in == IN_DCT ? dct_divisor(box, batch->size) : 1;
   jpeg->scale_num = 8 / (unsigned)divisor, jpeg->scale_denom = 8;
   jpeg_calc_output_dimensions(jpeg);
-  int in_planes = batch->resize_in != IN_RGB && !with_libjpeg_alone && box[3] - box[1] > divisor * batch->size &&
+  int in_planes = resize_in != IN_RGB && !with_libjpeg_alone && box[3] - box[1] > divisor * batch->size &&
                   planes_fit(&worker->planes, jpeg);
   double most = MOST_COARSE_SHRINK * divisor * batch->size;
   enum weight_bits bits = in_planes && box[2] - box[0] <= most && box[3] - box[1] <= most ? COARSE : FINE;
   const int32_t none[4] = {0, 0, 0, 0}, *whole = batch->wholes ? batch->wholes + 4 * (size_t)index : none;
   struct axis x = plan_axis(worker, batch, &worker->across, box[0], box[2], (int)jpeg->image_width,
                             (int)jpeg->output_width, divisor, (struct part){whole[0], whole[2]}, batch->flips[index],
-                            bits);
+                            is_cubic, bits);
   struct axis y = plan_axis(worker, batch, &worker->down, box[1], box[3], (int)jpeg->image_height,
-                            (int)jpeg->output_height, divisor, (struct part){whole[1], whole[3]}, 0, bits);
+                            (int)jpeg->output_height, divisor, (struct part){whole[1], whole[3]}, 0, is_cubic,
+                            bits);
   uint8_t *out = batch->out + 3 * (size_t)batch->size * (size_t)batch->size * (size_t)index;
   jpeg->raw_data_out = in_planes; /* libjpeg lays out nothing beyond the inverse DCT */
   jpeg_start_decompress(jpeg);
@@ -439,10 +443,10 @@ static void *work(void *argument) {
  * Args: see struct batch; threads: 1 works in the calling thread alone; path: of enum path, -1 is returned for one that
  * this processor lacks. */
 int decode_batch(const uint8_t *const *jpegs, const size_t *lengths, const double *boxes, const uint8_t *flips,
-                 const int32_t *wholes, int count, int size, int bounded, int resize_in, int threads, int path, uint8_t *out,
-                 int32_t *status, char *messages) {
-  struct batch batch = {jpegs, lengths, boxes, flips, wholes, count, size, bounded, (enum resize_in)resize_in, out, status,
-                        messages, kernels_for((enum path)path), 0};
+                 const int32_t *wholes, const uint8_t *cubics, int count, int size, int bounded, int resize_in, int threads,
+                 int path, uint8_t *out, int32_t *status, char *messages) {
+  struct batch batch = {jpegs, lengths, boxes, flips, wholes, cubics, count, size, bounded, (enum resize_in)resize_in,
+                        out, status, messages, kernels_for((enum path)path), 0};
   enum { MAX_THREADS = 64, MAX_SIZE = 4096 };
   pthread_t helpers[MAX_THREADS];
   int started = 0, failed = 0;

@@ -38,7 +38,8 @@ class NativeDecoder:
             interpolated across and the colours are worked out; faster, and a level or so off. "dct": the same, and
             libjpeg halves, quarters or eighths what is at least 2, 4 or 8 times `size` in both directions; faster
             still, and further off. What is enlarged, and what is not Y, Cb and Cr, has Pillow's pixels in all three;
-            in "ycbcr" so have progressive images, and damaged ones that libjpeg takes.
+            in "ycbcr" so have progressive images, and damaged ones that libjpeg takes. Bicubic views are resized as in
+            "rgb".
         threads: of each batch; loader workers are processes and want 1.
         path: the instructions to use, for tests; all of them give the same bytes.
 
@@ -92,6 +93,7 @@ class NativeDecoder:
         boxes = np.array([view.box for view in views], dtype=np.float64).reshape(count, 4)
         flips = np.array([view.flip for view in views], dtype=np.uint8)
         wholes = np.array([view.whole or (0, 0, 0, 0) for view in views], dtype=np.int32).reshape(count, 4)
+        cubics = np.array([view.cubic for view in views], dtype=np.uint8)
         status = np.empty(count, dtype=np.int32)
         messages = ctypes.create_string_buffer(count * MESSAGE_BYTES)
         failed = open_library().decode_batch(
@@ -99,6 +101,7 @@ class NativeDecoder:
             boxes.ctypes.data,
             flips.ctypes.data,
             wholes.ctypes.data,
+            cubics.ctypes.data,
             count,
             size,
             bounded,

@@ -55,7 +55,7 @@ def load_library(path: Path) -> Any:
         why = f"cannot be loaded: {error}" if path.exists() else "is not built"
         raise NotBuiltError(f"the native decoder {why}; {HOW_TO}") from error
     pointer, number = ctypes.c_void_p, ctypes.c_int
-    library.decode_batch.argtypes = [pointer] * 5 + [number] * 6 + [pointer] * 3
+    library.decode_batch.argtypes = [pointer] * 6 + [number] * 6 + [pointer] * 3
     library.decode_batch.restype = number
     library.image_sizes.argtypes = [pointer, pointer, number, pointer]
     library.image_sizes.restype = None

@@ -1,7 +1,7 @@
-/* Pillow's antialiased bilinear resize; see resample.h.
+/* Pillow's antialiased bilinear and bicubic resize; see resample.h.
  *
  * The weights are worked out in the same floating-point operations as Pillow's (Pillow 11, src/libImaging/Resample.c:
- * a triangle filter widened by the scale, 22 fractional bits), and everything after that is integer arithmetic whose
+ * a triangle or a cubic widened by the scale, 22 fractional bits), and everything after that is integer arithmetic whose
  * order does not matter, so results are equal on all processors and, with fine weights, to Pillow's bit for bit. */
 #include "resample.h"
 
@@ -23,6 +23,13 @@ enum { LOW_BITS = 11, LOW_MASK = (1 << LOW_BITS) - 1 };
 static double triangle(double x) {
   if (x < 0.0) x = -x;
   return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+/* Keys's, with a = -1/2. */
+static double cubic(double x) {
+  if (x < 0.0) x = -x;
+  if (x < 1.0) return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1;
+  return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0.0;
 }
 
 static int reserve_pixels(struct filter *filter, int size) {
@@ -66,15 +73,15 @@ static uint32_t weight_of(const int16_t *weights, int tap, int bits) {
 
 static void set_weight(int16_t *weights, int tap, int bits, uint32_t weight) {
   int16_t *group = weights + tap / 4 * GROUP_STRIDE + tap % 4;
-  group[0] = (int16_t)(bits == COARSE ? weight : weight >> LOW_BITS);
+  group[0] = (int16_t)(bits == COARSE ? (int32_t)weight : (int32_t)weight >> LOW_BITS);
   group[4] = (int16_t)(bits == COARSE ? 0 : weight & LOW_MASK);
 }
 
 int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int whole, int start,
-                int mirrored, enum weight_bits bits) {
+                int mirrored, int is_cubic, enum weight_bits bits) {
   double scale = (double)(to - from) / whole;
-  double support = scale < 1.0 ? 1.0 : scale; /* upscaling interpolates between neighbours */
-  double shares[MAX_TAPS], inverse = 1.0 / support;
+  double stretch = scale < 1.0 ? 1.0 : scale; /* upscaling interpolates between neighbours */
+  double shares[MAX_TAPS], inverse = 1.0 / stretch, support = (is_cubic ? 2.0 : 1.0) * stretch;
   int most = 0;
   if (source_size < 1 || size < 1 || !(to > from) || support > MAX_TAPS / 2 - 4) return -1;
   if (reserve_pixels(filter, size)) return -1;
@@ -90,14 +97,18 @@ int filter_plan(struct filter *filter, int source_size, float from, float to, in
   }
   for (int at = size; at % 4; at++) filter->first[at] = filter->first[size - 1], filter->count[at] = 0;
   if (reserve_weights(filter, (most + 3) / 4)) return -1;
-  filter->most = most, filter->bits = bits;
+  filter->most = most, filter->bits = bits, filter->is_cubic = is_cubic;
   for (int o = 0; o < size; o++) {
     int at = mirrored ? size - 1 - o : o, first = filter->first[at], count = filter->count[at];
     double center = from + (start + o + 0.5) * scale, sum = 0.0;
-    for (int t = 0; t < count; t++) sum += shares[t] = triangle((t + first - center + 0.5) * inverse);
+    for (int t = 0; t < count; t++) {
+      double distance = (t + first - center + 0.5) * inverse;
+      sum += shares[t] = is_cubic ? cubic(distance) : triangle(distance);
+    }
     int16_t *weights = weights_of(filter, at);
     for (int t = 0; t < count; t++) {
-      int weight = (int)(0.5 + (sum != 0.0 ? shares[t] / sum : shares[t]) * (1 << bits));
+      double share = sum != 0.0 ? shares[t] / sum : shares[t];
+      int weight = (int)((share < 0 ? -0.5 : 0.5) + share * (1 << bits));
       set_weight(weights, t, bits, (uint32_t)weight);
     }
   }
@@ -109,7 +120,7 @@ int filter_plan_chroma(struct filter *chroma, const struct filter *luma, int ori
   uint32_t quarters[MAX_TAPS + 4];           /* of the weights */
   int most = luma->most / down + (down == 2 ? 3 : 0);
   if (reserve_pixels(chroma, luma->size) || reserve_weights(chroma, (most + 3) / 4)) return -1;
-  chroma->most = most, chroma->bits = luma->bits;
+  chroma->most = most, chroma->bits = luma->bits, chroma->is_cubic = 0;
   for (int o = 0; o < luma->size; o++) {
     const int16_t *weights = weights_of(luma, o);
     int16_t *own = weights_of(chroma, o);
@@ -140,6 +151,11 @@ void filter_free(struct filter *filter) {
 
 /* ---- portable kernels ----------------------------------------------------------------------------------------- */
 
+static uint8_t settled(uint32_t sum, int bits) {
+  int32_t level = (int32_t)sum >> bits;
+  return (uint8_t)(level < 0 ? 0 : level > 255 ? 255 : level);
+}
+
 static void horizontal_portable(const uint8_t *source, const struct filter *filter, uint8_t *out) {
   for (int o = 0; o < filter->size; o++) {
     const uint8_t *pixel = source + 4 * (ptrdiff_t)filter->first[o];
@@ -149,9 +165,9 @@ static void horizontal_portable(const uint8_t *source, const struct filter *filt
       uint32_t weight = weight_of(weights, t, filter->bits);
       r += pixel[0] * weight, g += pixel[1] * weight, b += pixel[2] * weight;
     }
-    out[3 * o] = (uint8_t)(r >> filter->bits);
-    out[3 * o + 1] = (uint8_t)(g >> filter->bits);
-    out[3 * o + 2] = (uint8_t)(b >> filter->bits);
+    out[3 * o] = settled(r, filter->bits);
+    out[3 * o + 1] = settled(g, filter->bits);
+    out[3 * o + 2] = settled(b, filter->bits);
   }
 }
 
@@ -167,7 +183,7 @@ static void vertical_portable(const uint8_t *const *rows, const struct filter *f
       uint32_t weight = weight_of(weights_of(filter, o), t, filter->bits);
       for (size_t i = 0; i < step; i++) sums[i] += row[i] * weight;
     }
-    for (size_t i = 0; i < step; i++) out[at + i] = (uint8_t)(sums[i] >> filter->bits);
+    for (size_t i = 0; i < step; i++) out[at + i] = settled(sums[i], filter->bits);
   }
 }
 
@@ -206,9 +222,9 @@ static const __m128i *at_pixel(const uint8_t *source, int pixel) {
   else \
     row(source, filter, groups, 0, FINE, out);
 
-/* From the sums over the upper and the lower halves of the weights to levels. */
+/* From the sums over the upper and the lower halves of the weights to levels, of cubics perhaps outside 0-255. */
 #define SETTLE(P, bits, high, low) \
-  P##_srli_epi32(P##_add_epi32((bits) == COARSE ? high : P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), \
+  P##_srai_epi32(P##_add_epi32((bits) == COARSE ? high : P##_add_epi32(P##_slli_epi32(high, LOW_BITS), low), \
                                P##_set1_epi32((int)HALF(bits))), (unsigned)(bits))
 
 /* The weighted sums of two output pixels, one in each lane; of the last four taps only two have weight if `halved`. */
@@ -320,7 +336,10 @@ INLINE_AVX512 void horizontal_row_512(const uint8_t *source, const struct filter
       high = _mm512_add_epi32(high, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0x55)));
       if (bits != COARSE) low = _mm512_add_epi32(low, _mm512_madd_epi16(b, _mm512_shuffle_epi32(factors, 0xFF)));
     }
-    __m128i pixels = _mm512_cvtepi32_epi8(SETTLE(_mm512, bits, high, low));
+    __m512i levels = SETTLE(_mm512, bits, high, low);
+    if (filter->is_cubic)
+      levels = _mm512_min_epi32(_mm512_max_epi32(levels, _mm512_setzero_si512()), _mm512_set1_epi32(255));
+    __m128i pixels = _mm512_cvtepi32_epi8(levels);
     _mm_storeu_si128((__m128i *)(out + 3 * (ptrdiff_t)o), _mm_shuffle_epi8(pixels, compact));
   }
 }

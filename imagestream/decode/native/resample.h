@@ -1,4 +1,4 @@
-/* Pillow's antialiased bilinear resize, in its own integers or coarser ones, a row at a time. */
+/* Pillow's antialiased bilinear and bicubic resize, in its own integers or coarser ones, a row at a time. */
 #ifndef RESAMPLE_H
 #define RESAMPLE_H
 
@@ -30,6 +30,7 @@ enum { MOST_COARSE_SHRINK = 16 };
  * taps of each lane. Four output pixels lie side by side, so that one load brings the same group of taps of each. */
 struct filter {
   int bits;         /* of enum weight_bits */
+  int is_cubic;     /* then some weights are negative, and sums may lie outside 0-255 */
   int size;         /* output pixels */
   int most;         /* taps of the pixel with the most of them */
   int groups;       /* of four taps, that it has */
@@ -42,10 +43,10 @@ struct filter {
 enum { MAX_TAPS = 8192 }; /* keeps rounded weights from adding up to more than 255 can be multiplied by */
 
 /* Plan the axis that maps [from, to) of `source_size` pixels onto `whole`, of which `size` from `start` on are wanted,
- * perhaps mirrored.
+ * perhaps mirrored. A cubic one wants fine weights.
  * Returns 0, or -1 when out of memory or bounds. */
 int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int whole, int start,
-                int mirrored, enum weight_bits bits);
+                int mirrored, int is_cubic, enum weight_bits bits);
 /* Plan the rows of chroma that make the rows of luma that a filter asks for, `down` (1 or 2) of luma to one of chroma,
  * interpolated as libjpeg does: 3/4 of the nearer row and 1/4 of the next one, as far as the image reaches. Rows of
  * chroma are counted from the image's top; `origin` is luma's row 0 counted so, `height` the image's rows of luma.
