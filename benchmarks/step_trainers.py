@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from train.config.algorithm import AlgorithmConfig
 from train.config.run_config import Config
 from train.model import build_model
-from train.optim import build_optimizer, build_scheduler, parameter_groups
+from train.optim import OF_GROUPS, build_optimizer, build_scheduler, parameter_groups
 from train.process import microbatch_size_of, precision_on, searches_microbatch
 from train.signals import listen
 from train.step import upstream
 from train.step.statistics import StepStatistics
 from train.step.trainer import StepTrainer
 from train.stopping import BatchWatch
+from train.weights.freezing import freeze
 
 CLASSES = 1000
 KINDS = ("ours", "composer")
@@ -80,6 +81,14 @@ class PlainClassifier(ComposerModel):
     def __init__(self, module: nn.Module, loss: Callable[..., Tensor]) -> None:
         super().__init__()
         self.module, self._loss = module, loss
+        self.as_evaluated: list[nn.Module] = []
+
+    def train(self, mode: bool = True) -> "PlainClassifier":
+        """Set the layers to training, but for the frozen ones."""
+        super().train(mode)
+        for layer in self.as_evaluated:
+            layer.eval()
+        return self
 
     def forward(self, batch: Any) -> Tensor:
         """Return logits (B, classes)."""
@@ -112,6 +121,7 @@ def trainer_of(
     """
     reproducibility.seed_all(cfg.seed)
     model = build_model(cfg.model, classes, training_step=cfg.training_step)
+    model.as_evaluated = freeze(model.module, cfg.model.freeze, num_classes=classes)
     shared: dict[str, Any] = {
         "train_dataloader": spec,
         "max_duration": cfg.max_duration,
@@ -157,6 +167,7 @@ def plain_model(model: nn.Module, cfg: Config, classes: int) -> PlainClassifier:
         {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy_with_logits}[cfg.model.loss],
     )
     plain.load_state_dict(model.state_dict())
+    plain.as_evaluated = freeze(network, cfg.model.freeze, num_classes=classes)
     return plain
 
 
@@ -179,8 +190,14 @@ def _of_composer(named: AlgorithmConfig) -> Algorithm:
 def plain_optimizer(model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
     """Return Composer's or torch's own, with the recipe's settings."""
     kinds: dict[str, Any] = {"adamw": torch.optim.AdamW, "decoupled_sgdw": DecoupledSGDW, "sgd": torch.optim.SGD}
-    settings = cfg.optimizer.model_dump(exclude={"name", "decay_batchnorm"})
+    settings = cfg.optimizer.model_dump(exclude={"name", *OF_GROUPS})
     optimizer: torch.optim.Optimizer = kinds[cfg.optimizer.name](
-        parameter_groups(model, decay_batchnorm=cfg.optimizer.decay_batchnorm), **settings
+        parameter_groups(
+            model,
+            decay_batchnorm=cfg.optimizer.decay_batchnorm,
+            lr=cfg.optimizer.lr,
+            layer_decay=cfg.optimizer.layer_decay,
+        ),
+        **settings,
     )
     return optimizer

@@ -23,6 +23,7 @@ from train.capacity import (
 from train.config.batch_scale import scaled, scaling_in_words
 from train.config.run_config import Config, device_batch_size, resolved_yaml
 from train.data import dataset_files, workers_of
+from train.model import build_model, parameter_count
 from train.process import check_training_step, precision_on
 from train.record.log_files import refuse_wandb_without_key
 from train.resume.checkpoints import (
@@ -31,6 +32,7 @@ from train.resume.checkpoints import (
 from train.resume.contract import Contract, contract_of
 from train.resume.environment import environment_of
 from train.run_length import what_comes_too_late
+from train.weights.beginning import InitialWeights, begin, read_initial_weights
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Facts:
     total_steps: int
     decoder: str
     decoder_version: str
+    weights: InitialWeights | None = None
 
 
 def gather_facts(cfg: Config) -> Facts:
@@ -100,6 +103,7 @@ def gather_facts(cfg: Config) -> Facts:
         total_steps=length * steps if cfg.max_duration.endswith("ep") else length,
         decoder=decoder.name,
         decoder_version=decoder.version,
+        weights=read_initial_weights(cfg.model),
     )
 
 
@@ -137,6 +141,7 @@ def contract_for(cfg: Config, facts: Facts, device: Device) -> Contract:
         world_size=facts.world_size,
         environment=environment_of(device, decoder_version=facts.decoder_version),
         is_bit_exact=device.name == "cpu" or cfg.deterministic,
+        weights=facts.weights,
     )
 
 
@@ -154,7 +159,8 @@ def plan(given: Config) -> str:
     facts = gather_facts(cfg)
     folder = open_place(cfg.checkpoint.save_folder)
     folder.check_writable()
-    if not list_checkpoints(folder):
+    begins = not list_checkpoints(folder)
+    if begins:
         check_nodes(cfg.data.num_canonical_nodes, node_count())
     needed = shared_memory_of(cfg, facts)
     check_shared_memory(needed)
@@ -170,6 +176,7 @@ def plan(given: Config) -> str:
             f"# steps        {facts.total_steps:,} = {epochs:g} epochs x {facts.steps_per_epoch:,}; "
             f"{left_out:,} samples of each epoch are left out, others each time",
             f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
+            *(beginning_in_words(cfg, facts) if begins else []),
             f"# decoder      {facts.decoder_version}; {workers_of(cfg.data)} loader workers a rank",
             f"# /dev/shm     up to {needed / 1e9:.3g} GB a node for batches; "
             f"{free_shared_memory() / 1e9:.3g} GB are free here",
@@ -178,10 +185,31 @@ def plan(given: Config) -> str:
     )
 
 
-def describe(cfg: Config, facts: Facts) -> dict[str, Any]:
+def beginning_in_words(cfg: Config, facts: Facts) -> list[str]:
+    """Return lines of a plan: what model.weights gives the network, and how much of it is trained. Collective.
+
+    Raises:
+        WeightsError: they are not there, or of another network.
+        ConfigError: model.freeze names what is not there, or everything.
+    """
+    model = build_model(cfg.model, facts.num_classes)
+    matched = begin(
+        model, cfg.model, cfg.algorithms, facts.weights, num_classes=facts.num_classes, classes=facts.classes
+    )
+    lines = [f"# weights      {cfg.model.weights}: {matched}"] if matched else []
+    if cfg.model.freeze:
+        total = sum(parameter.numel() for parameter in model.parameters())
+        lines.append(
+            f"# frozen       {', '.join(cfg.model.freeze)}; trained: {parameter_count(model):,} of {total:,} weights"
+        )
+    return lines
+
+
+def describe(cfg: Config, facts: Facts, contract: Contract) -> dict[str, Any]:
     """Return the part of the run's record that is known before the first step."""
     return {
         "config": cfg.model_dump(mode="json"),
+        "began_with": {"weights": cfg.model.weights, "sha256": contract.settings["model.weights"]},
         "dataset": {
             "remote": cfg.data.remote,
             "local": cfg.data.local,

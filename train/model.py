@@ -1,6 +1,5 @@
 """ResNets as Composer models, and the exact evaluation figures."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,12 @@ from torchmetrics import Metric
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from imagestream.data.dataset import IGNORED_LABEL
-from train.config.sections import ModelConfig
+from train.config.model import ModelConfig
 from train.step.compiling import compiled
 from train.step.graphs import RecordedStages
 from train.step.network import BatchNorm2d, LayersTogether
 from train.step.upstream import soft_cross_entropy
+from train.weights.reading import tensors_sha256
 
 LOSSES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy_with_logits}
 
@@ -117,6 +117,7 @@ class ImageClassifier(ComposerModel):
         self.loss_name = loss
         self.averages_mirrored = False  # in an evaluation, a sample's logits with those of its mirror image
         self.has_unused_layers = False  # of some training steps: StochasticDepth leaves out whole blocks
+        self.as_evaluated: list[nn.Module] = []  # layers that are frozen: see train.weights.freezing
         self.training_step = "eager"  # or another of Config.training_step; an evaluation is always eager
         self._layers: LayersTogether | None = None
         self._trained: Callable[[Tensor], Tensor]
@@ -126,6 +127,13 @@ class ImageClassifier(ComposerModel):
             "loss": MeanLoss(),
             "samples": SampleCount(),
         }
+
+    def train(self, mode: bool = True) -> "ImageClassifier":
+        """Set the layers to training, but for the frozen ones."""
+        super().train(mode)
+        for layer in self.as_evaluated:
+            layer.eval()
+        return self
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return logits (B, classes)."""
@@ -225,11 +233,7 @@ def weights_sha256(model: nn.Module) -> str:
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors_of(model).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_sha256(tensors_of(model))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Any]:

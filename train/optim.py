@@ -12,7 +12,11 @@ from composer.optim.scheduler import ComposerScheduler
 from torch import nn
 
 from train.config.sections import LinearSchedule, Optimizer, Scheduler, StepSchedule
+from train.layers import depths
 from train.step.optimizers import SGD, AdamW, DecoupledSGDW, Lamb
+
+OF_GROUPS = ("decay_batchnorm", "layer_decay")
+"""Settings of an optimizer section that are about its parameter groups, and that no optimizer knows."""
 
 KINDS = {"adamw": AdamW, "decoupled_sgdw": DecoupledSGDW, "lamb": Lamb, "sgd": SGD}
 
@@ -23,24 +27,39 @@ def build_optimizer(model: nn.Module, cfg: Optimizer, *, is_fused: bool) -> torc
     Args:
         is_fused: whether it takes one operation for all (`train.step.optimizers`), as it does on a GPU.
     """
-    groups = parameter_groups(model, decay_batchnorm=cfg.decay_batchnorm)
-    return KINDS[cfg.name](groups, is_fused=is_fused, **cfg.model_dump(exclude={"name", "decay_batchnorm"}))
+    groups = parameter_groups(model, decay_batchnorm=cfg.decay_batchnorm, lr=cfg.lr, layer_decay=cfg.layer_decay)
+    return KINDS[cfg.name](groups, is_fused=is_fused, **cfg.model_dump(exclude={"name", *OF_GROUPS}))
 
 
-def parameter_groups(model: nn.Module, *, decay_batchnorm: bool) -> list[dict[str, Any]]:
-    """Return torch's parameter groups; which parameters are BatchNorm's is told by their modules' type."""
+def parameter_groups(
+    model: nn.Module, *, decay_batchnorm: bool, lr: float = 0.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return torch's parameter groups of what is trained, that of the highest learning rate first.
+
+    Which parameters are BatchNorm's is told by their modules' type. With `layer_decay` the head learns at `lr`, and
+    each layer below at `layer_decay` times the next one's rate (`train.layers.depths`; arXiv:2106.08254, section 2.5).
+
+    Args:
+        lr: the optimizer's, for `layer_decay`.
+    """
     norms = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for parameter in module.parameters()
     }
-    if decay_batchnorm:
-        return [{"params": list(model.parameters())}]
-    return [
-        {"params": [parameter for parameter in model.parameters() if id(parameter) not in norms]},
-        {"params": [parameter for parameter in model.parameters() if id(parameter) in norms], "weight_decay": 0.0},
-    ]
+    depth_of = depths(name.removeprefix("module.") for name, _ in model.named_parameters())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        below = max(depth_of.values()) - depth_of[name.removeprefix("module.")] if layer_decay < 1 else 0
+        is_free = not decay_batchnorm and id(parameter) in norms
+        settings = ({"lr": lr * layer_decay**below} if layer_decay < 1 else {}) | (
+            {"weight_decay": 0.0} if is_free else {}
+        )
+        groups.setdefault((below, is_free), {"params": [], **settings})["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
 def build_scheduler(cfg: Scheduler) -> ComposerScheduler:

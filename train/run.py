@@ -68,7 +68,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     guard = ResumeGuard(
         start.contract, seed=cfg.seed, loader=train_batches, statistics=statistics, changes=start.changes
     )
-    record = RunRecord(describe(cfg, facts), folder, guard, statistics)
+    record = RunRecord(describe(cfg, facts, start.contract), folder, guard, statistics)
     saver = DurableCheckpointSaver(
         folder,
         statistics,

@@ -31,6 +31,7 @@ from train.resume.guard import ResumeGuard
 from train.resume.start import RefusedError
 from train.step.trainer import StepTrainer
 from train.stopping import BatchWatch
+from train.weights.beginning import begin
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,14 @@ def build_trainer(
         facts.world_size,
         facts.device_batch_size,
         f"{facts.total_steps:,}",
+    )
+    begin(
+        model,
+        cfg.model,
+        cfg.algorithms,
+        facts.weights if load_path is None else None,
+        num_classes=facts.num_classes,
+        classes=facts.classes,
     )
     with refusing(load_path):
         return StepTrainer(

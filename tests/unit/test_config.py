@@ -159,7 +159,7 @@ SENTENCES = {
     "optimizer={nesterov: true, momentum: 0}": "optimizer.nesterov: true must be false when momentum is 0",
     "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",
     "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init, "
-    "zero_init_last_gamma, sync_batchnorm",
+    "zero_init_last_gamma, sync_batchnorm, weights, weights_ema, freeze",
     "loggers.wandb={mode: offline}": "loggers.wandb.project: is missing; add it (project name)",
     "algorithms.0.name=mixup": "the list has no place 0; places count from 0, and it is empty",
     "dist_timeout=1e300": "dist_timeout: 1e+300 must be at most 2,592,000 "
@@ -234,7 +234,7 @@ def test_another_optimizer_or_schedule_leaves_what_its_base_says_of_the_first_on
     cfg = load_config(child(""), ["optimizer.name=adamw"])
     assert cfg.optimizer.model_dump() == {
         **{"name": "adamw", "lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8},
-        **{"weight_decay": 1e-4, "decay_batchnorm": True},
+        **{"weight_decay": 1e-4, "decay_batchnorm": True, "layer_decay": 1.0},
     }
     steps = "base: adamw.yaml\nscheduler: {name: steps_with_warmup, milestones: [9ep], alpha_f: 0.1}\n"
     write(f"{steps}data: {{local: shards}}\n")
@@ -252,7 +252,7 @@ def test_what_is_said_of_the_optimizer_that_is_named_must_fit_it(run_in: Path) -
     ]
     assert told(child("optimizer: {momentun: 1}\n"), "optimizer.name=adamw") == [
         "run.yaml:4: optimizer.momentun: unknown key; remove it, or use one of lr, betas, eps, weight_decay, "
-        "decay_batchnorm, name"
+        "decay_batchnorm, layer_decay, name"
     ]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from train.config.sections import ModelConfig
+from train.config.model import ModelConfig
 from train.model import build_model
 from train.step.graphs import RecordedStages
 from train.step.network import BatchNorm2d

@@ -13,19 +13,19 @@ from pydantic import ValidationError
 from torch import nn
 
 from imagestream.data.dataset import IGNORED_LABEL
+from train.config.model import ModelConfig
 from train.config.sections import (
     AdamWConfig,
     CosineSchedule,
     DecoupledSGDWConfig,
     LambConfig,
     LinearSchedule,
-    ModelConfig,
     Scheduler,
     SGDConfig,
     StepSchedule,
 )
 from train.model import MeanLoss, SampleCount, TopK, build_model, weights_sha256
-from train.optim import build_optimizer, build_scheduler
+from train.optim import OF_GROUPS, build_optimizer, build_scheduler
 
 
 def config(**changes: object) -> ModelConfig:
@@ -133,9 +133,8 @@ def test_each_optimizer_holds_every_parameter_once(section: Any) -> None:
     held = [p for group in optimizer.param_groups for p in group["params"]]
     assert [id(p) for p in held] == [id(p) for p in model.parameters()]
     (group,) = optimizer.param_groups
-    assert {key: group[key] for key in section.model_dump(exclude={"name", "decay_batchnorm"})} == section.model_dump(
-        exclude={"name", "decay_batchnorm"}
-    )
+    settings = section.model_dump(exclude={"name", *OF_GROUPS})
+    assert {key: group[key] for key in settings} == settings
 
 
 @pytest.mark.parametrize("section", OPTIMIZERS, ids=lambda section: str(section.name))

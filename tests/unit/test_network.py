@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.launches import Launches
 from tests.small_network import constructor
-from train.config.sections import ModelConfig
+from train.config.model import ModelConfig
 from train.model import ImageClassifier, build_model
 from train.optim import parameter_groups
 from train.step.network import BatchNorm2d, LayersTogether

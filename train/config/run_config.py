@@ -33,13 +33,13 @@ from train.config.algorithms import (
 )
 from train.config.augmentations import PerSampleAlgorithm
 from train.config.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
+from train.config.model import ModelConfig, fault_of_step
 from train.config.sections import (
     MAX_SECONDS,
     CheckpointConfig,
     DataConfig,
     Duration,
     LoggersConfig,
-    ModelConfig,
     Optimizer,
     PositiveIntOrAuto,
     Scheduler,
@@ -158,11 +158,9 @@ class Config(Section):
 
     @field_validator("model")
     @classmethod
-    def _synchronised_layers_are_eager(cls, value: ModelConfig, info: ValidationInfo) -> ModelConfig:
-        step = info.data.get("training_step", "eager")
-        if value.sync_batchnorm and step != "eager":
-            words = f"cannot go with training_step: {step}, for its layers wait for the other GPUs; give eager"
-            raise _fault_at(True, words, "sync_batchnorm")
+    def _layers_fit_the_step(cls, value: ModelConfig, info: ValidationInfo) -> ModelConfig:
+        if fault := fault_of_step(value, info.data.get("training_step", "eager")):
+            raise _fault_at(*fault)
         return value
 
     @field_validator("algorithms")

@@ -308,26 +308,8 @@ class DataConfig(Section):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# model, optimizer, scheduler
+# optimizer, scheduler
 # ---------------------------------------------------------------------------------------------------------
-
-
-class ModelConfig(Section):
-    """The network and its loss."""
-
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(description="network")
-    num_classes: Annotated[
-        Annotated[int, Field(gt=1, le=MAX_CLASSES)] | Literal["auto"],
-        expected(f"a whole number from 2 to {MAX_CLASSES:,}, or 'auto'"),
-    ] = Field(description="classes; auto: from the dataset's manifest")
-    loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(description="training loss")
-    init: Literal["mosaic", "torchvision"] = Field(description="initial weights")
-    zero_init_last_gamma: bool = Field(
-        False, description="true: the last BatchNorm's weight of each residual block begins at zero, whatever init"
-    )
-    sync_batchnorm: bool = Field(
-        False, description="true: BatchNorm's statistics in training are those of all GPUs' images in a forward pass"
-    )
 
 
 class _SGD(Section):
@@ -336,6 +318,9 @@ class _SGD(Section):
     weight_decay: float = Field(ge=0, lt=1, description="weight decay")
     nesterov: bool = Field(description="Nesterov momentum")
     decay_batchnorm: bool = Field(True, description="false: BatchNorm's weights and biases, go without decay")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of each layer as a fraction of the next one's; 1: all have lr"
+    )
 
     @field_validator("nesterov")
     @classmethod
@@ -368,6 +353,9 @@ class _Adam(Section):
     eps: float = Field(1e-8, gt=0, le=1, description="added to the root of the mean square")
     weight_decay: float = Field(ge=0, lt=1, description="weight decay, decoupled: scaled by lr and its schedule")
     decay_batchnorm: bool = Field(True, description="false: BatchNorm's weights and biases, go without decay")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of each layer as a fraction of the next one's; 1: all have lr"
+    )
 
     @field_validator("betas")
     @classmethod

@@ -7,13 +7,14 @@ again can lack a field, and Composer 0.32.1 would end in a traceback, or go on w
 import datetime
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
 from composer.core import Timestamp
 
 BATCH_NORM = ("weight", "bias", "running_var", "num_batches_tracked")  # beside each running_mean
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "blur_filter", "filt2d")
 COMPOSERS = {
     "model": dict,
     "optimizers": dict,
@@ -130,10 +131,20 @@ def _faults_of_averages(state: Mapping[str, Any]) -> Iterator[str]:
         for key in keys:
             if key not in held.get(name, {}):
                 yield f"state.algorithms.{name}.{key} is missing"
-    yield from _faults_of_ema(held.get("EMA", {}).get("ema_model"), state["model"])
+    yield from _faults_of_ema(held.get("EMA", {}).get("ema_model"), state["model"], _frozen(state))
 
 
-def _faults_of_ema(average: Any, model: Mapping[str, Any]) -> Iterator[str]:
+def _frozen(state: Mapping[str, Any]) -> set[str]:
+    """Return the weights that the run does not train: of those there is no average."""
+    if not state["callbacks"]["ResumeGuard"]["contract"]["settings"].get("model.freeze"):
+        return set()
+    groups = [group for kind in state["optimizers"].values() for group in kind["param_groups"]]
+    trained = {_without_wrappers(name) for group in groups for name in group.get("params", ())}
+    weights = {_without_wrappers(name) for name in state["model"] if not name.endswith(BUFFERS)}
+    return weights - trained
+
+
+def _faults_of_ema(average: Any, model: Mapping[str, Any], frozen: Set[str]) -> Iterator[str]:
     place = "state.algorithms.EMA.ema_model"
     if average is None:
         return
@@ -145,7 +156,7 @@ def _faults_of_ema(average: Any, model: Mapping[str, Any]) -> Iterator[str]:
             return
         tensors |= {_without_wrappers(name): tensor for name, tensor in part.items()}
     names = {_without_wrappers(name) for name in model}
-    for name in sorted(names ^ tensors.keys()):
+    for name in sorted((names - frozen) ^ tensors.keys()):
         yield f"{place} has {name} alone" if name in tensors else f"{place} lacks {name}"
     for name, tensor in tensors.items():
         if fault := _fault_of_tensor(tensor):

@@ -7,6 +7,8 @@ from typing import Any
 
 from imagestream.decode import crops
 from train.config.run_config import Config
+from train.weights.beginning import InitialWeights
+from train.weights.reading import WeightsError
 
 NOT_PART_OF_THE_CONTRACT = {
     *("run_name", "eval_interval", "checkpoint", "loggers", "dist_timeout", "deterministic"),
@@ -31,10 +33,15 @@ WHAT_WAS_BEFORE = {
     "gradient_compression": "none",
     "model.zero_init_last_gamma": False,
     "model.sync_batchnorm": False,
+    "data.aug_repeats": 1,
     "data.crop_interpolation": "bilinear",
+    "model.weights": None,
+    "model.freeze": [],
+    "optimizer.layer_decay": 1.0,
 }
 """Settings that a checkpoint of an earlier version lacks, with what it was trained by."""
 WHAT_WAS_NOTED_BEFORE = {"data.eval_interpolation": "bilinear"}
+WEIGHTS_LOCATION = "model.weights_location"
 _ABSENT = object()
 
 
@@ -52,15 +59,17 @@ class Contract:
             the same bit for bit.
         noted: what changes how weights are rounded, or what figures are about, and not which run it is.
         is_bit_exact: whether a run in this environment ends with the same bits each time.
+        unread_weights: why model.weights cannot be read; "" where it can, or is not given.
     """
 
     settings: dict[str, Any]
     environment: dict[str, Any]
     noted: dict[str, Any]
     is_bit_exact: bool
+    unread_weights: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "unread_weights"}
 
     def with_threads_of(self, saved: Mapping[str, Any]) -> "Contract":
         """Return the contract with as many threads a rank as a checkpoint's, where they can be had as well as others.
@@ -72,6 +81,24 @@ class Contract:
         if "threads_per_rank" not in self.environment or not theirs.isdecimal() or self._has_other_ranks(saved):
             return self
         return replace(self, environment=self.environment | {"threads_per_rank": theirs})
+
+    def with_weights_of(self, saved: Mapping[str, Any]) -> "Contract":
+        """Return the contract with the weights that a checkpoint's run began with, where their file cannot be read any
+        more. It is not needed any more either; but another one by name could be another one."""
+        there = saved.get("noted", {}).get(WEIGHTS_LOCATION)
+        if self.unread_weights and there == self.noted[WEIGHTS_LOCATION]:
+            settings = self.settings | {"model.weights": saved["settings"]["model.weights"]}
+            return replace(self, settings=settings, unread_weights="")
+        return self
+
+    def need_weights(self) -> None:
+        """Refuse to begin a run whose model.weights cannot be read.
+
+        Raises:
+            WeightsError: saying why.
+        """
+        if self.unread_weights:
+            raise WeightsError(self.unread_weights)
 
     def changes_since(self, saved: Mapping[str, Any], *, allowed: Set[str], where: str) -> list[dict[str, Any]]:
         """Return what has changed since a checkpoint was saved and may, as `{key, before, after}`.
@@ -114,16 +141,20 @@ def contract_of(
     world_size: int,
     environment: dict[str, Any],
     is_bit_exact: bool,
+    weights: InitialWeights | None = None,
 ) -> Contract:
     """Return a run's contract: of its configuration what the result depends on, with what `auto` stands for here.
 
     Args:
         precision: what `cfg.precision` is here, such as "amp_bf16".
+        weights: what `cfg.model.weights` names. Its hash is a setting, and where it lies is noted.
     """
     dumped = cfg.model_dump(mode="json", exclude=NOT_PART_OF_THE_CONTRACT)
     data = dumped.pop("data")
+    del dumped["model"]["weights_ema"]  # what it has chosen is told by the weights' hash
     settings = {"data.fingerprint": fingerprint, "data.decoder": decoder, "model.num_classes": num_classes}
     settings["data.augmentation"] = crops.ALGORITHM
+    settings["model.weights"] = (weights.sha256 or weights.fault) if weights else None
     settings |= {f"data.{key}": data[key] for key in DATA_PART_OF_THE_CONTRACT}
     for key, value in dumped.items():
         if isinstance(value, dict):
@@ -134,7 +165,10 @@ def contract_of(
     noted = {f"data.{key}": data[key] for key in DATA_THAT_IS_NOTED}
     noted["data.evaluation_view"] = crops.EVALUATION
     noted |= {"data.val_fingerprint": val_fingerprint, "world_size": world_size, "deterministic": cfg.deterministic}
-    return Contract(dict(sorted(settings.items())), environment, dict(sorted(noted.items())), is_bit_exact)
+    if weights:
+        noted[WEIGHTS_LOCATION] = weights.location
+    settings, noted = dict(sorted(settings.items())), dict(sorted(noted.items()))
+    return Contract(settings, environment, noted, is_bit_exact, unread_weights=weights.fault if weights else "")
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:

@@ -17,10 +17,11 @@ from train.resume.checkpoint_file import CheckpointError
 from train.resume.checkpoints import Found, list_checkpoints, newest_whole, refuse_to_fall_behind, set_damaged_aside
 from train.resume.contract import Contract, ResumeError
 from train.resume.fence import claim
+from train.weights.reading import WeightsError
 
 log = logging.getLogger(__name__)
 
-RefusedError = (ConfigError, DataError, DecoderError, PlaceError, ResumeError, CheckpointError)
+RefusedError = (ConfigError, DataError, DecoderError, PlaceError, ResumeError, CheckpointError, WeightsError)
 """What a user can mend; nothing was trained."""
 
 
@@ -107,9 +108,11 @@ def _find(cfg: Config, folder: Place, contract: Contract, allowed: set[str]) -> 
                 f"checkpoint.save_folder: {where} holds checkpoints of an earlier run; "
                 "give checkpoint.autoresume=true to continue it, or another folder"
             )
+        contract.need_weights()
         return Start(folder, None, contract)
     newest = newest_whole(folder)
     if newest is None:
+        contract.need_weights()
         return Start(folder, None, contract)
     found, content = newest
     if not _is_ours(content["state"]):
@@ -122,6 +125,7 @@ def _find(cfg: Config, folder: Place, contract: Contract, allowed: set[str]) -> 
     saved = content["state"]["callbacks"]["ResumeGuard"]
     if wanted_threads() is None:
         contract = contract.with_threads_of(saved["contract"])
+    contract = contract.with_weights_of(saved["contract"])
     changes = contract.changes_since(saved["contract"], allowed=allowed, where=f"{where}/{found.name}")
     batch = int(content["state"]["timestamp"]["Timestamp"]["batch"])
     return Start(folder, found, contract, tuple({"batch": batch, **change} for change in changes))

@@ -1,13 +1,12 @@
 """Averages of the weights over time, in a few launches for all tensors together."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from composer.algorithms import EMA as ComposerEMA
 from composer.core import Event, State
 from composer.loggers import Logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.step.buffers import share_buffers
 
@@ -31,8 +30,20 @@ class EMA(ComposerEMA):
             return
         assert self.ema_model is not None and isinstance(self.smoothing, float)
         averages = self.ema_model.named_parameters_dict | self.ema_model.named_buffers_dict
-        model = itertools.chain(state.model.named_parameters(), state.model.named_buffers())
+        model = moving_tensors(state.model)
         average([(averages[name], tensor.data) for name, tensor in model if name in averages], self.smoothing)
+
+
+def moving_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters that are trained, then the buffers of all layers that are not frozen, each with its name.
+
+    The average of what never moves is itself, and would become another number by rounding.
+    """
+    yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    for place, layer in model.named_modules():
+        parameters = list(layer.parameters(recurse=False))
+        if not parameters or any(parameter.requires_grad for parameter in parameters):
+            yield from layer.named_buffers(place, recurse=False)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class LayersTogether:
     def __init__(self, network: nn.Module, *, casts_weights: bool, is_recorded: bool = False) -> None:
         self._is_recorded = is_recorded
         self._norms = [layer for layer in network.modules() if isinstance(layer, BatchNorm2d)]
-        stages = [[layer for layer in child.modules() if isinstance(layer, CAST)] for child in network.children()]
+        stages = [[layer for layer in child.modules() if _is_cast(layer)] for child in network.children()]
         self._stages = [layers for layers in stages if len(layers) > 1 and casts_weights]
 
     @contextmanager
@@ -66,13 +66,18 @@ class LayersTogether:
     def _count(self) -> None:
         if self._is_recorded:
             for layer in self._norms:
-                layer.uncounted = 1
+                layer.uncounted = int(layer.training)
         layers = [layer for layer in self._norms if layer.uncounted]
         counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
         if counters:
             torch._foreach_add_(counters, [layer.uncounted for layer in layers])
         for layer in layers:
             layer.uncounted = 0
+
+
+def _is_cast(layer: nn.Module) -> bool:
+    """Return whether a layer's weight is cast with others: a frozen one needs no gradient, and must not ask for one."""
+    return isinstance(layer, CAST) and layer.weight.requires_grad
 
 
 class _CastTogether(torch.autograd.Function):
