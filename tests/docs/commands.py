@@ -155,6 +155,15 @@ def train(*more: str, ranks: int = 1) -> Way:
     return way
 
 
+def fine_tune(place: Place, command: str) -> None:
+    """From the tests' own checkpoint; where torchvision's weights come from there is no network."""
+    weights = place.get("checkpoint")
+    more = [f"checkpoint.save_folder={place.tmp}/finetune", *SMALL_RUN]
+    if "model.weights=" not in command:
+        more.append(f"model.weights={weights}")
+    train(*more)(place, command)
+
+
 def train_cats(place: Place, command: str) -> None:
     """The page's own YAML, beside copies of those it builds on."""
     from tests.docs.pages import blocks
@@ -271,6 +280,13 @@ HOW: dict[str, tuple[Way, bool]] = {
         True,
     ),
     "python train/main.py yamls/cats.yaml data.local=SHARDS --dry-run": (train_cats, True),
+    "python train/main.py yamls/finetune.yaml data.local=SHARDS --dry-run": (fine_tune, True),
+    "python train/main.py yamls/finetune.yaml data.local=SHARDS": (fine_tune, True),
+    "python train/main.py yamls/finetune.yaml data.local=SHARDS model.weights=runs/local/ep18-ba1152.pt": (
+        fine_tune,
+        True,
+    ),
+    "python train/main.py yamls/finetune.yaml data.local=SHARDS model.freeze=[backbone]": (fine_tune, True),
     FULL: (train("--dry-run", "global_batch_size=16", ranks=2), True),
     f"{FULL} --dry-run": (train("global_batch_size=16", ranks=2), True),
     "source .venv/bin/activate": (activate, False),

@@ -97,6 +97,8 @@ def test_layers_cast_together_give_torchs_gradients_where_some_are_frozen(
         for layer in [network.train(), *freeze(network, parts, num_classes=10)][1:]:
             layer.eval()
         layers = LayersTogether(network, casts_weights=True) if together else None
+        for stage in layers._stages if layers else ():
+            assert all(layer.weight.requires_grad for layer in stage)  # else gradients would be computed for nobody
         for seed in range(2):
             images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
             with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):

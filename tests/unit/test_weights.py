@@ -12,6 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from imagestream.storage.places import open_place
 from tests import small_network
 from train.config.algorithms import BlurPool, SqueezeExcite
 from train.config.model import ModelConfig
@@ -35,7 +36,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torchvision.models, name, small_network.constructor(name))
 
 
-BLUR, SQUEEZE = BlurPool(name="blurpool"), SqueezeExcite(name="squeeze_excite")
+BLUR, SQUEEZE = BlurPool(name="blurpool"), SqueezeExcite(name="squeeze_excite", min_channels=64)
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -359,3 +360,13 @@ def test_the_depth_of_a_resnets_layers_is_their_stage_with_blurpool_as_without()
         firsts = {name.partition(".")[0]: depth for name, depth in found.items()}
         assert firsts == {"conv1": 0, "bn1": 0, "layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4, "fc": 5}
         assert head_of(model, 10) == "fc"
+
+
+def test_a_file_in_s3_is_read_from_there_and_a_missing_one_is_named(s3_folder: str, tmp_path: Path) -> None:
+    there = network(1)
+    save_file(state(there), tmp_path / "weights.safetensors")
+    open_place(s3_folder).put("weights.safetensors", tmp_path / "weights.safetensors")
+    found = read_location(f"{s3_folder}/weights.safetensors", "resnet18", wants_average=True)
+    assert found.sha256 == weights_sha256(there)
+    with pytest.raises(WeightsError, match=f"{s3_folder}/none.pth is not a file that exists"):
+        read_location(f"{s3_folder}/none.pth", "resnet18", wants_average=True)
