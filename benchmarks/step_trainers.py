@@ -6,7 +6,6 @@ from typing import Any
 
 import composer.algorithms
 import torch
-import torchvision
 from composer import Trainer
 from composer.core import Algorithm, Callback, DataSpec
 from composer.devices import Device
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from train.config.algorithm import AlgorithmConfig
 from train.config.run_config import Config
 from train.model import build_model
+from train.networks import build_network
 from train.optim import OF_GROUPS, build_optimizer, build_scheduler, parameter_groups
 from train.process import microbatch_size_of, precision_on, searches_microbatch
 from train.signals import listen
@@ -120,7 +120,7 @@ def trainer_of(
         is_fused: whether our optimizer takes the GPU's way, one fused operation; None: on a GPU.
     """
     reproducibility.seed_all(cfg.seed)
-    model = build_model(cfg.model, classes, training_step=cfg.training_step)
+    model = build_model(cfg.model, classes, image_px=cfg.data.crop_size, training_step=cfg.training_step)
     model.as_evaluated = freeze(model.module, cfg.model.freeze, num_classes=classes)
     shared: dict[str, Any] = {
         "train_dataloader": spec,
@@ -160,8 +160,8 @@ def trainer_of(
 
 
 def plain_model(model: nn.Module, cfg: Config, classes: int) -> PlainClassifier:
-    """Return a network of torchvision's own layers with a model's weights."""
-    network = getattr(torchvision.models, cfg.model.name)(num_classes=classes, norm_layer=nn.BatchNorm2d)
+    """Return a network of its library's own layers with a model's weights."""
+    network = build_network(cfg.model.name, classes, image_px=cfg.data.crop_size)
     plain = PlainClassifier(
         network,
         {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": binary_cross_entropy_with_logits}[cfg.model.loss],

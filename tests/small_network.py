@@ -20,7 +20,12 @@ import torchvision
 from boto3.s3.transfer import TransferConfig
 from PIL import Image
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.models.vision_transformer import VisionTransformer
 
 from imagestream.storage import s3
 from train.record import report
@@ -56,11 +61,48 @@ class SmallResNet(ResNet):
         return super()._make_layer(block, planes // SHARE, *more, **named)
 
 
+def small_efficientnet(num_classes: int) -> nn.Module:
+    """With Dropout and StochasticDepth, as the real one, in which both draw random numbers."""
+    settings = [MBConvConfig(1, 3, 1, 16, 8, 1), MBConvConfig(4, 3, 2, 8, 16, 2), MBConvConfig(4, 5, 2, 16, 24, 2)]
+    return EfficientNet(settings, dropout=0.2, stochastic_depth_prob=0.2, num_classes=num_classes, last_channel=64)
+
+
+def small_regnet(num_classes: int) -> nn.Module:
+    """With squeeze-and-excitation."""
+    params = BlockParams.from_init_params(depth=6, w_0=16, w_a=8.0, w_m=2.0, group_width=8, se_ratio=0.25)
+    return RegNet(params, num_classes=num_classes)
+
+
+def small_convnext(num_classes: int) -> nn.Module:
+    settings = [CNBlockConfig(16, 32, 2), CNBlockConfig(32, 48, 2), CNBlockConfig(48, None, 1)]
+    return ConvNeXt(settings, stochastic_depth_prob=0.2, num_classes=num_classes)
+
+
+def small_swin(num_classes: int) -> nn.Module:
+    return SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], stochastic_depth_prob=0.2, num_classes=num_classes)
+
+
+def small_vit(num_classes: int, image_size: int = 32) -> nn.Module:
+    return VisionTransformer(image_size, 16, 3, 2, 32, 64, dropout=0.1, num_classes=num_classes)
+
+
+OTHERS: dict[str, Callable[..., nn.Module]] = {
+    "convnext_tiny": small_convnext,
+    "efficientnet_b0": small_efficientnet,
+    "regnet_y_400mf": small_regnet,
+    "swin_t": small_swin,
+    "vit_b_16": small_vit,
+}
+"""One of each family, of torchvision's layers, and of few of them."""
+
+
 def install() -> None:
     """Let this process build small networks from now on, under the names of the real ones, and store them in parts."""
     report.draw = draw_nothing
     for name in LAYERS:
         setattr(torchvision.models, name, constructor(name))
+    for name, other in OTHERS.items():
+        setattr(torchvision.models, name, other)
     s3.TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8)
 
 

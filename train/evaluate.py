@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         loader.labels = labels_for(
             saved.get("classes"), saved["num_classes"], files.class_names(), where=files.where(split)
         )
-        model = build_model(cfg.model, saved["num_classes"])
+        model = build_model(cfg.model, saved["num_classes"], image_px=cfg.data.crop_size)
         model.averages_mirrored = args.tta == "flip"
         trainer = Trainer(
             model=model,

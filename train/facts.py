@@ -24,6 +24,7 @@ from train.config.batch_scale import scaled, scaling_in_words
 from train.config.run_config import Config, device_batch_size, resolved_yaml
 from train.data import dataset_files, workers_of
 from train.model import build_model, parameter_count
+from train.networks import check_timms, environment_of_network
 from train.process import check_training_step, precision_on
 from train.record.log_files import refuse_wandb_without_key
 from train.resume.checkpoints import (
@@ -68,6 +69,7 @@ def gather_facts(cfg: Config) -> Facts:
     precision_on(get_device(None), cfg)
     check_training_step(get_device(None), cfg)
     refuse_wandb_without_key(cfg.loggers)
+    check_timms(cfg)
     world_size = dist.get_world_size()
     per_device = device_batch_size(cfg, world_size)
     files, splits = dataset_files(cfg.data), (cfg.data.train_split, cfg.data.val_split)
@@ -139,7 +141,8 @@ def contract_for(cfg: Config, facts: Facts, device: Device) -> Contract:
         num_classes=facts.num_classes,
         precision=precision_on(device, cfg).value,
         world_size=facts.world_size,
-        environment=environment_of(device, decoder_version=facts.decoder_version),
+        environment=environment_of(device, decoder_version=facts.decoder_version)
+        | environment_of_network(cfg.model.name),
         is_bit_exact=device.name == "cpu" or cfg.deterministic,
         weights=facts.weights,
     )
@@ -192,7 +195,7 @@ def beginning_in_words(cfg: Config, facts: Facts) -> list[str]:
         WeightsError: they are not there, or of another network.
         ConfigError: model.freeze names what is not there, or everything.
     """
-    model = build_model(cfg.model, facts.num_classes)
+    model = build_model(cfg.model, facts.num_classes, image_px=cfg.data.crop_size)
     matched = begin(
         model, cfg.model, cfg.algorithms, facts.weights, num_classes=facts.num_classes, classes=facts.classes
     )

@@ -14,6 +14,7 @@ UNITS = (
     r"(blocks\.\d+)\.",  # timm's ViT: a block; its EfficientNet: a stage
     r"(features\.\d+)\.",  # EfficientNet, MobileNet, VGG: a stage or layer
     r"(features\.denseblock\d+)\.",
+    r"(layers\.\d+)\.",  # MNASNet
     r"(stages\.\d+)\.",
     r"([^.]+)\.",  # whatever the network's own children are
 )

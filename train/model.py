@@ -1,11 +1,10 @@
-"""ResNets as Composer models, and the exact evaluation figures."""
+"""Networks as Composer models, and the exact evaluation figures."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 from composer.loss import binary_cross_entropy_with_logits
 from composer.models import ComposerModel
 from composer.models.initializers import Initializer
@@ -15,9 +14,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from imagestream.data.dataset import IGNORED_LABEL
 from train.config.model import ModelConfig
+from train.networks import PX, build_network, count_together
 from train.step.compiling import compiled
 from train.step.graphs import RecordedStages
-from train.step.network import BatchNorm2d, LayersTogether
+from train.step.network import LayersTogether
 from train.step.upstream import soft_cross_entropy
 from train.weights.reading import tensors_sha256
 
@@ -187,18 +187,25 @@ def trained_by(training_step: str, network: nn.Module) -> Callable[[Tensor], Ten
 
 
 def build_model(
-    cfg: ModelConfig, num_classes: int, *, training_step: str = "eager", syncs_batchnorm: bool = False
+    cfg: ModelConfig,
+    num_classes: int,
+    *,
+    image_px: int = PX,
+    training_step: str = "eager",
+    syncs_batchnorm: bool = False,
 ) -> ImageClassifier:
-    """Return a freshly initialised ResNet; torch's global generator decides the weights, so seed it first.
+    """Return a freshly initialised network; torch's global generator decides the weights, so seed it first.
 
     `init: mosaic` is MosaicML's recipe (Composer's ResNet example): Kaiming-normal (fan in) convolutions and linear
     layers, BatchNorm weights from U[0, 1], and with binary cross-entropy a last bias of -log(classes), so that the
     first predictions are 1 / classes.
 
     Args:
+        image_px: the edge of all images, for networks that take one size alone.
         syncs_batchnorm: whether BatchNorm is torch's over all GPUs, whose layers count their batches themselves.
     """
-    module = getattr(torchvision.models, cfg.name)(num_classes=num_classes, norm_layer=BatchNorm2d)
+    module = build_network(cfg.name, num_classes, image_px=image_px)
+    count_together(module)
     if cfg.init == "mosaic":
         initializers = [Initializer.KAIMING_NORMAL, Initializer.BN_UNIFORM]
         if cfg.loss == "binary_cross_entropy":

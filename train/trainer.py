@@ -72,6 +72,7 @@ def build_trainer(
     model = build_model(
         cfg.model,
         facts.num_classes,
+        image_px=cfg.data.crop_size,
         training_step=cfg.training_step,
         syncs_batchnorm=cfg.model.sync_batchnorm and facts.world_size > 1,
     )

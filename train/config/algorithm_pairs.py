@@ -17,10 +17,10 @@ from train.config.algorithms import (
     MixUpOrCutMix,
     StochasticDepth,
 )
+from train.config.networks import BOTTLENECK_MODELS
 
 Mixing = MixUp | CutMix | MixUpOrCutMix
 MIXING = (MixUp, CutMix, MixUpOrCutMix)
-BOTTLENECK_MODELS = ("resnet50", "resnet101", "resnet152")
 
 
 class PairFault(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict
 
+from train.config.networks import RESNETS, check_network
 from train.config.sections import (
     MAX_CLASSES,
     Section,
@@ -44,7 +45,7 @@ Part = Annotated[str, AfterValidator(_check_part)]
 class ModelConfig(Section):
     """The network and its loss."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(description="network")
+    name: Annotated[str, AfterValidator(check_network)] = Field(description="network")
     num_classes: Annotated[
         Annotated[int, Field(gt=1, le=MAX_CLASSES)] | Literal["auto"],
         expected(f"a whole number from 2 to {MAX_CLASSES:,}, or 'auto'"),
@@ -74,6 +75,12 @@ def fault_of_step(model: ModelConfig, step: str) -> tuple[Any, str, str] | None:
     if model.sync_batchnorm and step != "eager":
         words = f"cannot go with training_step: {step}, for its layers wait for the other GPUs; give eager"
         return True, words, "sync_batchnorm"
+    if step != "eager" and model.name not in RESNETS:
+        return (
+            model.name,
+            f"cannot go with training_step: {step}, which is tested with ResNets alone; give eager",
+            "name",
+        )
     if model.freeze and step == "cuda_graphs":
         words = "cannot go with training_step: cuda_graphs, which records the gradients of all weights; give eager"
         return list(model.freeze), words, "freeze"

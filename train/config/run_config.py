@@ -34,6 +34,7 @@ from train.config.algorithms import (
 from train.config.augmentations import PerSampleAlgorithm
 from train.config.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.config.model import ModelConfig, fault_of_step
+from train.config.networks import fault_of_algorithms, fault_of_decay, fault_of_model
 from train.config.sections import (
     MAX_SECONDS,
     CheckpointConfig,
@@ -161,6 +162,16 @@ class Config(Section):
     def _layers_fit_the_step(cls, value: ModelConfig, info: ValidationInfo) -> ModelConfig:
         if fault := fault_of_step(value, info.data.get("training_step", "eager")):
             raise _fault_at(*fault)
+        if other := fault_of_model(value, info.data.get("data")):
+            raise _fault_at(other[0], other[1], *other[2])
+        return value
+
+    @field_validator("optimizer")
+    @classmethod
+    def _decay_fits_the_network(cls, value: Optimizer, info: ValidationInfo) -> Optimizer:
+        network = info.data["model"].name if "model" in info.data else ""
+        if fault := fault_of_decay(network, decay_batchnorm=value.decay_batchnorm):
+            raise _fault_at(fault[0], fault[1], *fault[2])
         return value
 
     @field_validator("algorithms")
@@ -225,9 +236,11 @@ class Config(Section):
     def _algorithms_go_together(cls, value: tuple[Algorithm, ...], info: ValidationInfo) -> tuple[Algorithm, ...]:
         if info.context is None:  # a stored configuration: what an earlier version has trained can be evaluated
             return value
-        fault = fault_of_pairs(value, model=info.data["model"].name if "model" in info.data else "")
-        if fault:
-            raise _fault_at(fault.value, fault.words, fault.place, fault.key)
+        network = info.data["model"].name if "model" in info.data else ""
+        if pair := fault_of_pairs(value, model=network):
+            raise _fault_at(pair.value, pair.words, pair.place, pair.key)
+        if fault := fault_of_algorithms(network, value):
+            raise _fault_at(fault[0], fault[1], *fault[2])
         step = info.data.get("training_step", "eager")
         is_synchronised = "model" in info.data and info.data["model"].sync_batchnorm
         for i, algorithm in enumerate(value):
