@@ -1,4 +1,4 @@
-"""Which networks there are, what each kind has, and which settings therefore do nothing or cannot work in it.
+"""Which networks there are, and what each kind of them has.
 
 ResNets are what the recipes are for. The others are torchvision's that train on square crops and normalise by BatchNorm
 or LayerNorm, and timm's by name. Of timm's it is known only once it is imported what they are (`train.networks`).
@@ -7,13 +7,6 @@ or LayerNorm, and timm's by name. Of timm's it is known only once it is imported
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from train.config.algorithms import AlgorithmConfig
-    from train.config.model import ModelConfig
-    from train.config.sections import DataConfig
 
 TIMM = "timm:"
 
@@ -49,9 +42,6 @@ WITHOUT_BATCHNORM = (*CONVNEXTS, *SWINS, *VITS)
 WITHOUT_STRIDED_CONVOLUTIONS = (*SWINS, *VITS)  # but for the first, of 3 channels, which algorithms leave alone
 BOTTLENECK_MODELS = tuple(name for name in RESNETS if name not in ("resnet18", "resnet34"))
 
-Fault = tuple[Any, str, tuple[str | int, ...]]
-"""A value, what is wrong with it, and where in its section it stands."""
-
 
 def check_network(name: str) -> str:
     """Return model.name, which must be a network that there is."""
@@ -62,50 +52,3 @@ def check_network(name: str) -> str:
     nearest = difflib.get_close_matches(name, NETWORKS, n=1)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
     raise ValueError(f"must be one of torchvision's networks, such as {', '.join(RESNETS[:5])}, or timm:NAME{hint}")
-
-
-def fault_of_model(model: ModelConfig, data: DataConfig | None) -> Fault | None:
-    """Return what does not fit the network among the model's own settings and the sizes of the images."""
-    name = model.name
-    if model.init == "mosaic" and name not in RESNETS:
-        return "mosaic", f"is for ResNets, and model.name is {name}; give torchvision, the network's own", ("init",)
-    if model.zero_init_last_gamma and name not in RESNETS:
-        words = f"is for the residual blocks of ResNets, and model.name is {name}; give false"
-        return True, words, ("zero_init_last_gamma",)
-    if model.sync_batchnorm and name in WITHOUT_BATCHNORM:
-        return True, f"does nothing in {name}, which has no BatchNorm; give false", ("sync_batchnorm",)
-    if str(model.weights).startswith("torchvision:") and name.startswith(TIMM):
-        return model.weights, f"is of a network of torchvision, and model.name is {name}", ("weights",)
-    if name in VITS and data is not None:
-        return _fault_of_sizes(name, data.crop_size, data.eval_crop_size, patch_px=VITS[name])
-    return None
-
-
-def _fault_of_sizes(name: str, crop_size: int, eval_crop_size: int, *, patch_px: int) -> Fault | None:
-    if crop_size % patch_px:
-        words = f"cuts images into patches of {patch_px} px, of which data.crop_size, {crop_size}, is no multiple"
-        return name, words, ("name",)
-    if crop_size != eval_crop_size:
-        words = (
-            f"takes images of one size alone; data.crop_size is {crop_size} and data.eval_crop_size {eval_crop_size}"
-        )
-        return name, f"{words}; let them be the same", ("name",)
-    return None
-
-
-def fault_of_decay(network: str, *, decay_batchnorm: bool) -> Fault | None:
-    """Return what is wrong where BatchNorm is to go without decay in a network that has none."""
-    if decay_batchnorm or network not in WITHOUT_BATCHNORM:
-        return None
-    return False, f"does nothing in {network}, which has no BatchNorm; give true", ("decay_batchnorm",)
-
-
-def fault_of_algorithms(network: str, algorithms: Sequence[AlgorithmConfig]) -> Fault | None:
-    """Return the first algorithm that cannot work in the network, or finds nothing there to work on."""
-    for place, algorithm in enumerate(algorithms):
-        name = str(getattr(algorithm, "name", ""))
-        if name in ("blurpool", "squeeze_excite") and network in WITHOUT_STRIDED_CONVOLUTIONS:
-            return name, f"does nothing in {network}, which has no convolutions for it; remove it", (place, "name")
-        if name in ("progressive_resizing", "resolution_ramp") and network in VITS:
-            return name, f"cannot go with {network}, which takes images of one size alone", (place, "name")
-    return None

@@ -34,7 +34,7 @@ from train.config.algorithms import (
 from train.config.augmentations import PerSampleAlgorithm
 from train.config.config_file import Dumper, Fault, Mark, Node, describe, is_number, read_config_tree
 from train.config.model import ModelConfig, fault_of_step
-from train.config.networks import fault_of_algorithms, fault_of_decay, fault_of_model
+from train.config.network_faults import fault_of_algorithms, fault_of_decay, fault_of_model
 from train.config.sections import (
     MAX_SECONDS,
     CheckpointConfig,
