@@ -7,9 +7,10 @@ composer -n 8 train/evaluate.py s3://bucket/runs/x/ep90-ba56250.pt --data s3://b
 
 import argparse
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,40 @@ from imagestream.cores import wait_passively
 
 wait_passively()  # before torch is imported
 
+import numpy as np
+import torch
 from composer import Trainer
 from composer.core import Evaluator
 from composer.utils import dist
 
-from imagestream.data.labels import labels_for
+from imagestream.data.dataset_files import DatasetFiles
+from imagestream.data.labels import Labels, labels_for
+from imagestream.mds.index import DataError
 from imagestream.mds.names import shown
+from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import folder_and_name, open_place
 from train.config.run_config import Config, config_from_dict
 from train.data import dataset_files, eval_loader, eval_spec
+from train.figures import by_class, calibration, in_words, worst_pairs
 from train.model import build_model, weights_sha256
-from train.predictions import Predictions
+from train.predictions import Columns, Predictions, ResultFile, as_parquet
 from train.process import precision_on, start_process, torch_device
+from train.ranks import raise_first_of_any_rank
+from train.real import image_numbers, read_classes_of_files, read_real, real_figures
 from train.resume.checkpoint_file import CheckpointError
 from train.resume.checkpoint_file import load as load_checkpoint
 from train.resume.checkpoints import Found, on_every_node
 from train.resume.start import RefusedError
 from train.signals import listening
 
+TABLES = ("reliability", "worst_pairs")  # printed by themselves
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
+
+
+log = logging.getLogger(__name__)
+
+Real = tuple[list[list[int]], list[tuple[int, str]]]
+"""ReaL's labels by image, and the class of each file."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
         return 2
     if dist.get_global_rank() == 0:
         for name, value in figures.items():
-            print(f"{name:18} {value}")
+            if name not in TABLES:
+                print(f"{name:18} {value}")
+        if args.details:
+            print(in_words(figures))
         if args.json:
             Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
     return 0
@@ -85,15 +104,40 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="write a row a sample there, as Parquet: id, label, the five likeliest classes, loss; local or s3://",
     )
+    parser.add_argument(
+        "--among",
+        choices=["model", "dataset"],
+        default="model",
+        help="dataset: predict none but the dataset's classes, as ImageNet-A's and -R's papers do; default: model, all",
+    )
+    parser.add_argument(
+        "--details", action="store_true", help="calibration, and the classes that are most often confused"
+    )
+    parser.add_argument(
+        "--per-class", metavar="FILE", help="write the hits of each class there, as CSV; local or s3://"
+    )
+    parser.add_argument("--real", metavar="FILE", help="ReaL's real.json: also count its labels; local or s3://")
+    parser.add_argument(
+        "--val-classes",
+        metavar="FILE",
+        help="with --real: LOC_val_solution.csv, the class of each of ImageNet's validation files; local or s3://",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.val_classes and not args.real:
+        parser.error("--val-classes goes with --real")
+    return args
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Return top1, top5, loss, samples_evaluated and weights_sha256, and tta if it was asked for; collective."""
+    """Return top1, top5, loss, samples_evaluated and weights_sha256, and what else was asked for; collective."""
     device = start_process(DIST_TIMEOUT_SECONDS)
+    files_to_write = {
+        option: ResultFile(place) for option in ("predictions", "per_class") if (place := vars(args)[option])
+    }
+    real = read_lists(args)
     where, name = folder_and_name(args.checkpoint)
-    predictions = None if args.predictions is None else Predictions(args.predictions)
+    predictions = Predictions()
     with on_every_node(open_place(where), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
@@ -107,6 +151,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         )
         model = build_model(cfg.model, saved["num_classes"], image_px=cfg.data.crop_size)
         model.averages_mirrored = args.tta == "flip"
+        model.among = classes_among(args.among, loader.labels, files, saved["num_classes"], where=files.where(split))
         trainer = Trainer(
             model=model,
             eval_dataloader=Evaluator(label="eval", dataloader=eval_spec(loader)),
@@ -122,15 +167,94 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         )
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
-    if predictions is not None:
-        predictions.write(loader.dataset, count=int(values["samples"]))
-    return {
+    figures = {
         "top1": values["top1"],
         "top5": values["top5"],
         "loss": values["loss"],
         "samples_evaluated": int(values["samples"]),
         "weights_sha256": weights_sha256(trainer.state.model),
-    } | ({"tta": args.tta} if args.tta else {})
+    }
+    figures |= {"tta": args.tta} if args.tta else {}
+    figures |= {} if model.among is None else {"among": int(model.among.sum())}
+    if files_to_write or args.real is not None or args.details:
+        columns = predictions.gather(loader.dataset, count=int(values["samples"]))
+        error: Exception | None = None
+        if dist.get_global_rank() == 0:
+            try:
+                figures |= more_figures(args, saved, columns, real, files_to_write)
+            except (DataError, PlaceError) as caught:
+                error = caught
+        raise_first_of_any_rank(error)
+    return figures
+
+
+def read_lists(args: argparse.Namespace) -> Real | None:
+    """Read the files of `--real` and `--val-classes` on rank 0, before anything is evaluated; collective.
+
+    Raises:
+        DataError, PlaceError: one is not there, or no such list; on all ranks alike.
+    """
+    found: Real | None = None
+    error: Exception | None = None
+    if args.real is not None and dist.get_global_rank() == 0:
+        try:
+            found = read_real(args.real), read_classes_of_files(args.val_classes) if args.val_classes else []
+        except (DataError, PlaceError) as caught:
+            error = caught
+    raise_first_of_any_rank(error)
+    return found
+
+
+def more_figures(
+    args: argparse.Namespace,
+    saved: Mapping[str, Any],
+    columns: Columns,
+    real: Real | None,
+    files_to_write: Mapping[str, ResultFile],
+) -> dict[str, Any]:
+    """Return the figures that options ask for, and write their files; on rank 0.
+
+    Raises:
+        DataError: the samples are not those that `--real` is about.
+        PlaceError: a file cannot be written.
+    """
+    known = list(saved.get("classes") or [])
+    names = known + [str(number) for number in range(len(known), saved["num_classes"])]
+    labels, classes = columns["label"].astype(np.int64), columns["classes"].astype(np.int64)
+    found: dict[str, Any] = {}
+    if args.details:
+        found |= calibration(columns["probabilities"][:, 0], classes[:, 0] == labels)
+        found |= {"worst_pairs": worst_pairs(labels, classes[:, 0], names)}
+    if real is not None:
+        if "sample_id" not in columns:
+            raise DataError("--real: the shards have no column i, by which their images could be told")
+        ids = columns["sample_id"]
+        numbers = image_numbers(ids, labels, real[1], names) if real[1] else ids
+        found |= real_figures(real[0], numbers, labels, classes[:, 0], saved.get("classes"))
+    if "predictions" in files_to_write:
+        files_to_write["predictions"].write(as_parquet(columns))
+    if "per_class" in files_to_write:
+        files_to_write["per_class"].write(by_class(labels, classes, names).encode())
+    return found
+
+
+def classes_among(
+    among: str, labels: Labels, files: DatasetFiles, num_classes: int, *, where: str
+) -> torch.Tensor | None:
+    """Return which of the model's classes may be predicted: None for all, else those that the dataset has."""
+    names = files.class_names()
+    numbers = range(num_classes if names is None else len(names)) if labels.numbers is None else labels.numbers.tolist()
+    if len(numbers) < num_classes:
+        words = "all of these" if among == "model" else "the dataset's alone"
+        log.warning(
+            "%s has %d of the model's %d classes; predictions are among %s (--among)",
+            *(where, len(numbers), num_classes, words),
+        )
+    if among == "model":
+        return None
+    chosen = torch.zeros(num_classes, dtype=torch.bool)
+    chosen[list(numbers)] = True
+    return chosen
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -115,6 +115,7 @@ class ImageClassifier(ComposerModel):
         super().__init__()
         self.module = module
         self.loss_name = loss
+        self.among: Tensor | None = None  # bool (classes,): in an evaluation, those that may be predicted
         self.averages_mirrored = False  # in an evaluation, a sample's logits with those of its mirror image
         self.has_unused_layers = False  # of some training steps: StochasticDepth leaves out whole blocks
         self.as_evaluated: list[nn.Module] = []  # layers that are frozen: see train.weights.freezing
@@ -164,7 +165,11 @@ class ImageClassifier(ComposerModel):
 
     def _eval_logits(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.forward((images, labels))
-        return (logits + self.forward((images.flip(-1), labels))) / 2 if self.averages_mirrored else logits
+        if self.averages_mirrored:
+            logits = (logits + self.forward((images.flip(-1), labels))) / 2
+        if self.among is None:
+            return logits
+        return logits.masked_fill(~self.among.to(logits.device), -torch.inf)
 
     def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean loss of the batch, in nats a sample."""

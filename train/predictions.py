@@ -1,7 +1,6 @@
-"""What a model says of each sample, as a Parquet file from which the figures can be worked out again."""
+"""What a model says of each sample; as a Parquet file, the figures can be worked out from it again."""
 
-import tempfile
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 class Predictions(Callback):
-    """Collects a row for each sample of an evaluation; `write` puts them into one file, by sample id.
+    """Collects a row for each sample of an evaluation; `gather` puts those of all ranks together.
 
     Columns: `sample_id` int64, what the shards' column `i` says (left out where they have no such column); `position`
     int64, of the sample in the split's shards, one after the other, from 0; `label` int32; `classes`, a list of the 5
@@ -29,17 +28,9 @@ class Predictions(Callback):
     float64, cross-entropy in nats. top-1 is the share of rows where classes[0] is the label, top-5 where it is any of
     them, and the loss is the plain mean of `loss`: to the last digit what the evaluation prints.
 
-    Args:
-        location: the file, local or s3://.
-
-    Raises:
-        PlaceError: the file's folder cannot be written; before anything is evaluated.
     """
 
-    def __init__(self, location: str) -> None:
-        where, self.name = folder_and_name(location)
-        self.folder = open_place(where)
-        self.folder.check_writable()
+    def __init__(self) -> None:
         self._batches: list[Columns] = []
         self._seen = 0
 
@@ -63,8 +54,8 @@ class Predictions(Callback):
         real = (labels != IGNORED_LABEL).cpu()
         self._batches.append({name: values.cpu()[real].numpy() for name, values in columns.items()})
 
-    def write(self, dataset: StreamingImages, *, count: int) -> None:
-        """Write the file, whole or not at all; collective over all ranks.
+    def gather(self, dataset: StreamingImages, *, count: int) -> Columns:
+        """Return the columns of all samples, on rank 0 by sample id where there are ids; collective over all ranks.
 
         Args:
             dataset: what was evaluated.
@@ -81,10 +72,34 @@ class Predictions(Callback):
             ids = dataset.sample_ids(range(count))
             if ids is not None:
                 columns = _sorted_by("sample_id", {"sample_id": np.array(ids, np.int64)} | columns)
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / "predictions"
-                pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), path)
-                self.folder.put(self.name, path)
+        return columns
+
+
+class ResultFile:
+    """A file of an evaluation's results, of which it is known beforehand that it can be written.
+
+    Args:
+        location: local or s3://.
+
+    Raises:
+        PlaceError: the file's folder cannot be written; before anything is evaluated.
+    """
+
+    def __init__(self, location: str) -> None:
+        where, self.name = folder_and_name(location)
+        self.folder = open_place(where)
+        self.folder.check_writable()
+
+    def write(self, data: bytes) -> None:
+        """Write the file, whole or not at all."""
+        self.folder.write(self.name, data)
+
+
+def as_parquet(columns: Columns) -> bytes:
+    """Return the columns as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), sink)
+    return sink.getvalue()
 
 
 def _sorted_by(key: str, columns: Columns) -> Columns:
