@@ -6,7 +6,7 @@ Of timm's networks it is known only once timm is imported what they are: see `tr
 from collections.abc import Sequence
 from typing import Any
 
-from train.config.algorithms import AlgorithmConfig
+from train.config.algorithm import AlgorithmConfig
 from train.config.model import ModelConfig
 from train.config.networks import RESNETS, TIMM, VITS, WITHOUT_BATCHNORM, WITHOUT_STRIDED_CONVOLUTIONS
 from train.config.sections import DataConfig

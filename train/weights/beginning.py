@@ -8,7 +8,8 @@ from composer.functional import apply_blurpool, apply_squeeze_excite
 from composer.utils import dist
 from torch import nn
 
-from train.config.algorithms import AlgorithmConfig, BlurPool, SqueezeExcite
+from train.config.algorithm import AlgorithmConfig
+from train.config.algorithms import BlurPool, SqueezeExcite
 from train.config.model import ModelConfig
 from train.model import ImageClassifier
 from train.weights.freezing import freeze
