@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from composer.loss import binary_cross_entropy_with_logits
+from composer.loss.utils import ensure_targets_one_hot
 from composer.models import ComposerModel
 from composer.models.initializers import Initializer
 from torch import Tensor, nn
@@ -116,6 +117,7 @@ class ImageClassifier(ComposerModel):
         self.module = module
         self.loss_name = loss
         self.among: Tensor | None = None  # bool (classes,): in an evaluation, those that may be predicted
+        self.target_threshold: float | None = None  # above it a mixed target is 1, else 0 (arXiv:2110.00476, section 3)
         self.averages_mirrored = False  # in an evaluation, a sample's logits with those of its mirror image
         self.has_unused_layers = False  # of some training steps: StochasticDepth leaves out whole blocks
         self.as_evaluated: list[nn.Module] = []  # layers that are frozen: see train.weights.freezing
@@ -173,7 +175,10 @@ class ImageClassifier(ComposerModel):
 
     def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean loss of the batch, in nats a sample."""
-        return LOSSES[self.loss_name](outputs, batch[1])
+        targets = batch[1]
+        if self.target_threshold is not None:
+            targets = (ensure_targets_one_hot(outputs, targets) > self.target_threshold).to(outputs.dtype)
+        return LOSSES[self.loss_name](outputs, targets)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Return evaluation's metrics; none for training, where they would synchronise the ranks at each step."""
@@ -222,6 +227,7 @@ def build_model(
     if syncs_batchnorm:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     model = ImageClassifier(module, cfg.loss)
+    model.target_threshold = cfg.target_threshold
     model.training_step = training_step
     return model
 

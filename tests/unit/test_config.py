@@ -158,8 +158,8 @@ SENTENCES = {
     "optimizer=3": "optimizer: 3 must be a map",
     "optimizer={nesterov: true, momentum: 0}": "optimizer.nesterov: true must be false when momentum is 0",
     "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",
-    "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, init, "
-    "zero_init_last_gamma, sync_batchnorm, weights, weights_ema, freeze",
+    "model.zzz=1": "model.zzz: unknown key; remove it, or use one of name, num_classes, loss, "
+    "target_threshold, init, zero_init_last_gamma, sync_batchnorm, weights, weights_ema, freeze",
     "loggers.wandb={mode: offline}": "loggers.wandb.project: is missing; add it (project name)",
     "algorithms.0.name=mixup": "the list has no place 0; places count from 0, and it is empty",
     "dist_timeout=1e300": "dist_timeout: 1e+300 must be at most 2,592,000 "

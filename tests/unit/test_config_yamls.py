@@ -63,6 +63,18 @@ def test_full_yaml_is_the_published_recipe() -> None:
 PUBLISHED = {  # epochs, batch, optimizer, lr, decay, BatchNorm decays, schedule, loss, train px, test px
     "torchvision-v1": ("90ep", 256, "sgd", 0.1, 1e-4, True, "steps_with_warmup", "cross_entropy", 224, (256, 224)),
     "nvidia-dle": ("90ep", 2048, "sgd", 2.048, 3.05e-5, False, "cosine_with_warmup", "cross_entropy", 224, (256, 224)),
+    "rsb-a1": (
+        *("600ep", 2048, "lamb", 5e-3, 0.01, False),
+        *("cosine_with_warmup", "binary_cross_entropy", 224, (236, 224)),
+    ),
+    "rsb-a2": (
+        *("300ep", 2048, "lamb", 5e-3, 0.02, False),
+        *("cosine_with_warmup", "binary_cross_entropy", 224, (236, 224)),
+    ),
+    "rsb-a3": (
+        *("100ep", 2048, "lamb", 8e-3, 0.02, False),
+        *("cosine_with_warmup", "binary_cross_entropy", 160, (236, 224)),
+    ),
     "nvidia-dle-250": (
         *("250ep", 2048, "sgd", 2.048, 3.05e-5, False),
         *("cosine_with_warmup", "cross_entropy", 224, (256, 224)),

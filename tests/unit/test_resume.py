@@ -11,7 +11,15 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from tests.conftest import REPOSITORY
 from train.config.run_config import Config, load_config
-from train.resume.contract import WHAT_WAS_BEFORE, Contract, ResumeError, contract_of
+from train.config.sections import DataConfig
+from train.resume.contract import (
+    DATA_PART_OF_THE_CONTRACT,
+    DATA_THAT_IS_NOTED,
+    WHAT_WAS_BEFORE,
+    Contract,
+    ResumeError,
+    contract_of,
+)
 from train.resume.guard import seed_batch
 from train.step.optimizers import AdamW, Lamb, make_states
 
@@ -130,6 +138,20 @@ def test_a_checkpoint_of_other_code_for_the_views_is_refused(monkeypatch: pytest
         now.changes_since(older, allowed=set(), where="")
     with pytest.raises(ResumeError, match=r"seed: absent there, 17 here"):
         now.changes_since({"seed": 17}, allowed=set(), where="a checkpoint of 0.1.0")
+
+
+CHANGES_NO_SAMPLE = {
+    *("remote", "local", "train_split"),  # what they lead to has a fingerprint
+    *("decoder", "resize_in"),  # the decoder's name is a setting
+    *("num_workers", "prefetch_factor", "eval_batch_size", "predownload", "validate_hash", "hash_found_shards"),
+    *("download_timeout_s", "download_patience_s", "stall_limit_s", "cache_limit_gb"),
+}
+
+
+def test_every_setting_of_the_data_is_in_the_contract_or_changes_no_sample() -> None:
+    """One that is forgotten could be changed between two parts of a run, without a word."""
+    known = {*DATA_PART_OF_THE_CONTRACT, *DATA_THAT_IS_NOTED, *CHANGES_NO_SAMPLE}
+    assert set(DataConfig.model_fields) == known
 
 
 @pytest.mark.parametrize("key", sorted(WHAT_WAS_BEFORE))

@@ -51,6 +51,12 @@ class ModelConfig(Section):
         expected(f"a whole number from 2 to {MAX_CLASSES:,}, or 'auto'"),
     ] = Field(description="classes; auto: from the dataset's manifest")
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(description="training loss")
+    target_threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="above it a class of a mixed target counts as 1, else as 0; null: as it was mixed",
+    )
     init: Literal["mosaic", "torchvision"] = Field(description="initial weights, where model.weights has none")
     zero_init_last_gamma: bool = Field(
         False, description="true: the last BatchNorm's weight of each residual block begins at zero, whatever init"

@@ -20,6 +20,8 @@ def fault_of_model(model: ModelConfig, data: DataConfig | None) -> Fault | None:
     name = model.name
     if model.init == "mosaic" and name not in RESNETS:
         return "mosaic", f"is for ResNets, and model.name is {name}; give torchvision, the network's own", ("init",)
+    if model.target_threshold is not None and model.loss != "binary_cross_entropy":
+        return model.target_threshold, "is for loss: binary_cross_entropy; give null", ("target_threshold",)
     if model.zero_init_last_gamma and name not in RESNETS:
         words = f"is for the residual blocks of ResNets, and model.name is {name}; give false"
         return True, words, ("zero_init_last_gamma",)
@@ -51,12 +53,15 @@ def fault_of_decay(network: str, *, decay_batchnorm: bool) -> Fault | None:
     return False, f"does nothing in {network}, which has no BatchNorm; give true", ("decay_batchnorm",)
 
 
-def fault_of_algorithms(network: str, algorithms: Sequence[AlgorithmConfig]) -> Fault | None:
+def fault_of_algorithms(model: ModelConfig, algorithms: Sequence[AlgorithmConfig]) -> Fault | None:
     """Return the first algorithm that cannot work in the network, or finds nothing there to work on."""
+    network = model.name
     for place, algorithm in enumerate(algorithms):
         name = str(getattr(algorithm, "name", ""))
         if name in ("blurpool", "squeeze_excite") and network in WITHOUT_STRIDED_CONVOLUTIONS:
             return name, f"does nothing in {network}, which has no convolutions for it; remove it", (place, "name")
+        if name == "label_smoothing" and model.target_threshold is not None:
+            return name, "does nothing with model.target_threshold, which makes all targets 0 or 1", (place, "name")
         if name in ("progressive_resizing", "resolution_ramp") and network in VITS:
             return name, f"cannot go with {network}, which takes images of one size alone", (place, "name")
     return None

@@ -239,7 +239,7 @@ class Config(Section):
         network = info.data["model"].name if "model" in info.data else ""
         if pair := fault_of_pairs(value, model=network):
             raise _fault_at(pair.value, pair.words, pair.place, pair.key)
-        if fault := fault_of_algorithms(network, value):
+        if "model" in info.data and (fault := fault_of_algorithms(info.data["model"], value)):
             raise _fault_at(fault[0], fault[1], *fault[2])
         step = info.data.get("training_step", "eager")
         is_synchronised = "model" in info.data and info.data["model"].sync_batchnorm
