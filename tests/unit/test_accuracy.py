@@ -90,3 +90,30 @@ def test_the_documents_say_what_the_figures_are(tmp_path: Path) -> None:
     )
     accuracy_report.draw(rows, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+def test_the_report_writes_every_document_and_sees_one_that_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    head = "# A recipe\n#\n#   published  80 %\n" + accuracy_report.NOT_YET + "\n\nbase: ../base.yaml\n"
+    for name in ("mosaic-mild", "other"):
+        (recipes / f"{name}.yaml").write_text(head)
+    (tmp_path / "accuracy.md").write_text("# Accuracy\n\n<!-- results -->\n<!-- end of results -->\nThe end.\n")
+    (tmp_path / "README.md").write_text("| | |\n|---|---|\n| accuracy | none |\n| other | row |\n")
+    paths = {"ROOT": tmp_path, "RESULTS": tmp_path / "found.csv", "PAGE": tmp_path / "accuracy.md"}
+    paths |= {"README": tmp_path / "README.md", "RECIPES": recipes, "PICTURE": tmp_path / "accuracy.png"}
+    for name, path in paths.items():
+        monkeypatch.setattr(accuracy_report, name, path)
+    accuracy.write(tmp_path / "found.csv", [ROW, THEIRS])
+    assert accuracy_report.main(["--check"]) == 1
+    assert "README.md is not as found.csv has it" in capsys.readouterr().out
+    assert accuracy_report.main([]) == 0 and (tmp_path / "accuracy.png").exists()
+    assert accuracy_report.main(["--check"]) == 0
+    assert (tmp_path / "README.md").read_text().splitlines()[2].startswith("| accuracy | on Imagenette")
+    assert (recipes / "other.yaml").read_text() == head
+    assert "shortened, on Imagenette: 86.10 +- 0.21 %" in (recipes / "mosaic-mild.yaml").read_text()
+    accuracy.write(tmp_path / "found.csv", [ROW | {"top1_mean": "87.00"}])
+    assert accuracy_report.main(["--check"]) == 1
+    assert accuracy_report.main([]) == 0 and "86.10" not in (recipes / "mosaic-mild.yaml").read_text()
