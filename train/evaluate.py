@@ -48,6 +48,8 @@ from train.resume.checkpoint_file import load as load_checkpoint
 from train.resume.checkpoints import Found, on_every_node
 from train.resume.start import RefusedError
 from train.signals import listening
+from train.weights.loading import load_into
+from train.weights.reading import read_weights
 
 TABLES = ("reliability", "worst_pairs")  # printed by themselves
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
@@ -96,6 +98,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--tta",
         choices=["flip"],
         help="flip: average the logits of each image and of its mirror image, as for FFCV's figures",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["averaged", "trained"],
+        default="averaged",
+        help="of a run with EMA: trained: not the averages but what they are of; default: averaged",
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step over all ranks; default: the run's")
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank; default: the run's")
@@ -165,6 +173,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             load_weights_only=True,
             dist_timeout=DIST_TIMEOUT_SECONDS,
         )
+        if args.weights == "trained":
+            trained = read_weights(Path(path), args.checkpoint, wants_average=False)
+            load_into(model.module, trained, num_classes=saved["num_classes"], classes=None, shown=args.checkpoint)
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
     figures = {
@@ -175,6 +186,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "weights_sha256": weights_sha256(trainer.state.model),
     }
     figures |= {"tta": args.tta} if args.tta else {}
+    figures |= {"weights": args.weights} if args.weights == "trained" else {}
     figures |= {} if model.among is None else {"among": int(model.among.sum())}
     if files_to_write or args.real is not None or args.details:
         columns = predictions.gather(loader.dataset, count=int(values["samples"]))

@@ -174,3 +174,18 @@ def test_a_checkpoint_is_scored_on_its_own_classes_or_not_at_all(shards: Path, t
     assert (
         "others/val has classes that the model does not know: class9 (1 of 3); the model's are class0, class1" in output
     )
+
+
+def test_the_trained_weights_beside_the_averaged_ones(shards: Path, tmp_path: Path) -> None:
+    """With BlurPool, whose layers have other names; without EMA the same training ends with the same weights."""
+    weights = {}
+    for name, more in (("ema", ", {name: ema, half_life: 2ba, update_interval: 1ba}"), ("plain", "")):
+        argv = command(shards, tmp_path / name, "max_duration=4ba", f"algorithms=[{{name: blurpool}}{more}]")
+        code, output = run(argv, tmp_path / f"{name}.log")
+        assert code == 0, output
+        (path,) = (tmp_path / name).glob("ep*-ba4.pt")
+        for kind in ("averaged", "trained"):
+            found = evaluate(path, shards, tmp_path / f"{name}-{kind}", "--weights", kind)
+            weights[name, kind] = found["weights_sha256"]
+    assert weights["ema", "trained"] == weights["plain", "trained"] == weights["plain", "averaged"]
+    assert weights["ema", "averaged"] != weights["ema", "trained"]
