@@ -117,7 +117,7 @@ def contestants_of(args: argparse.Namespace) -> Iterator[Contestant]:
         changes = [*always, *shortened(load_config(args.base, always), budget)]
         plain = load_config(args.base, changes).algorithms
         switched = [json.dumps(one.model_dump(mode="json")) for one in plain]
-        switched.append(SWITCHES[name].format(ema=budget.steps // 40))
+        switched.append(SWITCHES[name].format(ema=max(1, budget.steps // 40)))
         command = [*start, str(args.base), *changes, f"algorithms=[{', '.join(switched)}]"]
         yield Contestant(f"{args.base.stem} + {name}", budget, tuple(command))
 
