@@ -9,7 +9,6 @@ from composer.utils import dist
 
 from imagestream.loader import BLOCKS_BEYOND_PREFETCH
 from train.config.algorithms import SizeSchedule
-from train.config.networks import WITHOUT_BATCHNORM
 from train.config.run_config import Config, ConfigError
 from train.data import workers_of
 
@@ -74,8 +73,6 @@ def _shortage(needed: int) -> str:
 
 def check_smallest_pass(cfg: Config, device_batch_size: int) -> None:
     """Raise ConfigError where a training pass would have one value a channel, of which BatchNorm has no variance."""
-    if cfg.model.name in WITHOUT_BATCHNORM:
-        return
     images = smallest_pass(cfg, device_batch_size)
     sized = (algorithm for algorithm in cfg.algorithms if isinstance(algorithm, SizeSchedule))
     first = next(sized, None)
@@ -100,7 +97,7 @@ def too_few_for_batchnorm(cfg: Config, *, device_batch_size: int, world_size: in
     alone = smallest_pass(cfg, device_batch_size)
     together = alone * world_size
     images = together if cfg.model.sync_batchnorm else alone
-    if images >= FEWEST_FOR_BATCHNORM or cfg.model.name in WITHOUT_BATCHNORM:
+    if images >= FEWEST_FOR_BATCHNORM:
         return ""
     ways = ["a larger global_batch_size"]
     if device_batch_size > alone:

@@ -24,7 +24,7 @@ from train.config.batch_scale import scaled, scaling_in_words
 from train.config.run_config import Config, device_batch_size, resolved_yaml
 from train.data import dataset_files, workers_of
 from train.model import build_model, parameter_count
-from train.networks import check_timms, environment_of_network
+from train.networks import check_timms, environment_of_network, normalises_by_batches
 from train.process import check_training_step, precision_on
 from train.record.log_files import refuse_wandb_without_key
 from train.resume.checkpoints import (
@@ -81,12 +81,14 @@ def gather_facts(cfg: Config) -> Facts:
             f"the training split holds {train_samples:,} samples, fewer than one global batch of "
             f"{cfg.global_batch_size:,}; lower global_batch_size"
         )
+    has_norms = normalises_by_batches(cfg)
     if dist.get_global_rank() == 0:
         for warning in what_comes_too_late(cfg, steps):
             log.warning("warning: this takes no effect: %s", warning)
-        if few := too_few_for_batchnorm(cfg, device_batch_size=per_device, world_size=world_size):
+        if has_norms and (few := too_few_for_batchnorm(cfg, device_batch_size=per_device, world_size=world_size)):
             log.warning("warning: %s", few)
-    check_smallest_pass(cfg, per_device)
+    if has_norms:
+        check_smallest_pass(cfg, per_device)
     check_samples(cfg.data.num_canonical_nodes, train_samples)
     length = int(cfg.max_duration[:-2])
     decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from train.config.algorithms import SizeSchedule
-from train.config.networks import TIMM, VITS
+from train.config.networks import TIMM, VITS, WITHOUT_BATCHNORM
 from train.config.run_config import Config, ConfigError
 from train.step.network import BatchNorm2d
 
@@ -67,9 +67,16 @@ def check_timms(cfg: Config) -> None:
                     f"algorithms.{place}.name: it cannot go with {cfg.model.name}, which takes images of one size alone"
                 )
     norms = cfg.model.sync_batchnorm or not cfg.optimizer.decay_batchnorm
-    if norms and not has_batchnorm(build_network(cfg.model.name, 2, image_px=cfg.data.crop_size)):
+    if norms and not normalises_by_batches(cfg):
         key = "model.sync_batchnorm: true" if cfg.model.sync_batchnorm else "optimizer.decay_batchnorm: false"
         raise ConfigError(f"{key} does nothing in {cfg.model.name}, which has no BatchNorm")
+
+
+def normalises_by_batches(cfg: Config) -> bool:
+    """Return whether the run's network has a BatchNorm; one of timm's is built for that."""
+    if not cfg.model.name.startswith(TIMM):
+        return cfg.model.name not in WITHOUT_BATCHNORM
+    return has_batchnorm(build_network(cfg.model.name, 2, image_px=cfg.data.crop_size))
 
 
 def has_batchnorm(network: nn.Module) -> bool:

@@ -18,7 +18,7 @@ NAMES = ["n00000001", "n00000002", "n00000003"]
 def test_calibration_is_that_of_its_definition_and_of_any_order() -> None:
     rng = np.random.default_rng(0)
     confidences = rng.random(5000).astype(np.float32)
-    confidences[:3] = (1 / BINS, 1.0, 0.0)  # a bin has its upper end
+    confidences[:2] = (1.0, 0.0)
     hits = rng.random(5000) < confidences**2
     found = calibration(confidences, hits)
     error = 0.0
@@ -38,6 +38,8 @@ def test_a_network_that_is_always_sure_and_half_right_errs_by_a_half() -> None:
     found = calibration(np.ones(10, np.float32), np.arange(10) % 2 == 0)
     assert found["ece"] == 0.5
     assert [row["samples"] for row in found["reliability"]] == [0] * (BINS - 1) + [10]
+    edge = calibration(np.array([3 / BINS]), np.array([True]))["reliability"]
+    assert [row["samples"] for row in edge].index(1) == 2  # a bin has its upper end
 
 
 def test_the_classes_that_are_most_often_confused_come_first() -> None:

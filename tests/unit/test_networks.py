@@ -133,6 +133,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("model.name='timm:'",): "must be one of torchvision's networks",
     ("model.name=regnet_y_400mf", "model.init=mosaic"): "model.init: 'mosaic' is for ResNets, and model.name is regnet",
     ("model.name=swin_t", "model.zero_init_last_gamma=true"): "true is for the residual blocks of ResNets",
+    ("model.weights=x.pt", "model.zero_init_last_gamma=true"): "true does nothing beside model.weights",
     ("model.name=convnext_tiny", "model.sync_batchnorm=true"): "does nothing in convnext_tiny, which has no BatchNorm",
     ("model.name=convnext_tiny", "optimizer.decay_batchnorm=false"): "optimizer.decay_batchnorm: false does nothing in",
     ("model.name=vit_b_16", "algorithms=[{name: blurpool}]"): "algorithms.0.name: 'blurpool' does nothing in vit_b_16",

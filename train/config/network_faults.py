@@ -25,6 +25,9 @@ def fault_of_model(model: ModelConfig, data: DataConfig | None) -> Fault | None:
     if model.zero_init_last_gamma and name not in RESNETS:
         words = f"is for the residual blocks of ResNets, and model.name is {name}; give false"
         return True, words, ("zero_init_last_gamma",)
+    if model.zero_init_last_gamma and model.weights is not None:
+        words = "does nothing beside model.weights, which say where each block begins; give false"
+        return True, words, ("zero_init_last_gamma",)
     if model.sync_batchnorm and name in WITHOUT_BATCHNORM:
         return True, f"does nothing in {name}, which has no BatchNorm; give false", ("sync_batchnorm",)
     if str(model.weights).startswith("torchvision:") and name.startswith(TIMM):
