@@ -197,6 +197,8 @@ def beginning_in_words(cfg: Config, facts: Facts) -> list[str]:
         WeightsError: they are not there, or of another network.
         ConfigError: model.freeze names what is not there, or everything.
     """
+    if cfg.model.weights is None and not cfg.model.freeze:
+        return []
     model = build_model(cfg.model, facts.num_classes, image_px=cfg.data.crop_size)
     matched = begin(
         model, cfg.model, cfg.algorithms, facts.weights, num_classes=facts.num_classes, classes=facts.classes

@@ -49,16 +49,19 @@ def parameter_groups(
         for parameter in module.parameters()
     }
     depth_of = depths(name.removeprefix("module.") for name, _ in model.named_parameters())
+    highest = max(depth_of.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        below = max(depth_of.values()) - depth_of[name.removeprefix("module.")] if layer_decay < 1 else 0
+        below = highest - depth_of[name.removeprefix("module.")] if layer_decay < 1 else 0
         is_free = not decay_batchnorm and id(parameter) in norms
-        settings = ({"lr": lr * layer_decay**below} if layer_decay < 1 else {}) | (
-            {"weight_decay": 0.0} if is_free else {}
-        )
-        groups.setdefault((below, is_free), {"params": [], **settings})["params"].append(parameter)
+        group = groups.setdefault((below, is_free), {"params": []})
+        group["params"].append(parameter)
+        if layer_decay < 1:
+            group["lr"] = lr * layer_decay**below
+        if is_free:
+            group["weight_decay"] = 0.0
     return [groups[key] for key in sorted(groups)]
 
 

@@ -258,6 +258,12 @@ def test_what_is_no_map_of_finite_tensors_is_refused(content: Any, words: str, t
     assert str(path) in str(error.value)
 
 
+def test_a_checkpoint_of_ours_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    checkpoint_file.write({"state": {"model": network(1).state_dict()}}, tmp_path / "ep1-ba5.pt")
+    with pytest.raises(WeightsError, match=r"ep1-ba5\.pt is not what a run of ours has saved: KeyError: 'algorithms'"):
+        read_location(str(tmp_path / "ep1-ba5.pt"), "resnet18", wants_average=True)
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "ep1-ba5.pt"])
 def test_a_file_that_is_cut_short_or_missing_is_refused_by_name(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

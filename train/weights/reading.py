@@ -56,7 +56,13 @@ def read_weights(path: Path, shown: str, *, wants_average: bool) -> StoredWeight
         if shown.endswith(".safetensors"):
             return stored(_read_safetensors(path), "weights", shown)
         if _is_ours(path):
-            return _of_checkpoint(load(path), shown, wants_average=wants_average)
+            content = load(path)
+            try:
+                return _of_checkpoint(content, shown, wants_average=wants_average)
+            except (AttributeError, KeyError, TypeError) as error:
+                raise WeightsError(
+                    f"model.weights: {shown} is not what a run of ours has saved: {one_line(error)}"
+                ) from error
         content = _load(path, shown)
     except CheckpointError as error:
         raise WeightsError(f"model.weights: {str(error).replace(str(path), shown)}") from error
