@@ -35,6 +35,11 @@ EXIT_REFUSED = 2
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
 KB_PER_IMAGE = {"original": 113.1, "max=400": 40.4, "short=256": 32.5}
 CORE_IMAGES_PER_SEC = {"original": 816.0, "max=400": 2137.0, "short=256": 2341.0}
+# What an augmentation takes of a core, in what the loader takes for an image stored by short=256, at the same size: 1 / r - 1,
+# where r is the loader's speed with it to that without (docs/performance.md). Others cost less than a twentieth.
+AUGMENTATION_COST = {
+    "augmix": 0.0,
+}
 # PERSISTENT_2 at 250 MB/s per TiB, USD a GB-month in us-east-1 (aws.amazon.com/fsx/lustre/pricing, 2025-11: check).
 FSX_USD_PER_GB_MONTH, HOURS_PER_MONTH, FSX_MB_PER_SEC_PER_TIB = 0.21, 730, 250
 NODES_DRAWN = (1, 2, 4, 8, 16, 32, 64)
@@ -163,6 +168,7 @@ def recipe_of(cfg: Config, stored: str) -> Recipe:
         eval_px=cfg.data.eval_crop_size,
         evaluations=max(1, math.floor(epochs / between)),
         gpu_cost=gpu_cost(cfg),
+        loader_cost=loader_cost(cfg, stored),
     )
 
 
@@ -187,6 +193,12 @@ def gpu_cost(cfg: Config) -> float:
         if entry.name == "sam":  # a second forward and backward pass, every `interval` steps
             cost *= 1 + 1 / entry.model_dump()["interval"]
     return cost
+
+
+def loader_cost(cfg: Config, stored: str) -> float:
+    """How much longer the augmentations make the loader's work on an image that is stored so."""
+    added = sum(AUGMENTATION_COST.get(algorithm.name, 0.0) for algorithm in cfg.per_sample_algorithms)
+    return 1.0 + added * CORE_IMAGES_PER_SEC[stored] / CORE_IMAGES_PER_SEC["short=256"]
 
 
 def storage_of(args: argparse.Namespace) -> Storage:

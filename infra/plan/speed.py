@@ -47,6 +47,7 @@ class Recipe:
     Attributes:
         pixels: the training crops' edge over the run, px, at evenly spaced moments of it.
         gpu_cost: factor on the GPU's time: BlurPool, SAM.
+        loader_cost: factor on the loader's time while training: augmentations.
         launches: operations of a step, on one rank and on each of several.
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     eval_px: int
     evaluations: int
     gpu_cost: float = 1.0
+    loader_cost: float = 1.0
     launches: tuple[int, int] = LAUNCHES
 
 
@@ -102,7 +104,7 @@ def predict(machine: Machine, nodes: int, recipe: Recipe, storage: Storage, core
     """
     ranks = nodes * machine.gpus
     steps_per_epoch = recipe.train_images // recipe.global_batch_size
-    loader_rate = nodes * loader_images_per_sec(machine, core_images_per_sec)
+    loader_rate = nodes * loader_images_per_sec(machine, core_images_per_sec) / recipe.loader_cost
     loader_s = recipe.global_batch_size / loader_rate
     later_s = storage_seconds(machine, nodes, recipe, storage, epoch=None)
     steps = [step_seconds(machine, nodes, recipe, px) for px in recipe.pixels]

@@ -134,7 +134,8 @@ def test_levels_that_lie_on_a_whole_number_are_cut_off_as_pillow_does() -> None:
     for resample in (2, 3):
         for step in (0.5, 0.25, 0.125, 1 / 3, 1 / 32, 0.1, 1e-9):
             pixels = picture(rng, 60, 60) // 8 * 8
-            assert_pixels_are_pillows(pixels, [affine((1, step, step, step, 1, -step), resample)])
+            for matrix in ((1, step, step, step, 1, -step), (1, step, 0, 0, 1, 0), (1, 0, step, step, 1, 3)):
+                assert_pixels_are_pillows(pixels, [affine(matrix, resample)])
 
 
 def test_a_list_belongs_to_its_image() -> None:

@@ -44,12 +44,15 @@ static int is_one_colour(const uint8_t *pixels, size_t stride, size_t edge) {
 }
 
 /* Work a pixel out again that is in doubt. */
-static void redo(const struct run *run, int is_cubic, int i, uint8_t *out) {
-  const uint8_t *at = run->source->pixels + run->places->at[i];
+static void redo_at(const struct run *run, int is_cubic, int i, const uint8_t *at, uint8_t *out) {
   if (is_one_colour(at, 3 * (size_t)run->source->width, is_cubic ? 4 : 2))
     memcpy(out, at, 3);
   else
     (is_cubic ? bicubic_pixel : bilinear_pixel)(run->source, x_of(&run->line, i), y_of(&run->line, i), out);
+}
+
+static void redo(const struct run *run, int is_cubic, int i, uint8_t *out) {
+  redo_at(run, is_cubic, i, run->source->pixels + run->places->at[i], out);
 }
 
 /* Write two pixels, one in each lane, and a byte past them; return whether they are certain. Of levels that are `exact`
@@ -129,6 +132,54 @@ INLINE_AVX2 void sheared_run(const struct run *run, const float *shares, ptrdiff
   }
 }
 
+enum { SLID = 32 }; /* bytes */
+
+/* Eight levels between those of a pixel and the next, and whether they are certain. */
+INLINE_AVX2 __m256i slid_8(const uint8_t *at, __m256 share, __m256i *certain) {
+  __m256 margin = _mm256_set1_ps(LINEAR_DOUBT);
+  __m256i from = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)at));
+  __m256i to = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(at + 3)));
+  __m256 levels = between(from, to, share);
+  __m256i low = _mm256_cvttps_epi32(_mm256_sub_ps(levels, margin));
+  __m256i high = _mm256_cvttps_epi32(_mm256_add_ps(levels, margin));
+  *certain = _mm256_or_si256(_mm256_cmpeq_epi32(low, high), _mm256_cmpeq_epi32(from, to));
+  return high;
+}
+
+INLINE_AVX2 void slide_32(const struct run *run, const uint8_t *from, int byte, __m256 share, uint8_t *out) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* packing works within lanes */
+  __m256i levels[4], certain[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) levels[i] = slid_8(from + byte + 8 * i, share, &certain[i]);
+  __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(levels[0], levels[1]),
+                                      _mm256_packs_epi32(levels[2], levels[3]));
+  _mm256_storeu_si256((__m256i *)(out + byte), _mm256_permutevar8x32_epi32(bytes, order));
+  __m256i all = _mm256_and_si256(_mm256_and_si256(certain[0], certain[1]), _mm256_and_si256(certain[2], certain[3]));
+  if (_mm256_movemask_epi8(all) == -1) return;
+  for (int i = 0; i < 4; i++) {
+    int first = (byte + 8 * i) / 3, last = (byte + 8 * i + 7) / 3;
+    if (_mm256_movemask_epi8(certain[i]) == -1) continue;
+    for (int pixel = first; pixel <= last; pixel++)
+      redo_at(run, 0, run->range.first + pixel, from + 3 * (ptrdiff_t)pixel, out + 3 * (ptrdiff_t)pixel);
+  }
+}
+
+/* A row that is shifted as a whole: all its pixels have the same fraction but for rounding. Returns whether it is safe
+ * from that, and has been written. */
+INLINE_AVX2 int slide(const struct run *run, uint8_t *out) {
+  int first = run->range.first, bytes = 3 * (run->range.end - first);
+  double x = x_of(&run->line, first) - 0.5, y = y_of(&run->line, first) - 0.5;
+  int column = (int)x, row = (int)y;
+  float right = (float)(x - column);
+  if (bytes < SLID || right < LINEAR_DOUBT || right > 1 - LINEAR_DOUBT) return 0;
+  const uint8_t *from = run->source->pixels + 3 * ((ptrdiff_t)row * run->source->width + column);
+  __m256 share = _mm256_set1_ps(right);
+  out += 3 * (ptrdiff_t)first;
+  for (int byte = 0; byte + SLID <= bytes; byte += SLID) slide_32(run, from, byte, share, out);
+  if (bytes % SLID) slide_32(run, from, bytes - SLID, share, out);
+  return 1;
+}
+
 /* ---- cubics ----------------------------------------------------------------------------------------------------- */
 
 /* The four weights of a cubic at a distance from the second pixel. */
@@ -195,10 +246,12 @@ __attribute__((target("avx2"))) void run_avx2(const struct affine *affine, const
   const double *m = affine->matrix;
   struct places places;
   struct run run = {source, line_of(m, row), range, &places};
+  int has_whole_rows = m[3] == 0 && m[4] == 1 && m[5] == (int)m[5];
+  if (affine->resample == BILINEAR && has_whole_rows && m[0] == 1 && slide(&run, out)) return;
   find_places(&run, affine->resample == BICUBIC);
   if (affine->resample == BICUBIC)
     bicubic_run(&run, out);
-  else if (m[3] == 0 && m[4] == 1 && m[5] == (int)m[5])
+  else if (has_whole_rows)
     sheared_run(&run, places.right, 3, out);
   else if (m[0] == 1 && m[1] == 0 && m[2] == (int)m[2])
     sheared_run(&run, places.down, 3 * (ptrdiff_t)source->width, out);
