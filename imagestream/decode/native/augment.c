@@ -74,6 +74,7 @@ static void solarize_add(struct work *work, int added, int below) {
 static void autocontrast(struct work *work) {
   uint8_t tables[3][256], least[3], most[3];
   work->loops->extremes(work->pixels, work->bytes / 3, least, most);
+  if (!(least[0] | least[1] | least[2]) && (most[0] & most[1] & most[2]) == 255) return; /* as in most photographs */
   for (int c = 0; c < 3; c++) {
     double scale = most[c] > least[c] ? 255.0 / (most[c] - least[c]) : 1.0;
     double offset = most[c] > least[c] ? -least[c] * scale : 0.0;
@@ -247,7 +248,7 @@ long augment_batch(uint8_t *images, int count, int height, int width, const stru
   work.copy = malloc(work.bytes + PIXEL_SLACK);
   if (!work.copy) return 0;
   for (int i = 0; i < count && failed < 0; i++) {
-    work.pixels = images + work.bytes * (size_t)i;
+    work.pixels = images + work.bytes * (size_t)i, work.chain_count = 0;
     for (long end = at + counts[i]; at < end && failed < 0; at++)
       if (apply(&work, operations + at)) failed = at;
   }
