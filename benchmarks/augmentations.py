@@ -5,8 +5,9 @@
 
 DIR is an ImageFolder with train/. Its images are stored once by --resize, and all loaders read these JPEGs: ours out of
 shards, the others as torchvision's ImageFolder does, by PIL. Each loader is a process on the same core with one worker;
-then each round has every loader read all the images, in turn. A ratio is the median over the rounds of two rates of the
-same round, with minimum and maximum: of ours to our own without an augmentation, and to each peer's with the same one.
+then each round has every loader read all the images, in turn. Rates are images per second of that core's time, which
+other programs on the machine disturb less than the clock's. A ratio is the median over the rounds of two rates of the same
+round, with minimum and maximum: of ours to our own without an augmentation, and to each peer's with the same one.
 timm is that of `make test-examples` (build/examples), and is left out where it is not there. Composer's own functions
 run in torchvision's pipeline.
 """
@@ -22,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.loader import Contest, last_cores, measure, rates_of, ratio_of, spread
+from benchmarks.loader import Contest, last_cores, measure, ratio_of, spread
 from benchmarks.loader_stores import Stores
 from convert.images import check_image, parse_resize
 
@@ -60,9 +61,10 @@ def main(argv: Sequence[str]) -> int:
         folder, shards = stores.folder, stores.for_loader(OURS, "original", {})
         data = {contest: shards if contest.loader.startswith(OURS) else folder for contest in contests}
         pythons = {contest.loader: sys.executable for contest in contests}
-        rounds = {
-            contest.loader: rates_of(found) for contest, found in measure(contests, data, pythons, args.rounds).items()
-        }
+        answers = measure(contests, data, pythons, args.rounds)
+    rounds = {
+        contest.loader: [answer["images"] / answer["cpu_s"] for answer in found] for contest, found in answers.items()
+    }
     rows = [row(policy, rounds) for policy in policies]
     report = {"images": stores.count, "rounds": args.rounds, "core": last_cores(1), "policies": rows}
     print("\n".join(lines_of(report)))
@@ -113,17 +115,17 @@ def row(policy: str, rounds: dict[str, list[float]]) -> dict[str, Any]:
 def lines_of(report: dict[str, Any]) -> Iterator[str]:
     """The report, fit to be read."""
     yield f"{report['images']:,} images, {report['rounds']} rounds, one core"
-    yield f"{'policy':25}{'images/s (min - max)':>26}{'us':>7}{'to none':>22}" + "".join(
-        f"{peer + ': images/s':>32}{'ours to it':>22}" for peer in PEERS
+    yield f"{'policy':25}{'images/core s (min - max)':>27}{'us':>7}{'to none':>22}" + "".join(
+        f"{peer + ': images/core s':>37}{'ours to it':>22}" for peer in PEERS
     )
     for found in report["policies"]:
         rate = found["images_per_sec"]
         rates = f"{rate['median']:,.0f} ({rate['min']:,.0f} - {rate['max']:,.0f})"
         peers = "".join(
-            f"{found[peer]['median']:32,.0f}{ratio_of(found['ratio_to_' + peer]):>22}" if found[peer] else " " * 54
+            f"{found[peer]['median']:37,.0f}{ratio_of(found['ratio_to_' + peer]):>22}" if found[peer] else " " * 59
             for peer in PEERS
         )
-        yield f"{found['policy']:25}{rates:>26}{found['us']:7.0f}{ratio_of(found['ratio_to_none']):>22}{peers}".rstrip()
+        yield f"{found['policy']:25}{rates:>27}{found['us']:7.0f}{ratio_of(found['ratio_to_none']):>22}{peers}".rstrip()
 
 
 if __name__ == "__main__":
