@@ -6,8 +6,8 @@
 DIR is an ImageFolder with train/. Its images are stored once by --resize, and all loaders read these JPEGs: ours out of
 shards, the others as torchvision's ImageFolder does, by PIL. Each loader is a process on the same core with one worker;
 then each round has every loader read all the images, in turn. Rates are images per second of that core's time, which
-other programs on the machine disturb less than the clock's. A ratio is the median over the rounds of two rates of the same
-round, with minimum and maximum: of ours to our own without an augmentation, and to each peer's with the same one.
+other programs on the machine disturb less than the clock's. A ratio is the median over the rounds of two rates of the
+same round, with minimum and maximum: of ours to our own without an augmentation, and to each peer's with the same one.
 timm is that of `make test-examples` (build/examples), and is left out where it is not there. Composer's own functions
 run in torchvision's pipeline.
 """

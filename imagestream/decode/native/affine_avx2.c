@@ -182,48 +182,62 @@ INLINE_AVX2 int slide(const struct run *run, uint8_t *out) {
 
 /* ---- cubics ----------------------------------------------------------------------------------------------------- */
 
-/* The four weights of a cubic at a distance from the second pixel. */
-INLINE_AVX2 void cubic_weights(float d, float *weights) {
-  float square = d * d, cube = square * d;
-  weights[0] = 2 * square - cube - d, weights[1] = 1 - 2 * square + cube;
-  weights[2] = d + square - cube, weights[3] = cube - square;
+/* The four weights of each pixel of a run, by their distance from the second of four pixels. */
+struct cubics {
+  float weights[LARGEST_EDGE][4];
+};
+
+INLINE_AVX2 void find_weights(const float *distances, struct range range, struct cubics *cubics) {
+  for (int i = range.first; i < range.end; i++) {
+    float d = distances[i], square = d * d, cube = square * d;
+    cubics->weights[i][0] = 2 * square - cube - d, cubics->weights[i][1] = 1 - 2 * square + cube;
+    cubics->weights[i][2] = d + square - cube, cubics->weights[i][3] = cube - square;
+  }
 }
 
-/* Two rows, four pixels of each: the weighted sum of each row. */
-INLINE_AVX2 __m256 cubic_rows(const uint8_t *first, const uint8_t *second, const float *weights) {
-  const __m256i next = _mm256_broadcastsi128_si256(_mm_setr_epi8(3, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0));
-  __m256i places = _mm256_setr_epi8(FIRST(0), FIRST(0));
-  __m256i rows = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)first)),
-                                         _mm_loadu_si128((const __m128i *)second), 1);
-  __m256 sum = _mm256_setzero_ps();
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++, places = _mm256_add_epi8(places, next))
-    sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_shuffle_epi8(rows, places)),
-                                           _mm256_set1_ps(weights[i])));
-  return sum;
-}
+/* The twelve bytes of four pixels, in each lane, as three times four numbers. */
+#define QUARTER(at) at, -1, -1, -1, at + 1, -1, -1, -1, at + 2, -1, -1, -1, at + 3, -1, -1, -1
+#define NUMBERS(rows, at) \
+  _mm256_cvtepi32_ps(_mm256_shuffle_epi8(rows, _mm256_setr_epi8(QUARTER(at), QUARTER(at))))
 
-INLINE_AVX2 __m128 bicubic(const uint8_t *at, size_t stride, float right, float below) {
-  float across[4], down[4];
-  cubic_weights(right, across), cubic_weights(below, down);
-  __m256 upper = cubic_rows(at, at + stride, across), lower = cubic_rows(at + 2 * stride, at + 3 * stride, across);
-  __m256 outer = _mm256_insertf128_ps(_mm256_set1_ps(down[0]), _mm_set1_ps(down[1]), 1);
-  __m256 inner = _mm256_insertf128_ps(_mm256_set1_ps(down[2]), _mm_set1_ps(down[3]), 1);
-  __m256 sums = _mm256_add_ps(_mm256_mul_ps(upper, outer), _mm256_mul_ps(lower, inner));
-  return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+/* One of the four rows: added to the sums by its weight, which is the same for all of a lane. */
+#define ADD_ROW(row) \
+  { \
+    __m256i rows = _mm256_inserti128_si256( \
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(first + (row) * stride))), \
+        _mm_loadu_si128((const __m128i *)(second + (row) * stride)), 1); \
+    __m256 weight = _mm256_permute_ps(down, 0x55 * (row)); \
+    a = _mm256_add_ps(a, _mm256_mul_ps(NUMBERS(rows, 0), weight)); \
+    b = _mm256_add_ps(b, _mm256_mul_ps(NUMBERS(rows, 4), weight)); \
+    c = _mm256_add_ps(c, _mm256_mul_ps(NUMBERS(rows, 8), weight)); \
+  }
+
+#define SHIFTED(high, low, numbers) \
+  _mm256_castsi256_ps(_mm256_alignr_epi8(_mm256_castps_si256(high), _mm256_castps_si256(low), 4 * (numbers)))
+
+/* Two pixels, one in each lane: down first, of four pixels at once, then across. */
+INLINE_AVX2 __m256 bicubic(const uint8_t *first, const uint8_t *second, size_t stride, __m256 across, __m256 down) {
+  __m256 a = _mm256_setzero_ps(), b = a, c = a; /* rgbr gbrg brgb */
+  ADD_ROW(0) ADD_ROW(1) ADD_ROW(2) ADD_ROW(3)
+  a = _mm256_mul_ps(a, _mm256_permute_ps(across, 0x40)); /* of weights 0 0 0 1 */
+  b = _mm256_mul_ps(b, _mm256_permute_ps(across, 0xA5)); /* 1 1 2 2 */
+  c = _mm256_mul_ps(c, _mm256_permute_ps(across, 0xFE)); /* 2 3 3 3 */
+  return _mm256_add_ps(_mm256_add_ps(a, SHIFTED(b, a, 3)), _mm256_add_ps(SHIFTED(c, b, 2), SHIFTED(c, c, 1)));
 }
 
 INLINE_AVX2 void bicubic_run(const struct run *run, uint8_t *out) {
   const struct places *places = run->places;
+  /* What is clipped is certain, and so is a lane's fourth number, which is none. */
   const __m256 least = _mm256_set1_ps(CUBIC_DOUBT), most = _mm256_set1_ps(255.0f + CUBIC_DOUBT);
+  const __m256i fourth = _mm256_setr_epi32(0, 0, 0, -1, 0, 0, 0, -1);
   size_t stride = 3 * (size_t)run->source->width;
+  struct cubics across, down;
+  find_weights(places->right, run->range, &across), find_weights(places->down, run->range, &down);
   for (int i = run->range.first; i < run->range.end; i += 2) {
     const uint8_t *first = run->source->pixels + places->at[i], *second = run->source->pixels + places->at[i + 1];
-    __m128 one = bicubic(first, stride, places->right[i], places->down[i]);
-    __m128 other = bicubic(second, stride, places->right[i + 1], places->down[i + 1]);
-    __m256 levels = _mm256_insertf128_ps(_mm256_castps128_ps256(one), other, 1);
-    levels = _mm256_min_ps(_mm256_max_ps(levels, least), most); /* what is clipped is certain */
-    if (settle(levels, CUBIC_DOUBT, _mm256_setzero_si256(), out + 3 * (ptrdiff_t)i)) continue;
+    __m256 levels = bicubic(first, second, stride, _mm256_loadu_ps(across.weights[i]), _mm256_loadu_ps(down.weights[i]));
+    levels = _mm256_min_ps(_mm256_max_ps(levels, least), most);
+    if (settle(levels, CUBIC_DOUBT, fourth, out + 3 * (ptrdiff_t)i)) continue;
     redo(run, 1, i, out + 3 * (ptrdiff_t)i), redo(run, 1, i + 1, out + 3 * (ptrdiff_t)i + 3);
   }
 }
