@@ -148,6 +148,7 @@ def up(args: argparse.Namespace, account: Account) -> None:
     """Make what is not there yet."""
     if not args.budget_usd or not args.email:
         raise RefusedError("give --budget-usd and --email: without a budget nothing is made that costs money")
+    cluster.check_ssh(args.key_name, args.ssh_cidr)  # before anything is made
     show(foundation_steps(args.name, args.fsx_gib, cluster=not args.no_cluster))
     print(f"  mail to {args.email} at half of ${args.budget_usd:g} a month, at 80 % and when more is forecast")
     if args.dry_run:
@@ -159,7 +160,6 @@ def up(args: argparse.Namespace, account: Account) -> None:
         "BudgetUsd": f"{args.budget_usd:g}",
         "BudgetEmail": args.email,
         "FsxStorageGiB": str(args.fsx_gib),
-        "SshCidr": args.ssh_cidr,
         "BucketsExist": "true" if bucket_exists(account, account.bucket("data")) else "false",
     }
     cloudformation = account.client("cloudformation")
