@@ -92,16 +92,6 @@ def test_every_parameter_and_every_group_of_rules_is_used() -> None:
     assert groups == {"ComputeSecurityGroup", "FsxSecurityGroup"} and "ComputeSecurityGroup" in of_nodes
 
 
-def test_every_parameter_and_every_group_of_rules_is_used() -> None:
-    texts = [*leaves(RESOURCES), *leaves(TEMPLATE["Conditions"])]
-    used = {text for form, text in texts if form == "Ref"}
-    used |= {part.partition("}")[0] for form, text in texts if form == "Sub" for part in text.split("${")[1:]}
-    assert TEMPLATE["Parameters"].keys() <= used
-    groups = {name for name in RESOURCES if RESOURCES[name]["Type"] == "AWS::EC2::SecurityGroup"}
-    of_nodes = {part.partition("}")[0] for part in cluster.TEMPLATE.read_text().split("${")[1:]}
-    assert groups == {"ComputeSecurityGroup", "FsxSecurityGroup"} and "ComputeSecurityGroup" in of_nodes
-
-
 OUTPUTS = ("HeadSubnet", "PrivateSubnet", "ComputeSecurityGroup", "TrainPolicy", "ConvertPolicy", "DataBucket")
 VALUES: dict[str, str | int] = {name: "x" for name in (*OUTPUTS, "Region", "Name", "Partition")}
 VALUES["MaxNodes"] = 2
