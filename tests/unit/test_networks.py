@@ -16,6 +16,8 @@ from train.layers import depths, head_of
 from train.model import build_model
 from train.networks import build_network, count_together, has_batchnorm
 from train.step.network import BatchNorm2d, LayersTogether
+from train.weights.loading import load_into
+from train.weights.reading import stored
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +162,24 @@ def test_what_does_nothing_in_a_network_is_refused(overrides: tuple[str, ...]) -
 def test_without_timm_its_networks_are_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"needs timm, which is not installed here"):
         build_network("timm:resnet18", 10)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "densenet121"])
+def test_files_with_torchvisions_former_names_are_read(name: str) -> None:
+    """Those that it gives out; its own loading renames them."""
+    network = build_network(name, 10)
+    present = network.state_dict()
+    was = {"mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2."}
+    was |= {f"{kind}{number}.": f"{kind}.{number}." for kind in ("norm", "conv") for number in (1, 2)}
+    former = {}
+    for key, tensor in present.items():
+        is_renamed = "mlp." in key or "denselayer" in key
+        old = next((key.replace(now, before) for now, before in was.items() if now in key and is_renamed), key)
+        former[old] = torch.rand(tensor.shape) if tensor.is_floating_point() else tensor + 1
+    assert former.keys() != present.keys()
+    matched = load_into(network, stored(former, "weights", "x"), num_classes=10, classes=None, shown="x.pth")
+    assert matched.kept == () and len(matched.loaded) == len(present)
+    assert all(map(torch.equal, network.state_dict().values(), former.values()))
 
 
 def test_algorithms_find_their_layers_in_the_networks_for_which_they_are_allowed() -> None:
