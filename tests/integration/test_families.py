@@ -1,5 +1,6 @@
 """One network of each family: killed and resumed it ends with the same weights, and its step has Composer's bits."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_a_killed_run_ends_with_the_same_weights(name: str, ranks: int, shards: 
     one, other = (record_of(tmp_path / folder) for folder in ("undisturbed", "killed"))
     assert one["weights_sha256"] == other["weights_sha256"]
     assert what_must_match(one) == what_must_match(other)
+    (newest,) = (tmp_path / "killed").glob(f"ep*-ba{other['batch']['total_steps']}.pt")
+    argv = [str(newest), "--data", str(shards), "--workers", "0", "--json", str(tmp_path / "figures.json")]
+    code, output = run(argv, tmp_path / "evaluated", program="train.evaluate")
+    assert code == 0, output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {name: one[name] for name in figures} == figures
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
