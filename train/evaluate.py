@@ -54,7 +54,6 @@ from train.weights.reading import read_weights
 TABLES = ("reliability", "worst_pairs")  # printed by themselves
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
 
-
 log = logging.getLogger(__name__)
 
 Real = tuple[list[list[int]], list[tuple[int, str]]]
@@ -145,7 +144,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
     real = read_lists(args)
     where, name = folder_and_name(args.checkpoint)
-    predictions = Predictions()
+    predictions = Predictions() if files_to_write or args.real or args.details else None
     with on_every_node(open_place(where), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
@@ -188,7 +187,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     figures |= {"tta": args.tta} if args.tta else {}
     figures |= {"weights": args.weights} if args.weights == "trained" else {}
     figures |= {} if model.among is None else {"among": int(model.among.sum())}
-    if files_to_write or args.real is not None or args.details:
+    if predictions is not None:
         columns = predictions.gather(loader.dataset, count=int(values["samples"]))
         error: Exception | None = None
         if dist.get_global_rank() == 0:
