@@ -35,7 +35,8 @@ def ours(data: str, size: int, workers: int, *options: str, policy: str = "none"
     dist.initialize_dist(get_device("cpu"), timeout=60)
     root = Path(__file__).resolve().parents[1]
     place = [f"data.remote={data}", f"data.local={tempfile.mkdtemp()}"] if "://" in data else [f"data.local={data}"]
-    options = (*options, f"algorithms=[{{name: {policy}}}]") if policy != "none" else options
+    more = ", interpolation: bilinear" if policy == "timm_randaugment" else ""  # as timm's beside a bilinear crop
+    options = (*options, f"algorithms=[{{name: {policy}{more}}}]") if policy != "none" else options
     cfg = load_config(root / "yamls/base.yaml", [*place, f"data.num_workers={workers}", *options])
     loader = train_loader(
         cfg.data,

@@ -35,10 +35,18 @@ EXIT_REFUSED = 2
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
 KB_PER_IMAGE = {"original": 113.1, "max=400": 40.4, "short=256": 32.5}
 CORE_IMAGES_PER_SEC = {"original": 816.0, "max=400": 2137.0, "short=256": 2341.0}
-# What an augmentation takes of a core, in what the loader takes for an image stored by short=256, at the same size: 1 / r - 1,
-# where r is the loader's speed with it to that without (docs/performance.md). Others cost less than a twentieth.
+# What augmentations take of a core, in parts of what the loader takes for an image stored by short=256: 1 / r - 1, where
+# r is the loader's speed with one to that without (docs/performance.md), at 224 px.
 AUGMENTATION_COST = {
-    "augmix": 0.0,
+    "augmix": 2.9,
+    "auto_augment": 0.5,
+    "color_jitter": 0.6,
+    "randaugment": 0.55,
+    "random_erasing": 0.1,
+    "three_augment": 0.35,
+    "timm_randaugment": 0.55,
+    "torchvision_randaugment": 0.6,
+    "trivial_augment": 0.35,
 }
 # PERSISTENT_2 at 250 MB/s per TiB, USD a GB-month in us-east-1 (aws.amazon.com/fsx/lustre/pricing, 2025-11: check).
 FSX_USD_PER_GB_MONTH, HOURS_PER_MONTH, FSX_MB_PER_SEC_PER_TIB = 0.21, 730, 250

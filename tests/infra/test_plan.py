@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from composer.algorithms.blurpool import apply_blurpool
 
 from benchmarks.step_counts import Counting
 from infra.plan.machines import UnknownMachineError, machine, read_table
-from infra.plan.plan import CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
+from infra.plan.plan import AUGMENTATION_COST, CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
 from infra.plan.published import STATED_ERROR, checks, table
 from infra.plan.speed import (
     BLURPOOL_COST,
@@ -28,9 +28,12 @@ from infra.plan.speed import (
     with_batch,
 )
 from tests.conftest import REPOSITORY
+from train.config.algorithms import Algorithm
+from train.config.augmentations import PerSampleAlgorithm
 from train.config.run_config import load_config
 
 FULL = str(REPOSITORY / "yamls/full.yaml")
+TRIVIAL = REPOSITORY / "yamls/recipes/torchvision-v2.yaml"
 CORE = CORE_IMAGES_PER_SEC["original"]
 
 
@@ -170,6 +173,24 @@ def test_measured_figures_take_the_estimates_place(tmp_path: Path) -> None:
     report = plan(*files, "algorithms=[]", "data.crop_size=224", tmp_path=tmp_path)
     assert report["core_images_per_sec"] == 250
     assert report["prediction"]["gpu_images_per_sec"] == pytest.approx(8 * 2000)
+
+
+def test_augmentations_take_the_loaders_time_and_more_of_it_where_images_are_small() -> None:
+    def cost(stored: str, *overrides: str) -> float:
+        return recipe_of(load_config(TRIVIAL, ["data.local=.", *overrides], check_paths=False), stored).loader_cost
+
+    added = sum(AUGMENTATION_COST[name] for name in ("trivial_augment", "random_erasing"))
+    assert cost("short=256") == pytest.approx(1 + added)
+    assert cost("original") == pytest.approx(1 + added * CORE / CORE_IMAGES_PER_SEC["short=256"])
+    assert cost("original", "algorithms=[]") == 1.0
+
+
+def test_every_augmentation_has_a_cost() -> None:
+    sections = get_args(get_args(Algorithm)[0])
+    names = {
+        get_args(one.model_fields["name"].annotation)[0] for one in sections if issubclass(one, PerSampleAlgorithm)
+    }
+    assert names == set(AUGMENTATION_COST)
 
 
 @pytest.mark.parametrize(
