@@ -35,8 +35,8 @@ EXIT_REFUSED = 2
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
 KB_PER_IMAGE = {"original": 113.1, "max=400": 40.4, "short=256": 32.5}
 CORE_IMAGES_PER_SEC = {"original": 816.0, "max=400": 2137.0, "short=256": 2341.0}
-# What augmentations take of a core, in parts of what the loader takes for an image stored by short=256: 1 / r - 1, where
-# r is the loader's speed with one to that without (docs/performance.md), at 224 px.
+# What augmentations take of a core, in parts of what the loader takes for an image stored by short=256: 1 / r - 1,
+# where r is the loader's speed with one to that without, at 224 px (docs/performance.md).
 AUGMENTATION_COST = {
     "augmix": 2.9,
     "auto_augment": 0.5,
