@@ -152,6 +152,8 @@ def test_a_list_belongs_to_its_image() -> None:
 @pytest.mark.parametrize(
     "operation",
     [
+        Operation(Code.BRIGHTNESS, (float("nan"),)),
+        Operation(Code.COLOR, (1e6,)),
         Operation(Code.ERASE, (30, 0, 4, 1, 0, 0, 0)),
         Operation(Code.ERASE, (0, -1, 4, 1, 0, 0, 0)),
         Operation(Code.MIX_CHAIN, (0.5,)),

@@ -207,10 +207,17 @@ static int mix_end(struct work *work, float share) {
   return 0;
 }
 
+/* What keeps levels within 32 bits; NaN does not. */
+static int is_factor(float factor) {
+  return fabsf(factor) <= 65536.0f;
+}
+
 static int apply(struct work *work, const struct operation *operation) {
   const double *n = operation->numbers;
   float factor = (float)n[0];
-  switch ((enum code)whole(operation->code, -1, 999)) {
+  enum code code = (enum code)whole(operation->code, -1, 999);
+  if (code <= SHARPNESS && !is_factor(factor)) return -1;
+  switch (code) {
     case BRIGHTNESS: return blend_with(work, 0, factor), 0;
     case CONTRAST: return contrast(work, factor), 0;
     case COLOR: return work->loops->saturate(work->pixels, work->bytes / 3, factor), 0;
