@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 BLACK = (0, 0, 0)
 MOST_NUMBERS = 10  # OPERATION_NUMBERS of augment.c
-_RECORD = struct.Struct(f"={1 + MOST_NUMBERS}d")
+_RECORD, _ZEROS = struct.Struct(f"={1 + MOST_NUMBERS}d"), (0.0,) * MOST_NUMBERS
 
 Colour: TypeAlias = tuple[int, int, int]
 """RGB, 0-255."""
@@ -83,10 +83,8 @@ def rotation(degrees: float, height: int, width: int, resample: int, fill: Colou
 
 def packed(steps: Sequence[Step]) -> tuple[bytes, int]:
     """Return the operations as augment.c reads them, and how many they are."""
-    flat = list(_flat(steps))
-    return b"".join(_RECORD.pack(o.code, *o.numbers, *(0.0,) * (MOST_NUMBERS - len(o.numbers))) for o in flat), len(
-        flat
-    )
+    records = [_RECORD.pack(o.code, *o.numbers, *_ZEROS[len(o.numbers) :]) for o in _flat(steps)]
+    return b"".join(records), len(records)
 
 
 def _flat(steps: Sequence[Step]) -> Iterator[Operation]:

@@ -205,7 +205,7 @@ def gpu_cost(cfg: Config) -> float:
 
 def loader_cost(cfg: Config, stored: str) -> float:
     """How much longer the augmentations make the loader's work on an image that is stored so."""
-    added = sum(AUGMENTATION_COST.get(algorithm.name, 0.0) for algorithm in cfg.per_sample_algorithms)
+    added = sum(AUGMENTATION_COST.get(entry.name, 0.0) for entry in cfg.algorithms)
     return 1.0 + added * CORE_IMAGES_PER_SEC[stored] / CORE_IMAGES_PER_SEC["short=256"]
 
 
