@@ -69,6 +69,7 @@ ALGORITHMS["ramp"] = "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_
 SETTINGS["ramp"] = ["data.crop_size=48"]
 ALGORITHMS["repeats"] = "{name: trivial_augment}, {name: mixup_or_cutmix}"
 SETTINGS["repeats"] = ["data.aug_repeats=2", "global_batch_size=24", "max_duration=4ep"]  # 16 steps too
+SETTINGS["timm_randaugment"] = ["data.crop_interpolation=bicubic", "data.eval_interpolation=bicubic"]
 SETTINGS["swa"] = ["max_duration=16ba"]  # in epochs the last batch would be at 0.5dur, and the mean never put in place
 
 IN_EVERY_RUN = {("decode", 1, 2)}
