@@ -38,15 +38,15 @@ CORE_IMAGES_PER_SEC = {"original": 816.0, "max=400": 2137.0, "short=256": 2341.0
 # What augmentations take of a core, in parts of what the loader takes for an image stored by short=256: 1 / r - 1,
 # where r is the loader's speed with one to that without, at 224 px (docs/performance.md).
 AUGMENTATION_COST = {
-    "augmix": 2.9,
-    "auto_augment": 0.5,
-    "color_jitter": 0.6,
-    "randaugment": 0.55,
-    "random_erasing": 0.1,
-    "three_augment": 0.35,
-    "timm_randaugment": 0.55,
-    "torchvision_randaugment": 0.6,
-    "trivial_augment": 0.35,
+    "augmix": 2.4,
+    "auto_augment": 0.56,
+    "color_jitter": 0.54,
+    "randaugment": 0.52,
+    "random_erasing": 0.08,
+    "three_augment": 0.37,
+    "timm_randaugment": 0.75,
+    "torchvision_randaugment": 0.60,
+    "trivial_augment": 0.28,
 }
 # PERSISTENT_2 at 250 MB/s per TiB, USD a GB-month in us-east-1 (aws.amazon.com/fsx/lustre/pricing, 2025-11: check).
 FSX_USD_PER_GB_MONTH, HOURS_PER_MONTH, FSX_MB_PER_SEC_PER_TIB = 0.21, 730, 250
