@@ -151,12 +151,16 @@ void filter_free(struct filter *filter) {
 
 /* ---- portable kernels ----------------------------------------------------------------------------------------- */
 
-static uint8_t settled(uint32_t sum, int bits) {
+#define INLINE_EVERYWHERE __attribute__((always_inline)) static inline
+
+/* From a weighted sum to a level; of a cubic's it may lie outside 0-255. */
+INLINE_EVERYWHERE uint8_t settled(uint32_t sum, int bits, int is_cubic) {
+  if (!is_cubic) return (uint8_t)(sum >> bits);
   int32_t level = (int32_t)sum >> bits;
   return (uint8_t)(level < 0 ? 0 : level > 255 ? 255 : level);
 }
 
-static void horizontal_portable(const uint8_t *source, const struct filter *filter, uint8_t *out) {
+INLINE_EVERYWHERE void horizontal_of(const uint8_t *source, const struct filter *filter, int is_cubic, uint8_t *out) {
   for (int o = 0; o < filter->size; o++) {
     const uint8_t *pixel = source + 4 * (ptrdiff_t)filter->first[o];
     const int16_t *weights = weights_of(filter, o);
@@ -165,14 +169,21 @@ static void horizontal_portable(const uint8_t *source, const struct filter *filt
       uint32_t weight = weight_of(weights, t, filter->bits);
       r += pixel[0] * weight, g += pixel[1] * weight, b += pixel[2] * weight;
     }
-    out[3 * o] = settled(r, filter->bits);
-    out[3 * o + 1] = settled(g, filter->bits);
-    out[3 * o + 2] = settled(b, filter->bits);
+    out[3 * o] = settled(r, filter->bits, is_cubic);
+    out[3 * o + 1] = settled(g, filter->bits, is_cubic);
+    out[3 * o + 2] = settled(b, filter->bits, is_cubic);
   }
 }
 
-static void vertical_portable(const uint8_t *const *rows, const struct filter *filter, int o, size_t bytes,
-                              uint8_t *out) {
+static void horizontal_portable(const uint8_t *source, const struct filter *filter, uint8_t *out) {
+  if (filter->is_cubic)
+    horizontal_of(source, filter, 1, out);
+  else
+    horizontal_of(source, filter, 0, out);
+}
+
+INLINE_EVERYWHERE void vertical_of(const uint8_t *const *rows, const struct filter *filter, int o, size_t bytes,
+                                   int is_cubic, uint8_t *out) {
   enum { STEP = 256 };
   uint32_t sums[STEP];
   for (size_t at = 0; at < bytes; at += STEP) {
@@ -183,8 +194,16 @@ static void vertical_portable(const uint8_t *const *rows, const struct filter *f
       uint32_t weight = weight_of(weights_of(filter, o), t, filter->bits);
       for (size_t i = 0; i < step; i++) sums[i] += row[i] * weight;
     }
-    for (size_t i = 0; i < step; i++) out[at + i] = settled(sums[i], filter->bits);
+    for (size_t i = 0; i < step; i++) out[at + i] = settled(sums[i], filter->bits, is_cubic);
   }
+}
+
+static void vertical_portable(const uint8_t *const *rows, const struct filter *filter, int o, size_t bytes,
+                              uint8_t *out) {
+  if (filter->is_cubic)
+    vertical_of(rows, filter, o, bytes, 1, out);
+  else
+    vertical_of(rows, filter, o, bytes, 0, out);
 }
 
 static const struct kernels portable = {horizontal_portable, vertical_portable, colours_portable, NULL};
