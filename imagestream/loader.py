@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from imagestream import world as worlds
+from imagestream.augment.policy import Policy
 from imagestream.cores import available_cores
 from imagestream.data.batches import EvalCollate, RawBatch, TrainCollate
 from imagestream.data.buffers import SharedBlocks
@@ -166,6 +167,8 @@ class Loader(TimedLoader):
             "augmentation": ALGORITHM,
             "crop": _describe(crop),
         }
+        if policies := [repr(function) for function in transforms if isinstance(function, Policy)]:
+            self._settings["transforms"] = policies
         # Before anything is opened together, for the ranks would wait for each other.
         _check_same_everywhere(self._settings | {"split": split, "options": repr(options)})
         dataset, collate = self._open(crop, found, transforms, batch_size=batch_size, seed=seed, workers=workers)

@@ -28,6 +28,7 @@ class ColorJitter(Policy):
     sources: ClassVar[frozenset[Source]] = frozenset({"torch"})
 
     def __init__(self, brightness: float = 0.3, contrast: float = 0.3, saturation: float = 0.3) -> None:
+        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self._ranges: list[tuple[Code, float, float] | None] = []
         for name, code, value in (
             ("brightness", Code.BRIGHTNESS, brightness),

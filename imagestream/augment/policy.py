@@ -32,6 +32,11 @@ class Policy:
         """
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        """Name it with its settings: equal texts, equal changes of a key's image."""
+        settings = [f"{name}={value!r}" for name, value in sorted(vars(self).items()) if not name.startswith("_")]
+        return f"{type(self).__name__}({', '.join(settings)})"
+
     def __call__(self, image: Image.Image) -> Image.Image:
         return by_pillow(image, self.draw(image.height, image.width, np.random))
 

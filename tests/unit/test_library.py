@@ -17,11 +17,15 @@ from PIL import Image
 
 import imagestream
 from imagestream import CenterCrop, DataError, Loader, Normalize, RandomResizedCrop, StateError, StreamOptions, World
+from imagestream.decode.native import library
 from imagestream.loader import BatchOrderError
 from tests.conftest import REPOSITORY
 from train.config.run_config import load_config
 
 SIZE, STEPS = 8, 12  # 100 images: 12 batches, 4 images left out
+
+
+needs_native = pytest.mark.skipif(not library.is_built(), reason="not built: python imagestream/decode/build.py")
 
 
 def loader_of(shards: Path, **changes: Any) -> Loader:
@@ -194,6 +198,23 @@ def test_transforms_draw_by_their_sample_alone(shards: Path) -> None:
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     assert seen(iter(loader_of(shards, transforms=[drawing]))) == expected
     assert before == (random.random(), np.random.rand(), torch.rand(1).item())
+
+
+@pytest.mark.parametrize("decoder", ["pillow", pytest.param("native", marks=needs_native)])
+def test_a_state_goes_on_with_the_same_augmentations_and_is_refused_with_others(shards: Path, decoder: str) -> None:
+    transforms = [imagestream.TrivialAugment(), drawing, imagestream.ComposerRandAugment(depth=3)]
+    loader = loader_of(shards, transforms=transforms, decoder=decoder)
+    batches = iter(loader)
+    next(batches)
+    state, expected = loader.state_dict(), seen(batches)
+    again = loader_of(shards, transforms=transforms, decoder=decoder, num_workers=1)
+    again.load_state_dict(state)
+    assert seen(iter(again)) == expected
+    other = loader_of(shards, transforms=[*transforms[:2], imagestream.ComposerRandAugment(depth=2)], decoder=decoder)
+    with pytest.raises(StateError, match=r"transforms was \[.*depth=3.* and is \[.*depth=2"):
+        other.load_state_dict(state)
+    with pytest.raises(StateError, match="transforms was None and is"):
+        loader.load_state_dict(loader_of(shards, decoder=decoder).state_dict())
 
 
 def test_a_transform_that_changes_an_images_size_is_refused(shards: Path) -> None:
