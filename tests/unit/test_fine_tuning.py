@@ -8,6 +8,7 @@ from composer.algorithms.ema.ema import EMAParameters
 from torch import nn
 from torchvision.models import resnet18
 
+from tests.small_network import constructor
 from tests.unit.test_resume import changes, contract
 from train.config.model import ModelConfig
 from train.config.run_config import ConfigError, load_config
@@ -93,7 +94,7 @@ def test_layers_cast_together_give_torchs_gradients_where_some_are_frozen(
     found = []
     for together in (True, False):
         torch.manual_seed(0)
-        network: nn.Module = resnet18(num_classes=10, norm_layer=BatchNorm2d if together else nn.BatchNorm2d)
+        network = constructor("resnet18")(10, BatchNorm2d if together else nn.BatchNorm2d)
         for layer in [network.train(), *freeze(network, parts, num_classes=10)][1:]:
             layer.eval()
         layers = LayersTogether(network, casts_weights=True) if together else None
