@@ -35,7 +35,7 @@ LICENSES = {"LICENSE.md": "LICENSE.libjpeg-turbo.md", "README.ijg": "LICENSE.lib
 
 PACKAGED = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 # What glibc itself provides; all else that the decoder needs has to be inside.
-SYSTEM_LIBRARIES = {"libc.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+SYSTEM_LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 
 
 class WheelError(RuntimeError):

@@ -125,7 +125,9 @@ def test_arm64_has_the_verdicts_of_x86_64_on_damaged_images(wheels: dict[str, Pa
 
 def test_a_decoder_that_needs_a_library_of_the_system_gets_no_wheel(tmp_path: Path) -> None:
     need([tool for tool in ("gcc", "readelf") if not shutil.which(tool)])
-    (tmp_path / "empty.c").write_text("double sine(double x) { extern double sin(double); return sin(x); }\n")
-    run("gcc", "-shared", "-fPIC", "-o", "needs.so", "empty.c", "-lm", cwd=tmp_path)
-    with pytest.raises(WheelError, match=r"the decoder for x86_64 needs libm\.so\.6"):
+    (tmp_path / "other.c").write_text("int other(void) { return 1; }\n")
+    (tmp_path / "needs.c").write_text("int needs(void) { extern int other(void); return other(); }\n")
+    run("gcc", "-shared", "-fPIC", "-o", "libother.so", "other.c", cwd=tmp_path)
+    run("gcc", "-shared", "-fPIC", "-o", "needs.so", "needs.c", "-L.", "-lother", cwd=tmp_path)
+    with pytest.raises(WheelError, match=r"the decoder for x86_64 needs libother\.so"):
         platform_tag("x86_64", tmp_path / "needs.so")
