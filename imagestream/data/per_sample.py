@@ -89,8 +89,9 @@ class PerSample:
             if isinstance(function, Policy):
                 pending += function.draw(height, width, numbers)
                 continue
-            self._carry_out(image, [pending])
-            pending = []
+            if pending:
+                self._carry_out(image, [pending])
+                pending = []
             image[0] = _of_the_same_kind(function(Image.fromarray(image[0])), image[0])
         return pending
 
