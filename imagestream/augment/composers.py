@@ -10,7 +10,7 @@ import numpy as np
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Mix, Operation, Step, affine, rotation, shift
-from imagestream.augment.policy import Policy, Source, check
+from imagestream.augment.policy import Policy, Source, check, check_whole
 
 AugmentationSet: TypeAlias = Literal["all", "safe", "original"]
 BILINEAR = 2  # PIL.Image.Resampling, as in Composer for all that is moved
@@ -135,7 +135,7 @@ class ComposerRandAugment(_OfASet):
 
     def __init__(self, severity: int = 9, depth: int = 2, augmentation_set: AugmentationSet = "all") -> None:
         super().__init__(severity, augmentation_set)
-        check("depth", depth, 1, 100)
+        check_whole("depth", depth, 1, 100)
         self.depth = depth
 
     def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
@@ -168,8 +168,8 @@ class AugMix(_OfASet):
     ) -> None:
         super().__init__(severity, augmentation_set)
         if depth != -1:
-            check("depth", depth, 1, 100)
-        check("width", width, 1, 100)
+            check_whole("depth", depth, 1, 100)
+        check_whole("width", width, 1, 100)
         check("alpha", alpha, 0.001, 1000)
         self.depth, self.width, self.alpha = depth, width, alpha
 

@@ -45,3 +45,9 @@ def check(name: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless a number lies within bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{name}: {value!r} must be from {low:g} to {high:g}")
+
+
+def check_whole(name: str, value: int, low: int, high: int) -> None:
+    """Raise ValueError unless a whole number lies within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name}: {value!r} must be a whole number from {low} to {high}")

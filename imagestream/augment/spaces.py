@@ -14,7 +14,7 @@ import torch
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Colour, Operation, Step, affine, rotation, shift
-from imagestream.augment.policy import Policy, Source, check
+from imagestream.augment.policy import Policy, Source, check_whole
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic"]
 RESAMPLE: dict[str, int] = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
@@ -139,8 +139,8 @@ class RandAugment(Policy):
         *,
         fill: Colour = (0, 0, 0),
     ) -> None:
-        check("num_ops", num_ops, 1, 100)
-        check("magnitude", magnitude, 0, BINS - 1)
+        check_whole("num_ops", num_ops, 1, 100)
+        check_whole("magnitude", magnitude, 0, BINS - 1)
         check_interpolation(interpolation)
         self.num_ops, self.magnitude, self.interpolation, self.fill = num_ops, magnitude, interpolation, fill
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Colour, Operation, Step, affine, rotation, shift
-from imagestream.augment.policy import Policy, Source, check
+from imagestream.augment.policy import Policy, Source, check, check_whole
 
 MOST = 10.0  # strength, `_LEVEL_DENOM`
 TRANSLATED_FRACTION = 0.45
@@ -128,7 +128,7 @@ class TimmRandAugment(Policy):
         fill: Colour = (124, 116, 104),
     ) -> None:
         check("magnitude", magnitude, 0, MOST)
-        check("num_layers", num_layers, 1, 100)
+        check_whole("num_layers", num_layers, 1, 100)
         check("probability", probability, 0, 1)
         check("magnitude_std", magnitude_std, 0, 100)
         if interpolation not in RESAMPLES:

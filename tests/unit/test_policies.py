@@ -152,14 +152,15 @@ def test_numpy_itself_draws_where_python_would_leave_out_a_word_of_the_key() -> 
     ("build", "message"),
     [
         (lambda: TrivialAugment(WRONG), "interpolation: 'wrong' must be nearest, bilinear or bicubic"),
-        (partial(RandAugment, 0), "num_ops: 0 must be from 1 to 100"),
-        (partial(RandAugment, 2, 31), "magnitude: 31 must be from 0 to 30"),
+        (partial(RandAugment, 0), "num_ops: 0 must be a whole number from 1 to 100"),
+        (lambda: RandAugment(2, WRONG), "magnitude: 'wrong' must be a whole number"),
+        (partial(RandAugment, 2, 31), "magnitude: 31 must be a whole number from 0 to 30"),
         (partial(ComposerRandAugment, 11), "severity: 11 must be from 1 to 10"),
         (
             lambda: ComposerRandAugment(augmentation_set=WRONG),
             "augmentation_set: 'wrong' must be all, safe or original",
         ),
-        (partial(AugMix, depth=0), "depth: 0 must be from 1 to 100"),
+        (partial(AugMix, depth=0), "depth: 0 must be a whole number from 1 to 100"),
         (partial(ColorJitter, -0.1), "brightness: -0.1 must be from 0 to 10"),
         (partial(TimmRandAugment, 11), "magnitude: 11 must be from 0 to 10"),
         (lambda: TimmRandAugment(interpolation=WRONG), "interpolation: 'wrong' must be random, bilinear, bicubic"),
