@@ -29,6 +29,11 @@ def change(images: npt.NDArray[np.uint8], lists: Sequence[Sequence[Step]], *, pa
     counts = np.array([number for _, number in records], dtype=np.int32)
     data = b"".join(record for record, _ in records)
     failed = open_library().augment_batch(images.ctypes.data, count, height, width, data, counts.ctypes.data, path)
+    if failed == -2:
+        raise ValueError(
+            f"images of {height} x {width} px cannot be augmented: there is no memory for one, an edge is not from 1 "
+            f"to 4096 px, or this processor lacks path {path}"
+        )
     if failed >= 0:
         index = int(np.searchsorted(counts.cumsum(), failed, side="right"))
         raise ValueError(

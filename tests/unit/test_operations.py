@@ -168,3 +168,10 @@ def test_what_is_out_of_bounds_is_refused_with_its_image(operation: Operation) -
     images = np.zeros((3, 32, 32, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match="an operation on image 1 of 32 x 32 px cannot be carried out"):
         change(images, [[Operation(Code.EQUALIZE)], [Operation(Code.EQUALIZE), operation], []])
+
+
+def test_images_that_are_too_large_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"images of 4097 x 1 px cannot be augmented: .* an edge is not from 1 to 4096 px"
+    ):
+        change(np.zeros((1, 4097, 1, 3), dtype=np.uint8), [[]])

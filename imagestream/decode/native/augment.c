@@ -240,12 +240,13 @@ static int apply(struct work *work, const struct operation *operation) {
 /* Change `images` (count, height, width, 3), each by its operations, which follow each other.
  *
  * Args: counts: (count,) operations of each; path: as in decode.c, of which the portable one and AVX2 are used.
- * Returns -1, or which operation is out of bounds or lacks memory; then its image is undefined. */
+ * Returns -1, or which operation is out of bounds or lacks memory; then its image is undefined. -2: the images are too
+ * large, there is no memory for any, or this processor lacks the path. */
 long augment_batch(uint8_t *images, int count, int height, int width, const struct operation *operations,
                    const int32_t *counts, int path) {
   struct work work = {.height = height, .width = width, .bytes = 3 * (size_t)height * (size_t)width};
   long at = 0, failed = -1;
-  if (height < 1 || width < 1 || height > LARGEST_EDGE || width > LARGEST_EDGE || !kernels_for((enum path)path)) return 0;
+  if (height < 1 || width < 1 || height > LARGEST_EDGE || width > LARGEST_EDGE || !kernels_for((enum path)path)) return -2;
   work.has_avx2 = path != PATH_PORTABLE && kernels_for(PATH_AVX2) != NULL;
 #ifdef HAVE_X86
   work.loops = work.has_avx2 ? &pointwise_avx2 : &pointwise_portable;
@@ -253,7 +254,7 @@ long augment_batch(uint8_t *images, int count, int height, int width, const stru
   work.loops = &pointwise_portable;
 #endif
   work.copy = malloc(work.bytes + PIXEL_SLACK);
-  if (!work.copy) return 0;
+  if (!work.copy) return -2;
   for (int i = 0; i < count && failed < 0; i++) {
     work.pixels = images + work.bytes * (size_t)i, work.chain_count = 0;
     for (long end = at + counts[i]; at < end && failed < 0; at++)
