@@ -18,9 +18,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 # A file's tests share fixtures, so they stay together; in the folders' order, for the last ones, tests/unit, are quick.
-# Tests of processes wait for a third of their time: three at once keep two cores busy. The unit tests wait for nothing.
+# Tests of processes wait for half of their time: four at once keep two cores busy. The unit tests wait for nothing.
 SPREAD := --dist loadfile --no-loadscope-reorder
-THREE_AT_A_TIME := -n 3 $(SPREAD)
+FOUR_AT_A_TIME := -n 4 $(SPREAD)
 TWO_AT_A_TIME := -n 2 $(SPREAD)
 FAST := -m "not slow and not s3 and not exhaustive and not machine" tests/unit
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -63,11 +63,11 @@ demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate
 quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
-test: $(READY_DEV)  ## the tests, three at a time; without those of the examples, which are test-examples
-	$(BIN)/python -m pytest $(THREE_AT_A_TIME) --ignore tests/examples -m "not exhaustive and not machine and not gpu"
+test: $(READY_DEV)  ## the tests, four at a time; without those of the examples, which are test-examples
+	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) --ignore tests/examples -m "not exhaustive and not machine and not gpu"
 
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
-	$(BIN)/python -m pytest $(THREE_AT_A_TIME) -m "not machine and not gpu"
+	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) -m "not machine and not gpu"
 
 test-fast: $(READY_DEV)  ## the quick unit tests, without a server; about a minute and a half
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(FAST)

@@ -99,7 +99,7 @@ EACH_ONCE = [
 @pytest.mark.parametrize(
     ("kills", "ranks", "epochs", "saves_to"),
     [
-        pytest.param(6, 1, 5, "s3", id="6"),
+        pytest.param(4, 1, 4, "s3", id="4"),
         pytest.param(30, 1, 20, "s3", id="30-1-s3", marks=pytest.mark.exhaustive),
         pytest.param(30, 2, 20, "disk", id="30-2-disk", marks=pytest.mark.exhaustive),
         pytest.param(30, 3, 20, "s3", id="30-3-s3", marks=pytest.mark.exhaustive),

@@ -1,6 +1,7 @@
 """`infra/aws/cli.py` against moto, and against botocore's Stubber where moto lacks a call."""
 
 import base64
+import functools
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore import loaders
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.stub import ANY, Stubber
 from moto import mock_aws
@@ -18,6 +20,8 @@ from infra.aws import cli, cluster, head, stack
 
 UP = ["up", "--budget-usd", "200", "--email", "me@example.com", "--no-cluster", "--yes"]
 ACCOUNT = "123456789012"  # moto's
+LOADERS = functools.cache(loaders.create_loader)
+"""Of AWS's models, which each session would read anew for half a second a service."""
 DATA = f"resnet-data-{ACCOUNT}-us-east-1"
 
 
@@ -33,6 +37,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(stack, "SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setattr(head, "SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setenv("PCLUSTER", "/bin/false")
+    monkeypatch.setattr("botocore.session.create_loader", LOADERS)
     with mock_aws():
         yield
 

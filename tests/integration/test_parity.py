@@ -11,7 +11,7 @@ from tests.processes import run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["mosaic-baseline", "mosaic-mild"])
+@pytest.mark.parametrize("recipe", [pytest.param("mosaic-baseline", marks=pytest.mark.exhaustive), "mosaic-mild"])
 def test_it_ends_with_the_weights_of_a_program_on_composer_alone(shards: Path, tmp_path: Path, recipe: str) -> None:
     one_thread = {"OMP_NUM_THREADS": "1"}
     arguments = [recipe, str(shards), str(tmp_path / "theirs")]

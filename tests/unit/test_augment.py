@@ -108,7 +108,9 @@ def photo(width: int, height: int) -> npt.NDArray[np.uint8]:
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["pillow", "native"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("resize_size", "crop_size"), [(64, 56), (73, 64), (256, 224)])
+@pytest.mark.parametrize(
+    ("resize_size", "crop_size"), [(64, 56), pytest.param(73, 64, marks=pytest.mark.exhaustive), (256, 224)]
+)
 def test_evaluation_sees_the_pixels_of_resize_and_center_crop_bit_for_bit(
     resize_size: int, crop_size: int, decoder: str, interpolation: Interpolation
 ) -> None:

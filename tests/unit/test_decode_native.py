@@ -179,7 +179,7 @@ def overflowing(width: int, height: int) -> bytes:
 @needs_native
 @pytest.mark.parametrize("path", [AUTO, AVX2, AVX512])
 @pytest.mark.parametrize("resize_in", get_args(ResizeIn))
-@pytest.mark.parametrize("size", [1, 2, 3, 30, 31, 32, 33, 85, 224])
+@pytest.mark.parametrize("size", [1, 2, 3, 30, 31, 32, 33, 85, pytest.param(224, marks=pytest.mark.exhaustive)])
 def test_all_instruction_sets_give_the_same_bytes(
     path: int, size: int, resize_in: ResizeIn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
