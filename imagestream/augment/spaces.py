@@ -89,8 +89,8 @@ def _below(count: int) -> int:
     return int(_ONE.random_(count))
 
 
-class TrivialAugment(Policy):
-    """One random change of any strength: `torchvision.transforms.TrivialAugmentWide` (arXiv:2103.10158).
+class _Torchvisions(Policy):
+    """Changes of torchvision's spaces, drawn from torch's global generator.
 
     Args:
         interpolation: of rotated, sheared and shifted images; torchvision's recipes: bilinear.
@@ -105,18 +105,37 @@ class TrivialAugment(Policy):
     def __init__(self, interpolation: Interpolation = "bilinear", *, fill: Colour = (0, 0, 0)) -> None:
         check_interpolation(interpolation)
         self.interpolation, self.fill = interpolation, fill
-        self._kinds = _wide_space()
 
-    def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
-        name, strengths, signed = self._kinds[_below(len(self._kinds))]
-        strength = strengths[_below(len(strengths))] if strengths else 0.0
+    def one_of(self, kinds: Sequence[Kind], place: int | None, height: int, width: int) -> list[Step]:
+        """Draw a kind of change and its sign; its strength is at this place of its strengths, or drawn too."""
+        name, strengths, signed = kinds[_below(len(kinds))]
+        strength = strengths[_below(len(strengths)) if place is None else place] if strengths else 0.0
         if signed and _below(2):
             strength = -strength
         found = operation(name, strength, height, width, self.interpolation, self.fill)
         return [found] if found else []
 
 
-class RandAugment(Policy):
+class TrivialAugment(_Torchvisions):
+    """One random change of any strength: `torchvision.transforms.TrivialAugmentWide` (arXiv:2103.10158).
+
+    Args:
+        interpolation: of rotated, sheared and shifted images; torchvision's recipes: bilinear.
+        fill: the colour of what a change uncovers.
+
+    Raises:
+        ValueError: the interpolation has no such name.
+    """
+
+    def __init__(self, interpolation: Interpolation = "bilinear", *, fill: Colour = (0, 0, 0)) -> None:
+        super().__init__(interpolation, fill=fill)
+        self._kinds = _wide_space()
+
+    def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
+        return self.one_of(self._kinds, None, height, width)
+
+
+class RandAugment(_Torchvisions):
     """`num_ops` random changes of one strength: `torchvision.transforms.RandAugment` (arXiv:1909.13719).
 
     Args:
@@ -129,8 +148,6 @@ class RandAugment(Policy):
         ValueError: one of them is out of range.
     """
 
-    sources: ClassVar[frozenset[Source]] = frozenset({"torch"})
-
     def __init__(
         self,
         num_ops: int = 2,
@@ -141,22 +158,17 @@ class RandAugment(Policy):
     ) -> None:
         check_whole("num_ops", num_ops, 1, 100)
         check_whole("magnitude", magnitude, 0, BINS - 1)
-        check_interpolation(interpolation)
-        self.num_ops, self.magnitude, self.interpolation, self.fill = num_ops, magnitude, interpolation, fill
+        super().__init__(interpolation, fill=fill)
+        self.num_ops, self.magnitude = num_ops, magnitude
 
     def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
         kinds, steps = _space(BINS, height, width), list[Step]()
         for _ in range(self.num_ops):
-            name, strengths, signed = kinds[_below(len(kinds))]
-            strength = strengths[self.magnitude] if strengths else 0.0
-            if signed and _below(2):
-                strength = -strength
-            found = operation(name, strength, height, width, self.interpolation, self.fill)
-            steps += [found] if found else []
+            steps += self.one_of(kinds, self.magnitude, height, width)
         return steps
 
 
-class AutoAugment(Policy):
+class AutoAugment(_Torchvisions):
     """One of 25 pairs of changes found for ImageNet: `torchvision.transforms.AutoAugment` (arXiv:1805.09501).
 
     Args:
@@ -166,12 +178,6 @@ class AutoAugment(Policy):
     Raises:
         ValueError: the interpolation has no such name.
     """
-
-    sources: ClassVar[frozenset[Source]] = frozenset({"torch"})
-
-    def __init__(self, interpolation: Interpolation = "bilinear", *, fill: Colour = (0, 0, 0)) -> None:
-        check_interpolation(interpolation)
-        self.interpolation, self.fill = interpolation, fill
 
     def draw(self, height: int, width: int, numbers: Numbers) -> Sequence[Step]:
         pair, chances, signs = _PAIRS[_below(len(_PAIRS))], torch.rand(2).tolist(), torch.randint(2, (2,)).tolist()

@@ -8,6 +8,7 @@ from composer.algorithms.ema.ema import EMAParameters
 from torch import nn
 from torchvision.models import resnet18
 
+from tests.casting import logits_of
 from tests.small_network import constructor
 from tests.unit.test_resume import changes, contract
 from train.config.model import ModelConfig
@@ -102,12 +103,7 @@ def test_layers_cast_together_give_torchs_gradients_where_some_are_frozen(
             assert all(layer.weight.requires_grad for layer in stage)  # else gradients would be computed for nobody
         for seed in range(2):
             images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                if layers:
-                    with layers.forward(images.device):
-                        logits = network(images)
-                else:
-                    logits = network(images)
+            logits = logits_of(network, layers, images, dtype)
             logits.float().square().mean().backward()
         gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
         found.append((gradients, network.state_dict()))

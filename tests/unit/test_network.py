@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.casting import logits_of
 from tests.launches import Launches
 from tests.small_network import constructor
 from train.config.model import ModelConfig
@@ -30,12 +31,7 @@ def passes(network: nn.Module, layers: LayersTogether | None, dtype: torch.dtype
     found: list[Tensor] = []
     for _ in range(count):
         images = torch.randn(4, 3, 32, 32, generator=generator)
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            if layers is None:
-                logits = network(images)
-            else:
-                with layers.forward(images.device):
-                    logits = network(images)
+        logits = logits_of(network, layers, images, dtype)
         logits.float().square().mean().backward()
         found.append(logits)
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]

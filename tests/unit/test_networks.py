@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from tests import small_network
+from tests.casting import logits_of
 from tests.conftest import REPOSITORY
 from train.config.model import ModelConfig
 from train.config.networks import NETWORKS, OTHERS_WITH_BATCHNORM, RESNETS, UNFIT, WITHOUT_BATCHNORM
@@ -107,12 +108,7 @@ def test_layers_that_cast_and_count_together_have_torchs_bits(name: str, dtype: 
         for seed in range(2):
             torch.manual_seed(seed)  # of the images, and of what is dropped
             images = torch.randn(4, 3, 32, 32)
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                if layers:
-                    with layers.forward(images.device):
-                        logits = network(images)
-                else:
-                    logits = network(images)
+            logits = logits_of(network, layers, images, dtype)
             logits.float().square().mean().backward()
         gradients = [parameter.grad for parameter in network.parameters()]
         found.append([logits, *gradients, *network.state_dict().values()])

@@ -242,7 +242,7 @@ def make_states(optimizer: Optimizer) -> None:
 
 
 def decay(params: list[Tensor], kept: float, found_inf: Tensor | None) -> None:
-    """Multiply all parameters by `kept`, or, where `found_inf` is 1, by nothing."""
+    """Multiply all parameters by `kept`, or leave them where `found_inf` is 1."""
     if kept == 1:
         return
     if found_inf is None:
