@@ -25,34 +25,27 @@ wait_passively()  # before torch is imported
 
 import numpy as np
 import torch
-from composer import Trainer
-from composer.core import Evaluator
 from composer.utils import dist
 
 from imagestream.data.dataset_files import DatasetFiles
-from imagestream.data.labels import Labels, labels_for
+from imagestream.data.labels import Labels
 from imagestream.mds.index import DataError
 from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import folder_and_name, open_place
-from train.config.run_config import Config, config_from_dict
-from train.data import dataset_files, eval_loader, eval_spec
+from train.config.run_config import config_from_dict
+from train.evaluation import DIST_TIMEOUT_SECONDS, classifier_of, open_split, read_run, trainer_for, with_data
 from train.figures import by_class, calibration, in_words, worst_pairs
-from train.model import build_model, weights_sha256
+from train.model import weights_sha256
 from train.predictions import Columns, Predictions, ResultFile, as_parquet
-from train.process import precision_on, start_process, torch_device
+from train.process import start_process
 from train.ranks import raise_first_of_any_rank
 from train.real import image_numbers, read_classes_of_files, read_real, real_figures
-from train.resume.checkpoint_file import CheckpointError
-from train.resume.checkpoint_file import load as load_checkpoint
 from train.resume.checkpoints import Found, on_every_node
 from train.resume.start import RefusedError
 from train.signals import listening
-from train.weights.loading import load_into
-from train.weights.reading import read_weights
 
 TABLES = ("reliability", "worst_pairs")  # printed by themselves
-DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
 
 log = logging.getLogger(__name__)
 
@@ -148,33 +141,30 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     with on_every_node(open_place(where), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
-        cfg = with_data(config_from_dict(saved["config"]), args)
+        cfg = with_data(
+            config_from_dict(saved["config"]),
+            args.data,
+            args.local,
+            columns=args.columns,
+            batch_size=args.batch_size,
+            workers=args.workers,
+        )
         split = args.split if args.split is not None else cfg.data.val_split
-        files = dataset_files(cfg.data)
-        batch_size = max(1, cfg.data.eval_batch_size // dist.get_world_size())
-        loader = eval_loader(cfg.data, files, split, batch_size=batch_size, device=torch_device(device))
-        loader.labels = labels_for(
-            saved.get("classes"), saved["num_classes"], files.class_names(), where=files.where(split)
-        )
-        model = build_model(cfg.model, saved["num_classes"], image_px=cfg.data.crop_size)
-        model.averages_mirrored = args.tta == "flip"
-        model.among = classes_among(args.among, loader.labels, files, saved["num_classes"], where=files.where(split))
-        trainer = Trainer(
-            model=model,
-            eval_dataloader=Evaluator(label="eval", dataloader=eval_spec(loader)),
-            # Only what changes the network's shape counts here: the checkpoint's weights are EMA's where there is one.
-            algorithms=cfg.build_algorithms(),
-            callbacks=predictions,
-            device=device,
-            precision=precision_on(device, cfg),
+        files, loader, labels = open_split(cfg, saved, split, device)
+        among = classes_among(args.among, labels, files, saved["num_classes"], where=files.where(split))
+        trainer = trainer_for(
+            cfg,
+            saved,
+            Path(path),
+            loader,
+            device,
+            shown=args.checkpoint,
+            weights=args.weights,
+            callbacks=[predictions] if predictions else [],
             progress_bar=os.isatty(2),
-            load_path=path,
-            load_weights_only=True,
-            dist_timeout=DIST_TIMEOUT_SECONDS,
         )
-        if args.weights == "trained":
-            trained = read_weights(Path(path), args.checkpoint, wants_average=False)
-            load_into(model.module, trained, num_classes=saved["num_classes"], classes=None, shown=args.checkpoint)
+    model = classifier_of(trainer)
+    model.averages_mirrored, model.among = args.tta == "flip", among
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
     figures = {
@@ -186,7 +176,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
     figures |= {"tta": args.tta} if args.tta else {}
     figures |= {"weights": args.weights} if args.weights == "trained" else {}
-    figures |= {} if model.among is None else {"among": int(model.among.sum())}
+    figures |= {} if among is None else {"among": int(among.sum())}
     if predictions is not None:
         columns = predictions.gather(loader.dataset, count=int(values["samples"]))
         error: Exception | None = None
@@ -266,35 +256,6 @@ def classes_among(
     chosen = torch.zeros(num_classes, dtype=torch.bool)
     chosen[list(numbers)] = True
     return chosen
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: `config`, `num_classes`, `classes` (its names, or None).
-
-    Raises:
-        CheckpointError: it is damaged, unsafe, or not of this program.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    record: dict[str, Any] | None = load_checkpoint(path)["state"].get("callbacks", {}).get("RunRecord")
-    if record is None:
-        raise CheckpointError(f"{path} was not written by train/main.py: it does not say how its model is built")
-    return record
-
-
-def with_data(cfg: Config, args: argparse.Namespace) -> Config:
-    """Return the run's configuration with the data that the command names."""
-    remote = args.data if "://" in args.data or args.local else None
-    changes: dict[str, Any] = {"remote": remote, "local": args.local or (None if remote else args.data)}
-    if args.columns is not None:
-        changes["columns"] = dict(zip(("image", "label"), args.columns.split(",", 1), strict=False))
-    if args.batch_size:
-        changes["eval_batch_size"] = args.batch_size
-    if args.workers is not None:
-        changes["num_workers"] = args.workers
-    stored = cfg.model_dump(mode="json")
-    stored["data"] |= changes
-    return config_from_dict(stored)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from train.resume.checkpoint_file import only_load_safely
 from train.step.upstream import replace_upstream
 
 HARMLESS_WARNINGS = (
+    "No optimizer was specified",  # an evaluation needs none
     "Cannot split tensor of length",  # the last batch of an evaluation is a short one
     "Grad strides do not match bucket view strides",  # of 1 x 1 convolutions, along dimensions of one element
 )

@@ -115,7 +115,7 @@ def test_resume_after_kill_9_ends_with_identical_weights(
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept_across_kills(shards: Path, tmp_path: Path) -> None:
     """At a learning rate that is too high the best epoch is not the last one."""
-    more = ["checkpoint.keep=1", "checkpoint.keep_best=true", "algorithms=[]", "max_duration=5ep"]
+    more = ["checkpoint.keep=1", "checkpoint.keep_best=top1", "algorithms=[]", "max_duration=5ep"]
     argv = command(shards, tmp_path, *TWELVE[:2], *DEFAULTS, "optimizer.lr=0.1", "scheduler.alpha_f=1.0", *more)
     started = start(argv, tmp_path / "log")
     started.kill_when((tmp_path / "ep3-ba24.pt").exists)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -443,13 +444,20 @@ Scheduler = Annotated[CosineSchedule | LinearSchedule | StepSchedule, Field(disc
 # ---------------------------------------------------------------------------------------------------------
 
 
+def _best_of_before(value: Any) -> Any:
+    """Take true and false, which checkpoints of before hold, for what they meant."""
+    return {True: "top1", False: None}[value] if isinstance(value, bool) else value
+
+
 class CheckpointConfig(Section):
     """Where the run's state is kept, and how often."""
 
     save_folder: Location = Field(description="folder or s3://bucket/path")
     save_interval: Duration = Field(description="time between checkpoints: epochs (1ep) or batches (500ba)")
     keep: int = Field(ge=1, description="newest checkpoints kept")
-    keep_best: bool = Field(False, description="keep the one with the highest top-1 of the evaluations as well")
+    keep_best: Annotated[Literal["top1"] | None, BeforeValidator(_best_of_before)] = Field(
+        None, description="top1: keep the one with the highest top-1 of the evaluations as well; null: the newest alone"
+    )
     autoresume: bool = Field(description="continue from the newest checkpoint in save_folder")
 
 

@@ -1,0 +1,1 @@
+"""A trained network as files that others load, checked and described."""
