@@ -1,5 +1,6 @@
 """Batches as a worker makes them: samples cut, decoded and augmented by their own keys."""
 
+import base64
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,9 @@ from imagestream.decode.crops import CenterCrop, RandomResizedCrop, View, sample
 from imagestream.decode.native.decoder import NativeDecoder
 from imagestream.decode.pillow import DecodeError
 
+BLACK = base64.b64decode("R0lGODdhAQABAIAAAAAAAAAAACwAAAAAAQABAAACAkQBADs=")
+"""One black pixel, as a GIF."""
+
 
 class RawBatch(NamedTuple):
     """What a loader worker sends to its rank.
@@ -25,6 +29,7 @@ class RawBatch(NamedTuple):
         step: the training batch that it is, from 0 over the whole run; 0 at evaluation.
         stage_s: float64 (3,), seconds that the worker spent on it: waiting for shards, reading records, decoding.
         block: in which the images are, if they are in any.
+        faults: of images that could not be decoded and are black, their places in the batch and why; see `Tolerant`.
     """
 
     images: torch.Tensor
@@ -33,19 +38,25 @@ class RawBatch(NamedTuple):
     step: int
     stage_s: torch.Tensor
     block: Block | None = None
+    faults: tuple[tuple[int, str], ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send bytes, and a known block's number: a tensor between processes is a file descriptor, and half a ms."""
         known = self.block is not None and self.block.is_known
         small = [part.numpy() for part in (self.labels, self.view_hashes, self.stage_s)]
-        return _received, (self.block, tuple(self.images.shape) if known else self.images, *small, self.step)
+        return _received, (
+            self.block,
+            tuple(self.images.shape) if known else self.images,
+            *small,
+            self.step,
+            self.faults,
+        )
 
 
 def _received(block: Block | None, images: Any, *rest: Any) -> RawBatch:
     labels, view_hashes, stage_s = map(torch.from_numpy, rest[:3])
-    return RawBatch(
-        images if block is None else SharedBlocks.arrived(block, images), labels, view_hashes, rest[3], stage_s, block
-    )
+    arrived = images if block is None else SharedBlocks.arrived(block, images)
+    return RawBatch(arrived, labels, view_hashes, rest[3], stage_s, block, rest[4])
 
 
 class TrainCollate:
@@ -92,6 +103,39 @@ class EvalCollate:
         return _decode(
             self.decoder, samples, views, [0] * len(samples), size, self.blocks, bounded=False, name_of=self.name_of
         )
+
+
+class Tolerant:
+    """An `EvalCollate` that leaves images black which cannot be decoded, and says which and why.
+
+    Args:
+        max_pixels: of an image; a larger one is not decoded.
+    """
+
+    def __init__(self, collate: EvalCollate, *, max_pixels: int) -> None:
+        self.collate, self.max_pixels = collate, max_pixels
+
+    def __call__(self, samples: Sequence[EncodedSample]) -> RawBatch:
+        faults = {index: reason for index, sample in enumerate(samples) if (reason := self._fault(sample))}
+        while True:
+            kept = [sample._replace(image=BLACK) if index in faults else sample for index, sample in enumerate(samples)]
+            try:
+                return self.collate(kept)._replace(faults=tuple(sorted(faults.items())))
+            except DecodeError as error:
+                if error.index in faults:
+                    raise
+                faults[error.index] = str(error.__cause__ or error)
+
+    def _fault(self, sample: EncodedSample) -> str:
+        if sample.fault:
+            return sample.fault
+        try:
+            ((width, height),) = self.collate.decoder.image_sizes([sample.image])
+        except DecodeError as error:
+            return str(error)
+        if width * height > self.max_pixels:
+            return f"{width:,} x {height:,} px are more than the {self.max_pixels:,} allowed"
+        return ""
 
 
 def _image_sizes(

@@ -56,6 +56,7 @@ class EncodedSample(NamedTuple):
         read_s: seconds that it took to read it out of its shard.
         wait_s: seconds until its shard was there.
         copy: which of its appearances in the batch it is, from 0; see `RandomResizedCrop.repeats`.
+        fault: why it could not be read, or ''; see `imagestream.data.batches.Tolerant`.
     """
 
     image: bytes
@@ -66,6 +67,7 @@ class EncodedSample(NamedTuple):
     read_s: float = 0.0
     wait_s: float = 0.0
     copy: int = 0
+    fault: str = ""
 
     @property
     def key(self) -> int:

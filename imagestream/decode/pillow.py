@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
 
 from imagestream.decode.crops import View
@@ -19,6 +19,9 @@ class DecodeError(ValueError):
         super().__init__(reason)
         self.index = index
 
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
+"""What an image may be. A closed list, for some of Pillow's other readers start programs (EPS starts Ghostscript)."""
 
 ROUNDING = "" if int(pillow_version.partition(".")[0]) < 13 else ", rounding as 13 does"
 """Pillow 13 rounds its bilinear filter in another way: of one crop 12.6% of the values differ by 1."""
@@ -87,7 +90,9 @@ def decode_batch(
     for index, (jpeg, view) in enumerate(zip(jpegs, views, strict=True)):
         try:
             pixels[index] = np.asarray(_render(jpeg, view, size, bounded))
-        except (OSError, ValueError, SyntaxError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
             raise DecodeError(str(error), index) from error
     return out
 
@@ -104,8 +109,13 @@ def _open(jpeg: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF, which ImageNet has, says nothing about the pixels
-            return Image.open(io.BytesIO(jpeg))
-    except (OSError, SyntaxError) as error:
+            return Image.open(io.BytesIO(jpeg), formats=FORMATS)
+    except MemoryError:  # this machine's fault
+        raise
+    except UnidentifiedImageError as error:
+        what = f"{len(jpeg)} bytes starting {jpeg[:8]!r} are not an image in any of {', '.join(FORMATS)}"
+        raise DecodeError(what) from error
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
         raise DecodeError(f"{len(jpeg)} bytes starting {jpeg[:8]!r} are not an image: {error}") from error
 
 
