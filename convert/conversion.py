@@ -21,6 +21,7 @@ from PIL import __version__ as pillow_version
 from PIL import features
 
 from convert.arguments import Args
+from convert.files_table import write_files_table
 from convert.imagenet_classes import readable_name
 from convert.journal import Journal
 from convert.plan import ShardTask, choose_classes, choose_samples, listing_hash, plan_split
@@ -30,6 +31,7 @@ from convert.sources.base import counted, first_few
 from convert.tally import SplitTally
 from convert.workers import Job, build_shards
 from imagestream import __version__
+from imagestream.mds.files_table import FILES_NAME
 from imagestream.mds.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
 from imagestream.mds.shards import INDEX_NAME, encode_index, is_our_name
 from imagestream.storage.local import final_name
@@ -314,7 +316,7 @@ def _clear(conversion: Conversion, split: Split) -> None:
         if conversion.manifest:
             output.write(MANIFEST_NAME, conversion.manifest.to_json())
         else:
-            output.delete([MANIFEST_NAME])
+            output.delete([MANIFEST_NAME, FILES_NAME])
 
 
 def _open_tasks(conversion: Conversion, split: Split) -> list[ShardTask]:
@@ -398,6 +400,7 @@ def _publish(conversion: Conversion) -> None:
     kept = _kept(conversion)
     infos = {split.name: split.tally.info(split.identity) for split in fresh}
     manifest = Manifest.of(_class_infos(conversion), {**(kept.splits if kept else {}), **infos})
+    write_files_table(output, {split.name: split.tasks for split in fresh}, kept=kept.splits if kept else ())
     output.write(MANIFEST_NAME, manifest.to_json())
     for split in fresh:
         output.write(f"{split.name}/{INDEX_NAME}", encode_index(split.tally.entries))

@@ -8,12 +8,14 @@ from imagestream.mds.shards import encode_index
 
 
 class KeptImage(NamedTuple):
-    """What the statistics need of one image in a shard."""
+    """What is to be known of one image in a shard."""
 
+    id: int
     label: int
     width_px: int
     height_px: int
     image_bytes: int
+    sha256: str  # hexadecimal, of the image as it is stored
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ A shard depends on its task and on the options alone, so the number of workers c
 run has made is not made again, once its file proves to be as that run left it.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -156,7 +157,9 @@ def make_shard(task: ShardTask, job: Job) -> tuple[ShardResult, EncodedShard | N
             result.refused.append(RefusedFile(id=sample_id, path=path, label=sample.label, reason=str(error)))
             continue
         encoded.append(encode_sample(sample_id, image.data, sample.label))
-        result.kept.append(KeptImage(sample.label, image.width_px, image.height_px, len(image.data)))
+        digest = hashlib.sha256(image.data).hexdigest()
+        size = (image.width_px, image.height_px)
+        result.kept.append(KeptImage(sample_id, sample.label, *size, len(image.data), digest))
         result.resized += image.resized
         result.ignored_turns += image.ignored_turn
         if image.mended:

@@ -29,6 +29,7 @@ from composer.utils import dist
 
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.labels import Labels
+from imagestream.mds.files_table import SourcePaths
 from imagestream.mds.index import DataError
 from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError
@@ -182,7 +183,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         error: Exception | None = None
         if dist.get_global_rank() == 0:
             try:
-                figures |= more_figures(args, saved, columns, real, files_to_write)
+                figures |= more_figures(args, saved, split, columns, real, files_to_write)
             except (DataError, PlaceError) as caught:
                 error = caught
         raise_first_of_any_rank(error)
@@ -209,6 +210,7 @@ def read_lists(args: argparse.Namespace) -> Real | None:
 def more_figures(
     args: argparse.Namespace,
     saved: Mapping[str, Any],
+    split: str,
     columns: Columns,
     real: Real | None,
     files_to_write: Mapping[str, ResultFile],
@@ -233,7 +235,9 @@ def more_figures(
         numbers = image_numbers(ids, labels, real[1], names) if real[1] else ids
         found |= real_figures(real[0], numbers, labels, classes[:, 0], saved.get("classes"))
     if "predictions" in files_to_write:
-        files_to_write["predictions"].write(as_parquet(columns))
+        source = SourcePaths(open_place(args.data), split)
+        paths = source.of(columns["sample_id"]) if source and "sample_id" in columns else None
+        files_to_write["predictions"].write(as_parquet(columns, names, paths))
     if "per_class" in files_to_write:
         files_to_write["per_class"].write(by_class(labels, classes, names).encode())
     return found

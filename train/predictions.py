@@ -1,6 +1,7 @@
 """What a model says of each sample; as a Parquet file, the figures can be worked out from it again."""
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,22 @@ class ResultFile:
         self.folder.write(self.name, data)
 
 
-def as_parquet(columns: Columns) -> bytes:
-    """Return the columns as a Parquet file."""
+def as_parquet(columns: Columns, names: Sequence[str], paths: Sequence[str | None] | None) -> bytes:
+    """Return the columns as a Parquet file, with the names of the classes beside their numbers.
+
+    Args:
+        names: of the classes, by number.
+        paths: of the files that the samples were made of, where they are known.
+    """
+    known = pa.array(names, pa.string())
+    table = {name: _column(values) for name, values in columns.items()}
+    table["label_name"] = pa.DictionaryArray.from_arrays(pa.array(columns["label"], pa.int32()), known)
+    flat = pa.DictionaryArray.from_arrays(pa.array(columns["classes"].reshape(-1), pa.int32()), known)
+    table["class_names"] = pa.FixedSizeListArray.from_arrays(flat, columns["classes"].shape[1])
+    if paths is not None:
+        table["path"] = pa.array(paths, pa.string())
     sink = io.BytesIO()
-    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), sink)
+    pq.write_table(pa.table(table), sink)
     return sink.getvalue()
 
 

@@ -27,6 +27,7 @@ from convert.sources.base import (
 from convert.sources.class_names import MAX_UNNAMED_CLASSES, numbered_names, warn_of_numbered_names
 from convert.sources.mds_shards import INDEX_NAME, Rows, in_place, read_index, read_rows
 from convert.sources.spool import make_spool
+from imagestream.mds.files_table import FILES_NAME
 from imagestream.mds.manifest import MANIFEST_NAME, Manifest, ManifestError, parse_manifest
 from imagestream.storage.local import LocalPlace
 from imagestream.storage.protocol import Place
@@ -113,7 +114,9 @@ class Mds:
         with reading(self.source):
             if self._is_one_split():
                 return []
-            return all_but(self.source, {*(self._folder(split) or split for split in splits), MANIFEST_NAME})
+            return all_but(
+                self.source, {*(self._folder(split) or split for split in splits), MANIFEST_NAME, FILES_NAME}
+            )
 
     def _folder(self, split: str) -> str | None:
         """The name of a split's folder; None where there is none."""

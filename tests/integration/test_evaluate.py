@@ -81,6 +81,10 @@ def test_figures_and_predictions_are_the_same_for_1_to_4_ranks(
     assert table["sample_id"].to_pylist() == list(range(count))
     assert sorted(table["position"].to_pylist()) == list(range(count)) != table["position"].to_pylist()
     assert table["label"].to_pylist() == labels_by_id(dataset / "val")
+    assert table["label_name"].to_pylist() == [f"class{label}" for label in table["label"].to_pylist()]
+    assert table["class_names"].to_pylist() == [[f"class{n}" for n in row] for row in table["classes"].to_pylist()]
+    images = dataset.parent / "images"
+    assert table["path"].to_pylist() == sorted(str(path.relative_to(images)) for path in images.rglob("val/*/*.jpg"))
     classes = np.array(table["classes"].to_pylist())
     labels, losses = table["label"].to_numpy(), table["loss"].to_numpy()
     assert (classes[:, 0] == labels).mean() == figures["1"]["top1"]

@@ -48,18 +48,10 @@ def ranked(path: Path) -> dict[str, list[tuple[str, float]]]:
 
 def test_files_and_shards_get_the_probabilities_of_an_evaluation(made: Path, tmp_path: Path) -> None:
     (checkpoint,) = (made / "run").glob("ep1-ba*.pt")
-    argv = [
-        str(checkpoint),
-        "--data",
-        str(made / "mds"),
-        "--workers",
-        "0",
-        "--predictions",
-        str(tmp_path / "e.parquet"),
-    ]
+    argv = [str(checkpoint), "--data", str(made / "mds"), "--predictions", str(tmp_path / "e.parquet")]
     code, output = run(argv, tmp_path / "evaluate", program="train.evaluate")
     assert code == 0, output
-    evaluated = pq.read_table(table).to_pylist()
+    evaluated = pq.read_table(tmp_path / "e.parquet").to_pylist()
     files = sorted(str(path) for path in (made / "images/val").rglob("*.jpg"))
     expected = {
         path: [(f"class{number}", share) for number, share in zip(row["classes"], row["probabilities"], strict=True)]

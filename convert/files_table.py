@@ -1,0 +1,97 @@
+"""Write files.parquet, from which file each sample was made, out of a conversion's journal, a shard at a time."""
+
+import tempfile
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from convert.journal import Journal, Record
+from convert.plan import ShardTask
+from imagestream.mds.files_table import BATCH_ROWS, FILES_NAME, SCHEMA
+from imagestream.mds.names import printable
+from imagestream.storage.protocol import Place
+
+
+def write_files_table(output: Place, made: Mapping[str, Sequence[ShardTask]], *, kept: Collection[str]) -> None:
+    """Write the table of a dataset; whatever its size, some ten thousand rows are in memory.
+
+    It is a function of the plan and of the images, whichever workers made the shards, and after which ends.
+
+    Args:
+        made: the splits of this conversion, whose journals are still there, with their shards.
+        kept: splits of earlier conversions, whose rows are taken over where there are any.
+
+    Raises:
+        PlaceError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=".files-", dir=output.path) as scratch:
+        path = Path(scratch, FILES_NAME)
+        before = None
+        if kept and output.stat(FILES_NAME) is not None:
+            before = output.get(FILES_NAME, Path(tempfile.mkdtemp(dir=scratch)))
+        with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+            for split in sorted({*made, *kept}):
+                rows = _rows_of(output, split, made[split]) if split in made else _rows_before(before, split)
+                for group in _groups(rows):
+                    writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+        output.put(FILES_NAME, path)
+
+
+def _rows_before(table: Path | None, split: str) -> Iterator[dict[str, Any]]:
+    if table is None:
+        return
+    with pq.ParquetFile(table) as file:
+        for batch in file.iter_batches(BATCH_ROWS):
+            yield from batch.filter(pc.equal(batch["split"].cast(pa.string()), split)).to_pylist()
+
+
+def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == BATCH_ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _rows_of(output: Place, split: str, tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
+    for task, record in _records(Journal(output, split), tasks):
+        paths = {sample_id: printable(sample.key) for sample_id, sample in task.samples}
+        for image in record.result.kept:
+            yield {
+                "id": image.id,
+                "split": split,
+                "path": paths[image.id],
+                "label": image.label,
+                "bytes": image.image_bytes,
+                "width": image.width_px,
+                "height": image.height_px,
+                "sha256": bytes.fromhex(image.sha256),
+            }
+
+
+def _records(journal: Journal, tasks: Sequence[ShardTask]) -> Iterator[tuple[ShardTask, Record]]:
+    """Yield each shard's record; from a place that takes its time to answer, some are asked for ahead."""
+    with ThreadPoolExecutor(journal.output.concurrency) as pool:
+        ahead: deque[tuple[ShardTask, Future[Record | None]]] = deque()
+        for task in tasks:
+            ahead.append((task, pool.submit(journal.get, task.index)))
+            if len(ahead) > journal.output.concurrency:
+                yield _answered(*ahead.popleft())
+        while ahead:
+            yield _answered(*ahead.popleft())
+
+
+def _answered(task: ShardTask, answer: "Future[Record | None]") -> tuple[ShardTask, Record]:
+    record = answer.result()
+    if record is None:
+        raise RuntimeError(f"{task.name} is made, and its record is gone from the journal; give the same command again")
+    return task, record
