@@ -225,6 +225,14 @@ def doctor(place: Place, command: str) -> None:
     assert code == 0 and "decoder" in output, output
 
 
+def whole_way(place: Place, command: str) -> None:
+    """tests/docs/test_sharing.py runs its page's commands one after the other, as each needs the one before."""
+    from tests.docs.pages import blocks, commands
+
+    page = blocks(REPOSITORY / "docs/sharing.md")
+    assert command in [line for block in page if block.language == "bash" for line in commands(block)]
+
+
 S3_RUN = "data.remote=s3://BUCKET/imagenet"
 FULL = f"composer -n 8 train/main.py yamls/full.yaml {S3_RUN} checkpoint.save_folder=s3://BUCKET/runs/full"
 
@@ -274,6 +282,10 @@ HOW: dict[str, tuple[Way, bool]] = {
     "python infra/aws/cli.py cost --name resnet --dry-run": (cloud_dry_run("Cost Explorer"), False),
     "python infra/aws/cli.py down --name resnet --dry-run": (cloud_dry_run("buckets stay"), False),
     "python train/compare.py runs/local runs/other": (compare, True),
+    "python train/export.py runs/local --to EXPORTED": (whole_way, False),
+    "python train/predict.py EXPORTED PHOTOS": (whole_way, False),
+    "python train/predict.py EXPORTED PHOTOS --out PREDICTIONS.parquet --html PREDICTIONS.html": (whole_way, False),
+    "python train/main.py yamls/local.yaml data.local=SHARDS": (whole_way, False),
     "python train/evaluate.py runs/local/ep18-ba1152.pt --data SHARDS": (train("--workers", "0"), True),
     f"python train/main.py yamls/local.yaml {S3_RUN} data.local=CACHE checkpoint.save_folder=s3://BUCKET/runs/one": (
         train(*SMALL_RUN),

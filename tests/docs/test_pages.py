@@ -12,7 +12,23 @@ from tests.conftest import REPOSITORY
 from tests.docs.pages import PAGES, code_words, links
 from train.config.run_config import Config
 
-FILE_ENDINGS = {"json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"}
+FILE_ENDINGS = {
+    "json",
+    "png",
+    "py",
+    "yaml",
+    "txt",
+    "in",
+    "md",
+    "mds",
+    "pt",
+    "sh",
+    "parquet",
+    "safetensors",
+    "onnx",
+    "html",
+    "csv",
+}
 MODULES = {"imagestream", "loader", "train", "convert", "tests", "streaming", "composer", "torch"}
 SECTIONS = {"data", "model", "optimizer", "scheduler", "checkpoint", "loggers"}
 
