@@ -28,7 +28,7 @@ from imagestream.mds.names import shown
 from train.config.run_config import ConfigError
 from train.evaluation import DIST_TIMEOUT_SECONDS
 from train.model import EVAL_PASS
-from train.predicting.images import Batch, Reading, batches_of, count_images, crop_of
+from train.predicting.images import Batch, Reading, batches_of, check_location, count_images, crop_of
 from train.predicting.model import PredictingModel, logits_of, open_model
 from train.predicting.page import Page
 from train.predicting.results import RANKS, Prediction, open_table
@@ -90,6 +90,8 @@ def predict(args: argparse.Namespace) -> int:
     model = open_model(args.model, which=args.checkpoint, weights=args.weights)
     model.network.to(device)
     reading = Reading(crop_of(model.described), args.batch_size or BATCH_SIZE[device.type], args.workers, args.cache)
+    for location in args.images:
+        check_location(location)
     table = open_table(args.out)
     page = None if args.html is None else Page(args.html, model)
     faults = 0

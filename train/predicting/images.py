@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagestream.data.batches import EvalCollate, RawBatch, Tolerant
+from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.image_files import MAX_PIXELS, ImageFile, file_loader, file_workers, image_files
 from imagestream.decode.backends import open_decoder
 from imagestream.decode.crops import CenterCrop
@@ -71,6 +72,16 @@ def are_shards(location: str) -> bool:
     return False
 
 
+def check_location(location: str) -> None:
+    """Refuse a location with nothing to predict, before anything is written.
+
+    Raises:
+        ConfigError, PlaceError: it holds no images, or cannot be read.
+    """
+    if not are_shards(location):
+        next(files_at(location))
+
+
 def count_images(locations: Sequence[str]) -> int:
     """Return how many images there are; it lists all folders."""
     return sum(count_shards(at) if are_shards(at) else sum(1 for _ in files_at(at)) for at in locations)
@@ -79,8 +90,6 @@ def count_images(locations: Sequence[str]) -> int:
 def count_shards(location: str) -> int:
     """Return how many samples a folder of shards has."""
     data, split = folder_and_name(location.rstrip("/"))
-    from imagestream.data.dataset_files import DatasetFiles
-
     return DatasetFiles(data, data).count(split)
 
 
