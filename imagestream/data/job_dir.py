@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
+from streaming.base.shared import prefix
 
 from imagestream import world
 
@@ -74,24 +75,53 @@ def one_at_a_time() -> Iterator[None]:
     _check_tmpdir()
     if world.local_rank() != 0:
         world.barrier()
-        yield
+        with _numbers_that_are_free():
+            yield
         return
     _jobs_root().mkdir(parents=True, exist_ok=True)
     # Shared memory's names may be shared by jobs that have another TMPDIR, as in containers with the host's /dev/shm.
     with _locked(_jobs_root() / "lock"), _locked(SHARED_MEMORY / "mds-live.lock"):
         remove_what_dead_jobs_left()
         world.barrier()
+        with _numbers_that_are_free():
+            yield
+
+
+@contextlib.contextmanager
+def _numbers_that_are_free() -> Iterator[None]:
+    """Have Streaming take a number for its shared memory of which no name is taken, the same on all ranks of a node.
+
+    Streaming 0.13 (`streaming/base/shared/prefix.py`, `get_shm_prefix`) looks for the first free number on each rank,
+    name by name, and takes the highest. A job that is just ending has removed some of its names: the numbers found
+    then differ, and the highest may be a running job's ("File exists"). What else Streaming looks for there, a job in
+    the same folder, cannot be. Collective.
+    """
+    own, number = prefix._check_and_find, _chosen_by_first_of_node(first_free_number())
+    prefix._check_and_find = lambda *_: number
+    try:
         yield
+    finally:
+        prefix._check_and_find = own
 
 
-def remember_prefix(prefix: int) -> None:
+def first_free_number() -> int:
+    """Return the first number that no block of shared memory has, and no lock file of one."""
+    places = {SHARED_MEMORY: SHM_TO_CLEAN, Path(tempfile.gettempdir()): [BARRIER_FILELOCK, CACHE_FILELOCK]}
+    return next(
+        number
+        for number in itertools.count()
+        if not any(os.path.lexists(place / f"{number:06}_{name}") for place, names in places.items() for name in names)
+    )
+
+
+def remember_prefix(number: int) -> None:
     """Note the number that Streaming has chosen for this job's shared memory; called inside `one_at_a_time`.
 
     When a job ends, Streaming removes the memory and leaves the two lock files of that number. No other job takes the
     number then, and each that starts passes over all of them, some 20 times: after 1,000 runs that took a second.
     """
     if world.local_rank() == 0:
-        (_own_folder() / f"{PREFIX_NOTE}{prefix:06}").touch()
+        (_own_folder() / f"{PREFIX_NOTE}{number:06}").touch()
 
 
 def scratch_folder() -> Path:
@@ -104,9 +134,9 @@ def scratch_folder() -> Path:
 def remove_what_dead_jobs_left() -> int:
     """Delete shared memory, locks, links and temporary files of processes that are gone; return how many they were."""
     dead = {job.name for job in _jobs_root().glob("*-*") if _is_dead(job)}
-    for prefix, job in _shared_memory_owners():
+    for number, job in _shared_memory_owners():
         if job in dead:
-            _remove_prefix(prefix)
+            _remove_prefix(number)
     for job in dead:
         for note in (_jobs_root() / job).glob(f"{PREFIX_NOTE}*"):
             _remove_locks(note.name.removeprefix(PREFIX_NOTE))
@@ -220,12 +250,12 @@ def _shared_memory_owners() -> Iterator[tuple[str, str]]:
                 yield block.name.partition("_")[0], os.fsdecode(path[len(root) :].partition(b"/")[0])
 
 
-def _remove_prefix(prefix: str) -> None:
+def _remove_prefix(number: str) -> None:
     for name in SHM_TO_CLEAN:
-        (SHARED_MEMORY / f"{prefix}_{name}").unlink(missing_ok=True)
-    _remove_locks(prefix)
+        (SHARED_MEMORY / f"{number}_{name}").unlink(missing_ok=True)
+    _remove_locks(number)
 
 
-def _remove_locks(prefix: str) -> None:
+def _remove_locks(number: str) -> None:
     for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
-        (Path(tempfile.gettempdir()) / f"{prefix}_{name}").unlink(missing_ok=True)
+        (Path(tempfile.gettempdir()) / f"{number}_{name}").unlink(missing_ok=True)

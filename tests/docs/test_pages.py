@@ -12,9 +12,9 @@ from tests.conftest import REPOSITORY
 from tests.docs.pages import PAGES, code_words, links
 from train.config.run_config import Config
 
-FILE_ENDINGS = set(
-    ["csv", "html", "in", "json", "md", "mds", "onnx", "parquet", "png", "pt", "py", "safetensors", "sh", "txt", "yaml"]
-)
+FILE_ENDINGS = {"json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"} | {
+    *("parquet", "safetensors", "onnx", "html", "csv")
+}
 MODULES = {"imagestream", "loader", "train", "convert", "tests", "streaming", "composer", "torch"}
 SECTIONS = {"data", "model", "optimizer", "scheduler", "checkpoint", "loggers"}
 

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from streaming.base.constant import BARRIER, LOCALS, SHM_TO_CLEAN
+from streaming.base.shared.prefix import _check_and_find as streamings_search
 
 from imagestream import CenterCrop, Loader
 from imagestream.data import job_dir
+from imagestream.data.job_dir import SHARED_MEMORY
 from tests.processes import _server, _start_server
 
 
@@ -99,7 +102,8 @@ def test_what_a_job_left_that_ended_by_itself_is_removed_and_a_live_jobs_is_not(
     assert [path for path in (*locks[4], *locks[5], taken_since) if not path.exists()] == []
 
 
-def test_loader_locks_are_noted(machine: Path, shards: Path) -> None:
+def test_loader_locks_are_noted(machine: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_dir, "SHARED_MEMORY", SHARED_MEMORY)  # Streaming uses no other
     for split in ("train", "val"):
         next(iter(Loader(shards, split=split, batch_size=4, seed=1, crop=CenterCrop(32), num_workers=0)))
     notes = {path.name for path in job_dir._own_folder().glob("prefix-*")}
@@ -215,3 +219,23 @@ def test_a_temporary_folder_whose_name_leaves_no_room_for_a_sockets_is_refused(
         else:
             Listener(place).close()
             job_dir._check_tmpdir()
+
+
+def test_the_number_of_a_running_job_is_not_taken_while_another_is_just_ending() -> None:
+    """Streaming's own search finds it: of the ending job one name is there, of the running one another."""
+    with job_dir.one_at_a_time():
+        ending = job_dir.first_free_number()
+        running = ending + 1
+        while (job_dir.SHARED_MEMORY / f"{running:06}_{LOCALS}").exists():
+            running += 1
+        made = [job_dir.SHARED_MEMORY / f"{number:06}_{BARRIER}" for number in range(ending, running)]
+        made.append(job_dir.SHARED_MEMORY / f"{running:06}_{LOCALS}")
+        for path in made:
+            path.write_bytes(b"\0" * 8)
+        try:
+            upstream = max(streamings_search(["x"], [None], name) for name in SHM_TO_CLEAN)
+            assert upstream == running, "Streaming has mended it: our own search may go"
+            assert job_dir.first_free_number() > running
+        finally:
+            for path in made:
+                path.unlink()
