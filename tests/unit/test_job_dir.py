@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 import time
+import uuid
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from streaming.base.constant import BARRIER, LOCALS, SHM_TO_CLEAN
-from streaming.base.shared.prefix import _check_and_find as streamings_search
+from streaming.base.shared import prefix
 
 from imagestream import CenterCrop, Loader
 from imagestream.data import job_dir
@@ -221,21 +222,19 @@ def test_a_temporary_folder_whose_name_leaves_no_room_for_a_sockets_is_refused(
             job_dir._check_tmpdir()
 
 
-def test_the_number_of_a_running_job_is_not_taken_while_another_is_just_ending() -> None:
-    """Streaming's own search finds it: of the ending job one name is there, of the running one another."""
-    with job_dir.one_at_a_time():
-        ending = job_dir.first_free_number()
-        running = ending + 1
-        while (job_dir.SHARED_MEMORY / f"{running:06}_{LOCALS}").exists():
-            running += 1
-        made = [job_dir.SHARED_MEMORY / f"{number:06}_{BARRIER}" for number in range(ending, running)]
-        made.append(job_dir.SHARED_MEMORY / f"{running:06}_{LOCALS}")
-        for path in made:
-            path.write_bytes(b"\0" * 8)
-        try:
-            upstream = max(streamings_search(["x"], [None], name) for name in SHM_TO_CLEAN)
-            assert upstream == running, "Streaming has mended it: our own search may go"
-            assert job_dir.first_free_number() > running
-        finally:
-            for path in made:
-                path.unlink()
+def test_the_number_of_a_running_job_is_not_taken_while_another_is_just_ending(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the ending job 0 one name is there, of the running job 1 another; Streaming's own search then finds 1."""
+    apart = uuid.uuid4().hex[:8]  # from the shared memory of this machine's real jobs
+    monkeypatch.setattr(prefix, "_get_path", lambda number, name: f"{apart}_{number:06}_{name}")
+    for name in (f"000000_{BARRIER}", f"000001_{LOCALS}"):
+        (machine / "shm" / name).write_bytes(bytes(8))
+        (SHARED_MEMORY / f"{apart}_{name}").write_bytes(bytes(8))
+    try:
+        theirs = max(prefix._check_and_find(["x"], [None], name) for name in SHM_TO_CLEAN)
+    finally:
+        for path in SHARED_MEMORY.glob(f"{apart}_*"):
+            path.unlink()
+    assert theirs == 1, "Streaming has mended it: our own search may go"
+    assert job_dir.first_free_number() == 2
