@@ -26,7 +26,7 @@ FAST := -m "not slow and not s3 and not exhaustive and not machine" tests/unit
 export PATH := $(abspath $(BIN)):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode on disk each process imports torch and Composer for 20 s, not 8
 
-.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast coverage test-stack test-cluster test-gpu test-image lint test-examples infra-tools infra-lint docs-tools docs sanitize wheel format bench test-data test-corpus train-local lock clean
+.PHONY: help setup setup-dev demo quick-test test test-exhaustive test-fast coverage test-stack test-cluster test-gpu test-image lint test-examples test-wheels infra-tools infra-lint docs-tools docs sanitize wheel format bench test-data test-corpus train-local lock clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 17
@@ -63,8 +63,8 @@ demo: $(READY)  ## images -> shards -> train, kill -9, resume, compare, evaluate
 quick-test: $(READY)  ## the pipeline once, without the kill; a minute or two
 	$(BIN)/python demo/run.py --quick
 
-test: $(READY_DEV)  ## the tests, four at a time; without those of the examples, which are test-examples
-	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) --ignore tests/examples -m "not exhaustive and not machine and not gpu"
+test: $(READY_DEV)  ## the tests, four at a time; without those of examples and wheels: test-examples, test-wheels
+	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) --ignore tests/examples --ignore tests/wheels -m "not exhaustive and not machine and not gpu"
 
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
 	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) -m "not machine and not gpu"
@@ -105,6 +105,9 @@ build/examples/.ready: tests/examples/requirements.txt | $(READY_DEV)
 
 test-examples: build/examples/.ready  ## the examples, with Lightning and timm, killed and resumed; a few minutes
 	$(BIN)/python -m pytest -m "not machine" tests/examples
+
+test-wheels: $(READY_DEV)  ## the wheels of x86_64 and arm64 built and used; gcc-aarch64-linux-gnu, qemu-user, nasm, cmake
+	$(BIN)/python -m pytest tests/wheels
 
 # Each tool has an environment of its own: their requirements contradict each other and those of a run.
 INFRA_TOOLS := build/infra-tools

@@ -20,6 +20,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 SECONDS_TO_START = 60
+STARTS = 3
+
+
+class StartError(RuntimeError):
+    """The server has ended at once, or stores nothing."""
 
 
 class S3Server:
@@ -82,7 +87,7 @@ class S3Server:
                 time.sleep(0.3)
         self.kill()
         log_end = (self.folder / "log").read_text(errors="replace")[-2000:]
-        pytest.fail(f"the S3 server did not start: {problem}\n{log_end}")
+        raise StartError(f"the S3 server did not start: {problem}\n{log_end}")
 
     def change_keys(self) -> None:
         """Start again with other keys: those of before are unknown from then on."""
@@ -125,10 +130,19 @@ class S3Server:
 
 @contextmanager
 def running_s3_server(folder: Path) -> Iterator[S3Server]:
-    """A server of this folder's own, killed at the end."""
-    server = S3Server(folder)
+    """A server of this folder's own, killed at the end.
+
+    A port that was free may be taken once the server asks for it: then it is tried with others.
+    """
+    for attempt in range(1, STARTS + 1):
+        server = S3Server(folder)
+        try:
+            server.start()
+            break
+        except StartError as error:
+            if attempt == STARTS or "address already in use" not in str(error):
+                pytest.fail(str(error))
     try:
-        server.start()
         yield server
     finally:
         server.kill()
