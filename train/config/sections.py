@@ -455,7 +455,7 @@ class CheckpointConfig(Section):
     save_folder: Location = Field(description="folder or s3://bucket/path")
     save_interval: Duration = Field(description="time between checkpoints: epochs (1ep) or batches (500ba)")
     keep: int = Field(ge=1, description="newest checkpoints kept")
-    keep_best: Annotated[Literal["top1"] | None, BeforeValidator(_best_of_before)] = Field(
+    keep_best: Annotated[Literal["top1"] | None, BeforeValidator(_best_of_before), expected("'top1' or null")] = Field(
         None, description="top1: keep the one with the highest top-1 of the evaluations as well; null: the newest alone"
     )
     autoresume: bool = Field(description="continue from the newest checkpoint in save_folder")
