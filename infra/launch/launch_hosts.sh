@@ -3,8 +3,8 @@
 #
 #   infra/launch/launch_hosts.sh HOSTS yamls/full.yaml [key.path=value ...]
 #
-# HOSTS is a file with a line for each machine, [user@]name; the first one's name must be an address that the others
-# reach. Each has this repository at the same place, with its .venv (or the image, see below), and sees the data and the
+# HOSTS is a file with a line for each machine, [user@]name[:port] or [user@][IPv6 address]:port; the first one's name
+# must be an address that the others reach. Each has this repository at the same place, with its .venv (or the image, see below), and sees the data and the
 # save folder. Lines come out as "[name] ..."; runs/hosts/ has them too, and on each machine what its ranks print.
 #
 # When one machine's part ends, or a machine is silent for PEER_LIMIT_S seconds, all are stopped, and which one it was is
@@ -24,18 +24,15 @@
 set -euo pipefail
 
 usage() { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
-fail() {
-  echo "infra/launch/launch_hosts.sh: $*" >&2
-  exit 2
-}
 
 case ${1:-} in -h | --help) usage && exit 0 ;; esac
 [[ $# -ge 2 ]] || { usage >&2 && exit 2; }
 hosts_file=$1 && shift
-[[ -r $hosts_file ]] || fail "$hosts_file cannot be read; give a file with a machine's name on each line"
-mapfile -t hosts < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$hosts_file")
-[[ ${#hosts[@]} -ge 1 ]] || fail "$hosts_file names no machine"
-[[ $(printf '%s\n' "${hosts[@]}" | sort | uniq -d) == '' ]] || fail "$hosts_file names a machine twice"
+listed=$(python3 "$(dirname "${BASH_SOURCE[0]}")/hosts_file.py" "$hosts_file") || exit 2
+targets=() ports=() hosts=()
+while IFS=$'\t' read -r target port host; do
+  targets+=("$target") ports+=("$port") hosts+=("$host")
+done <<<"$listed"
 
 repository=${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 limit=${PEER_LIMIT_S:-15}
@@ -48,7 +45,7 @@ mkdir -p "$logs"
 
 # What runs on machine number $1. Credentials come from the machine itself, never from this command line.
 part() {
-  local variables=(NODES="${#hosts[@]}" NODE_RANK="$1" MASTER_ADDR="${hosts[0]#*@}" MASTER_PORT="${MASTER_PORT:-29500}"
+  local variables=(NODES="${#hosts[@]}" NODE_RANK="$1" MASTER_ADDR="${hosts[0]}" MASTER_PORT="${MASTER_PORT:-29500}"
     BEATS_ON_STDIN=1 PEER_LIMIT_S="$limit" LAUNCHED_FROM="$(hostname)" LOG_DIR="$logs" WATCH_SPOT="${WATCH_SPOT:-0}")
   [[ -z ${RANKS:-} ]] || variables+=(RANKS="$RANKS")
   local command=(env "${variables[@]}" "${VENV:-.venv}/bin/python" infra/launch/node.py "${@:2}")
@@ -73,15 +70,16 @@ beats() {
 
 declare -A name_of
 for rank in "${!hosts[@]}"; do
-  host=${hosts[$rank]}
+  host=${hosts[$rank]} to=("${targets[$rank]}")
+  [[ ${ports[$rank]} == - ]] || to=(-p "${ports[$rank]}" "${to[@]}")
   (
     trap '' INT TERM USR1 # sent to the group; what is here passes them on by "save", and has to live until all have ended
     status=0
-    "${ssh[@]}" "$host" "$(part "$rank" "$@")" < <(beats) 2>&1 | sed -u "s/^/[${host#*@}] /" | tee -a "$logs/${host#*@}.log" ||
+    "${ssh[@]}" "${to[@]}" "$(part "$rank" "$@")" < <(beats) 2>&1 | sed -u "s/^/[$host] /" | tee -a "$logs/$host.log" ||
       status=${PIPESTATUS[0]}
     exit "$status"
   ) &
-  name_of[$!]=${host#*@}
+  name_of[$!]=$host
 done
 
 # shellcheck disable=SC2317,SC2329 # the traps below reach it
