@@ -29,7 +29,7 @@ from composer.utils import dist
 
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.labels import Labels
-from imagestream.mds.files_table import SourcePaths
+from imagestream.data.source_paths import SourcePaths
 from imagestream.mds.index import DataError
 from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError

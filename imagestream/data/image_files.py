@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from imagestream.cores import available_cores
 from imagestream.data.batches import EvalCollate, RawBatch, Tolerant
 from imagestream.data.buffers import SharedBlocks
 from imagestream.data.dataset import IGNORED_LABEL, EncodedSample
@@ -112,11 +111,6 @@ def file_loader(
     loader.watch, loader.blocks = watch, collate.blocks
     for raw in loader.raw_batches():
         yield waiting.pop(0), raw
-
-
-def file_workers(wanted: int | None) -> int:
-    """Return how many loader processes to start: as wanted, or one a core but for one."""
-    return max(1, available_cores() - 1) if wanted is None else wanted
 
 
 class _Files(Dataset[EncodedSample]):

@@ -8,13 +8,14 @@ both agree with published runs. Give what you measured to have better than estim
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parents[1])
 
+from imagestream.mds.index import DataError
+from infra.plan.dataset import KB_PER_IMAGE, Dataset, dataset_of
 from infra.plan.machines import Machine, UnknownMachineError, machine, read_table
+from infra.plan.networks import network_of
 from infra.plan.speed import BLURPOOL_COST, REFERENCE_PX, Prediction, Recipe, Storage, predict, with_batch
 from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config, ConfigError, load_config
 
 EXIT_REFUSED = 2
 
-# ImageNet-1k (image-net.org); the sizes that docs/data.md has measured for each --resize of the converter, and what the
-# whole loader gave on one core by docs/performance.md.
-TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
-KB_PER_IMAGE = {"original": 113.1, "max=400": 40.4, "short=256": 32.5}
+# What the whole loader gave on one core by docs/performance.md.
 CORE_IMAGES_PER_SEC = {"original": 816.0, "max=400": 2137.0, "short=256": 2341.0}
 # What augmentations take of a core, in parts of what the loader takes for an image stored by short=256: 1 / r - 1,
 # where r is the loader's speed with one to that without, at 224 px (docs/performance.md).
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         cfg = load_config(args.config, args.overrides, check_paths=False)
         chosen = choose_machine(args)
         report = plan(cfg, chosen, args)
-    except (ConfigError, PlanError, UnknownMachineError) as error:
+    except (ConfigError, DataError, PlanError, UnknownMachineError) as error:
         print(f"infra/plan/plan.py: {error}", file=sys.stderr)
         return EXIT_REFUSED
     print("\n".join(lines(report, chosen)))
@@ -97,21 +98,48 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", help="as for train/main.py")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--instance", default="p4d.24xlarge", help="an instance type of infra/plan/machines.yaml")
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=whole_number, default=1)
     parser.add_argument(
-        "--stored", choices=list(KB_PER_IMAGE), default="original", help="how the images were converted"
+        "--data",
+        metavar="DIR_OR_S3",
+        help="a converted dataset, for its counts and sizes; default: data.local if it is here, else ImageNet's",
+    )
+    parser.add_argument(
+        "--stored",
+        choices=list(KB_PER_IMAGE),
+        help="how the images were converted; default: as the dataset's manifest says, or original",
     )
     parser.add_argument(
         "--storage", choices=["s3", "fsx", "nvme"], default="s3", help="where the shards are (default s3)"
     )
-    parser.add_argument("--fsx-tib", type=float, default=1.2, help="size of the FSx file system, TiB")
-    parser.add_argument("--core-images-per-sec", type=float, help="what the loader decodes on a core of the instance")
+    parser.add_argument("--fsx-tib", type=positive, default=1.2, help="size of the FSx file system, TiB")
+    parser.add_argument(
+        "--core-images-per-sec", type=positive, help="what the loader decodes on a core of the instance"
+    )
     parser.add_argument("--loader-json", type=Path, metavar="FILE", help="the same, from benchmarks/loader.py --json")
-    parser.add_argument("--gpu-images-per-sec", type=float, help="what one GPU of the instance trains at 224 px")
+    parser.add_argument("--gpu-images-per-sec", type=positive, help="what one GPU trains of this network at 224 px")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="the same, from benchmarks/scaling.py --json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the scaling from 1 to 64 nodes (PNG)")
     return parser.parse_intermixed_args(argv)
+
+
+def whole_number(text: str) -> int:
+    """Return an argument that must be a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """Return an argument that must be a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return value
 
 
 def choose_machine(args: argparse.Namespace) -> Machine:
@@ -128,14 +156,20 @@ def plan(cfg: Config, chosen: Machine, args: argparse.Namespace) -> dict[str, An
         PlanError: the batch does not divide, or a file of measurements has nothing usable.
     """
     ranks = args.nodes * chosen.gpus
-    if args.nodes < 1 or cfg.global_batch_size % ranks:
+    if cfg.global_batch_size % ranks:
         raise PlanError(
             f"global_batch_size: {cfg.global_batch_size} does not divide over {args.nodes} x {chosen.gpus} GPUs; "
             f"give another --nodes, or global_batch_size={math.ceil(cfg.global_batch_size / ranks) * ranks}"
         )
-    recipe = recipe_of(cfg, args.stored)
+    dataset = dataset_of(cfg, args.data, args.stored)
+    recipe = recipe_of(cfg, dataset, is_measured=bool(args.gpu_images_per_sec or args.measured))
+    if recipe.train_images < cfg.global_batch_size:
+        raise PlanError(
+            f"global_batch_size: {cfg.global_batch_size:,} is more than the {recipe.train_images:,} images of "
+            f"{dataset.shown}"
+        )
     storage = storage_of(args)
-    core_rate = core_images_per_sec(args)
+    core_rate = core_images_per_sec(args, dataset.stored)
     here = predict(chosen, args.nodes, recipe, storage, core_rate)
     hours = here.total_s / 3600
     fsx_usd = hours * fsx_usd_per_hour(args.fsx_tib) if args.storage == "fsx" else 0.0
@@ -143,7 +177,9 @@ def plan(cfg: Config, chosen: Machine, args: argparse.Namespace) -> dict[str, An
         "config": str(args.config),
         "instance": chosen.name,
         "nodes": args.nodes,
-        "stored": args.stored,
+        "model": cfg.model.name,
+        "data": dataclasses.asdict(dataset),
+        "stored": dataset.stored,
         "storage": args.storage,
         "core_images_per_sec": core_rate,
         "global_batch_size": cfg.global_batch_size,
@@ -159,24 +195,31 @@ def plan(cfg: Config, chosen: Machine, args: argparse.Namespace) -> dict[str, An
     }
 
 
-def recipe_of(cfg: Config, stored: str) -> Recipe:
-    """What of a configuration decides a run's speed; ImageNet's counts."""
-    steps = TRAIN_IMAGES // cfg.global_batch_size
+def recipe_of(cfg: Config, dataset: Dataset, *, is_measured: bool = False) -> Recipe:
+    """What of a configuration decides a run's speed.
+
+    Args:
+        is_measured: whether the GPU's figure is of the run's own network; else it is of ResNet-50.
+    """
+    steps = max(1, dataset.train_images // cfg.global_batch_size)
+    classes = 1000 if cfg.model.num_classes == "auto" else cfg.model.num_classes
+    network = network_of(cfg.model.name, classes, cfg.data.crop_size)
     length = int(cfg.max_duration[:-2])
     epochs = float(length) if cfg.max_duration.endswith("ep") else length / steps
     interval = int(cfg.eval_interval[:-2])
     between = interval if cfg.eval_interval.endswith("ep") else interval / steps
     return Recipe(
-        train_images=TRAIN_IMAGES,
-        val_images=VAL_IMAGES,
-        bytes_per_image=KB_PER_IMAGE[stored] * 1e3,
+        train_images=dataset.train_images,
+        val_images=dataset.val_images,
+        bytes_per_image=dataset.bytes_per_image,
         epochs=epochs,
         global_batch_size=cfg.global_batch_size,
         pixels=pixels_over_the_run(cfg, epochs),
         eval_px=cfg.data.eval_crop_size,
         evaluations=max(1, math.floor(epochs / between)),
-        gpu_cost=gpu_cost(cfg),
-        loader_cost=loader_cost(cfg, stored),
+        gpu_cost=gpu_cost(cfg) * (1.0 if is_measured else network.cost),
+        loader_cost=loader_cost(cfg, dataset.stored),
+        parameters=network.parameters,
     )
 
 
@@ -221,20 +264,37 @@ def fsx_usd_per_hour(tib: float) -> float:
     return tib * 1024 * FSX_USD_PER_GB_MONTH / HOURS_PER_MONTH
 
 
-def core_images_per_sec(args: argparse.Namespace) -> float:
+def core_images_per_sec(args: argparse.Namespace, stored: str) -> float:
     """What one core decodes: as given, as measured by benchmarks/loader.py, or docs/performance.md's figure."""
     if args.core_images_per_sec:
         return float(args.core_images_per_sec)
     if not args.loader_json:
-        return CORE_IMAGES_PER_SEC[args.stored]
-    report = json.loads(args.loader_json.read_text())
-    rows = report["loaders"]
-    ours = [row for row in rows if row["storage"] == args.stored and row["loader"] == "ours"]
-    if not ours:
-        known = sorted({f"{row['loader']} of {row['storage']}" for row in rows})
-        raise PlanError(f"{args.loader_json} has no row of ours for {args.stored} images, but {', '.join(known)}")
-    nearest = min(ours, key=lambda row: (abs(int(row["size"]) - REFERENCE_PX), -int(row["cores"])))
-    return float(nearest["images_per_sec"]["median"]) / int(nearest["cores"])
+        return CORE_IMAGES_PER_SEC[stored]
+    with measurements(args.loader_json, "benchmarks/loader.py --json") as report:
+        rows = report["loaders"]
+        ours = [row for row in rows if row["storage"] == stored and row["loader"] == "ours"]
+        if not ours:
+            known = sorted({f"{row['loader']} of {row['storage']}" for row in rows})
+            raise PlanError(f"{args.loader_json} has no row of ours for {stored} images, but {', '.join(known)}")
+        nearest = min(ours, key=lambda row: (abs(int(row["size"]) - REFERENCE_PX), -int(row["cores"])))
+        return float(nearest["images_per_sec"]["median"]) / int(nearest["cores"])
+
+
+@contextlib.contextmanager
+def measurements(path: Path, program: str) -> Iterator[Any]:
+    """Read a file of measurements.
+
+    Raises:
+        PlanError: it is not there, or not what the program writes; also out of the with block.
+    """
+    try:
+        yield json.loads(path.read_text())
+    except PlanError:
+        raise
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read: {error.strerror}; {program} writes it") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise PlanError(f"{path} is not what {program} writes: {type(error).__name__}: {error}") from error
 
 
 def measured_gpu_rate(path: Path) -> float:
@@ -243,12 +303,12 @@ def measured_gpu_rate(path: Path) -> float:
     Raises:
         PlanError: it was measured on CPUs.
     """
-    report = json.loads(path.read_text())
-    if report["device"] == "cpu":
-        raise PlanError(f"{path} was measured on CPUs, which says nothing of a GPU")
-    row = max(report["rows"], key=lambda row: int(row["ranks"]))
-    rate = statistics.median(row["images_per_sec_rounds"]) / row["ranks"]
-    return float(rate * (report["image_px"] / REFERENCE_PX) ** 2)
+    with measurements(path, "benchmarks/scaling.py --json") as report:
+        if report["device"] == "cpu":
+            raise PlanError(f"{path} was measured on CPUs, which says nothing of a GPU")
+        row = max(report["rows"], key=lambda row: int(row["ranks"]))
+        rate = statistics.median(row["images_per_sec_rounds"]) / row["ranks"]
+        return float(rate * (report["image_px"] / REFERENCE_PX) ** 2)
 
 
 def scaling(chosen: Machine, recipe: Recipe, storage: Storage, core_rate: float) -> list[dict[str, Any]]:
@@ -283,6 +343,7 @@ def lines(report: dict[str, Any], chosen: Machine) -> list[str]:
     return [
         f"{report['config']} on {report['nodes']} x {chosen.name} ({chosen.gpus} {chosen.gpu}, {chosen.vcpus} vCPUs), "
         f"images stored as {report['stored']}, from {report['storage']}",
+        f"  assumed       {assumed(report)}",
         f"  images/s      {found.images_per_sec:,.0f}; the GPUs alone {found.gpu_images_per_sec:,.0f}, the loader "
         f"alone {found.loader_images_per_sec:,.0f}",
         f"  an epoch      {found.epoch_s / 60:.1f} min; the first one {found.first_epoch_s / 60:.1f} min",
@@ -295,6 +356,17 @@ def lines(report: dict[str, Any], chosen: Machine) -> list[str]:
         *table,
         "Predicted, not measured. A larger batch needs another learning rate, and over 8,192 a recipe made for it.",
     ]
+
+
+def assumed(report: dict[str, Any]) -> str:
+    """What the figures are of."""
+    data = report["data"]
+    of_network = "" if report["model"] == "resnet50" else " (its work beside ResNet-50's is counted, not measured)"
+    return (
+        f"{report['model']}{of_network}; {data['train_images']:,} train and {data['val_images']:,} val images of "
+        f"{data['bytes_per_image'] / 1e3:.1f} KB, as in {data['shown']}; {report['core_images_per_sec']:,.0f} images/s "
+        "decoded by a core"
+    )
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -15,8 +15,9 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parents[1])
 
+from infra.plan.dataset import TRAIN_IMAGES, VAL_IMAGES, imagenet
 from infra.plan.machines import Machine, machine, read_table
-from infra.plan.plan import CORE_IMAGES_PER_SEC, TRAIN_IMAGES, VAL_IMAGES, pixels_over_the_run, recipe_of
+from infra.plan.plan import CORE_IMAGES_PER_SEC, pixels_over_the_run, recipe_of
 from infra.plan.speed import BLURPOOL_COST, COMPOSERS_LAUNCHES, Prediction, Recipe, Storage, predict
 from train.config.run_config import load_config
 
@@ -77,7 +78,7 @@ def bindings() -> list[str]:
     """A Markdown table: images/s and what binds, by recipe, machine and number of nodes."""
     lines = ["| recipe | machine | " + " | ".join(f"{n} node{'s' * (n > 1)}" for n in NODES) + " |", "|---" * 6 + "|"]
     for recipe_name, (overrides, core_rate) in RECIPES.items():
-        recipe = recipe_of(load_config(FULL, overrides, check_paths=False), "original")
+        recipe = recipe_of(load_config(FULL, overrides, check_paths=False), imagenet("original"))
         for name in ("p4d.24xlarge", "p5.48xlarge", "g5.48xlarge", "g6.48xlarge"):
             cells = [predict(machine(name), n, recipe, Storage("s3"), core_rate) for n in NODES]
             shown = " | ".join(f"{cell.images_per_sec:,.0f} {cell.binding}" for cell in cells)

@@ -24,7 +24,8 @@ SECONDS_A_LAUNCH = 0.044 / 1319
 # and the step is bound by that. Derived, not measured; it is more where the blurring itself is slower than memory. (The
 # outputs of convolutions and pools alone, 14.2 M numbers an image of 224 px against 11.3 M, grow by 1.26.)
 BLURPOOL_COST = 1.10
-GRADIENT_BYTES = 25_557_032 * 4  # ResNet-50's parameters (torchvision) in fp32, which DDP reduces
+PARAMETERS = 25_557_032  # ResNet-50's (torchvision)
+BYTES_A_GRADIENT = 4  # fp32, which DDP reduces
 # Gradients travel while the backward pass, two thirds of a step, still runs; the last bucket cannot.
 HIDDEN_FRACTION = 0.6
 # What NCCL gets of a network card's rate: 60 % with EFA, 40 % over TCP. An assumption; nccl-tests measures it.
@@ -49,6 +50,7 @@ class Recipe:
         gpu_cost: factor on the GPU's time: BlurPool, SAM.
         loader_cost: factor on the loader's time while training: augmentations.
         launches: operations of a step, on one rank and on each of several.
+        parameters: of the network, whose gradients are reduced.
     """
 
     train_images: int
@@ -62,6 +64,7 @@ class Recipe:
     gpu_cost: float = 1.0
     loader_cost: float = 1.0
     launches: tuple[int, int] = LAUNCHES
+    parameters: int = PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def step_seconds(machine: Machine, nodes: int, recipe: Recipe, px: int) -> tuple
     """The GPUs' time for a step at this size, and how much longer the all-reduce makes it."""
     ranks = nodes * machine.gpus
     gpu_s = max(pure_gpu_seconds(machine, recipe, px, ranks), launch_seconds(recipe, ranks))
-    return gpu_s, max(0.0, allreduce_seconds(machine, nodes) - HIDDEN_FRACTION * gpu_s)
+    return gpu_s, max(0.0, allreduce_seconds(machine, nodes, recipe.parameters) - HIDDEN_FRACTION * gpu_s)
 
 
 def launch_seconds(recipe: Recipe, ranks: int) -> float:
@@ -160,13 +163,15 @@ def pure_gpu_seconds(machine: Machine, recipe: Recipe, px: int, ranks: int) -> f
     return recipe.global_batch_size / ranks * per_image
 
 
-def allreduce_seconds(machine: Machine, nodes: int) -> float:
+def allreduce_seconds(machine: Machine, nodes: int, parameters: int = PARAMETERS) -> float:
     """Between machines; inside one it is part of the GPU's figure, which was measured with all GPUs at work."""
     if nodes == 1:
         return 0.0
     efficiency = NCCL_EFFICIENCY_EFA if machine.efa else NCCL_EFFICIENCY_TCP
     bytes_per_sec = machine.network_gbit * 1e9 / 8 * efficiency
-    return 2 * (nodes - 1) / nodes * GRADIENT_BYTES / bytes_per_sec + ALLREDUCE_LATENCY_S * math.log2(nodes)
+    return 2 * (nodes - 1) / nodes * parameters * BYTES_A_GRADIENT / bytes_per_sec + ALLREDUCE_LATENCY_S * math.log2(
+        nodes
+    )
 
 
 def loader_images_per_sec(machine: Machine, core_images_per_sec: float) -> float:

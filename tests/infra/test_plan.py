@@ -12,15 +12,19 @@ import torchvision
 from composer.algorithms.blurpool import apply_blurpool
 
 from benchmarks.step_counts import Counting
+from infra.plan.dataset import imagenet
 from infra.plan.machines import UnknownMachineError, machine, read_table
+from infra.plan.networks import REFERENCE_OPERATIONS, REFERENCE_OUTPUTS, counted, network_of
 from infra.plan.plan import AUGMENTATION_COST, CORE_IMAGES_PER_SEC, main, pixels_over_the_run, recipe_of
 from infra.plan.published import STATED_ERROR, checks, table
 from infra.plan.speed import (
     BLURPOOL_COST,
     COMPOSERS_LAUNCHES,
     LAUNCHES,
+    PARAMETERS,
     SECONDS_A_LAUNCH,
     Storage,
+    allreduce_seconds,
     launch_seconds,
     predict,
     step_seconds,
@@ -123,7 +127,7 @@ def test_each_resource_can_be_the_one_that_binds(argv: list[str], binding: str, 
 
 
 def test_a_cache_saves_later_epochs_the_download_and_more_nodes_fill_it_later() -> None:
-    recipe = recipe_of(load_config(FULL, check_paths=False), "original")
+    recipe = recipe_of(load_config(FULL, check_paths=False), imagenet("original"))
     on = machine("p4d.24xlarge")
     one = [storage_seconds(on, 1, recipe, Storage("s3"), epoch=epoch) for epoch in (0, 1, 50)]
     four = [storage_seconds(on, 4, recipe, Storage("s3"), epoch=epoch) for epoch in (0, 1, 50)]
@@ -133,7 +137,7 @@ def test_a_cache_saves_later_epochs_the_download_and_more_nodes_fill_it_later() 
 
 
 def test_more_nodes_are_never_predicted_to_scale_better_than_linearly() -> None:
-    recipe = recipe_of(load_config(FULL, check_paths=False), "original")
+    recipe = recipe_of(load_config(FULL, check_paths=False), imagenet("original"))
     for name in read_table()["machines"]:
         on = machine(name)
         one = predict(on, 1, recipe, Storage("s3"), CORE).images_per_sec
@@ -144,7 +148,7 @@ def test_more_nodes_are_never_predicted_to_scale_better_than_linearly() -> None:
 
 
 def test_no_step_is_faster_than_its_launches() -> None:
-    recipe = recipe_of(load_config(FULL, check_paths=False), "original")
+    recipe = recipe_of(load_config(FULL, check_paths=False), imagenet("original"))
     on = replace(machine("p4d.24xlarge"), gpu_images_per_sec=1e9)
     alone, of_several = (launch_seconds(recipe, ranks) for ranks in (1, 8))
     assert (alone, of_several) == tuple(count * SECONDS_A_LAUNCH for count in LAUNCHES)
@@ -177,7 +181,9 @@ def test_measured_figures_take_the_estimates_place(tmp_path: Path) -> None:
 
 def test_augmentations_take_the_loaders_time_and_more_of_it_where_images_are_small() -> None:
     def cost(stored: str, *overrides: str) -> float:
-        return recipe_of(load_config(TRIVIAL, ["data.local=.", *overrides], check_paths=False), stored).loader_cost
+        return recipe_of(
+            load_config(TRIVIAL, ["data.local=.", *overrides], check_paths=False), imagenet(stored)
+        ).loader_cost
 
     added = sum(AUGMENTATION_COST[name] for name in ("trivial_augment", "random_erasing"))
     assert cost("short=256") == pytest.approx(1 + added)
@@ -224,3 +230,84 @@ def test_each_machine_has_a_gpu_with_a_figure_and_a_date_of_its_price() -> None:
     assert re.fullmatch(r"20\d\d-\d\d", read_table()["prices_read"])
     with pytest.raises(UnknownMachineError):
         machine("m5.large")
+
+
+def test_resnet50s_work_is_what_is_counted() -> None:
+    operations, outputs, parameters = counted("resnet50", 1000, 224)
+    assert operations == pytest.approx(REFERENCE_OPERATIONS, rel=1e-3)
+    assert outputs == pytest.approx(REFERENCE_OUTPUTS, rel=5e-3)
+    assert parameters == PARAMETERS
+
+
+def test_a_smaller_network_trains_faster_and_sends_less(tmp_path: Path) -> None:
+    images_per_sec = {}
+    for name in ("resnet18", "resnet50", "resnet152"):
+        found = network_of(name, 1000, 224)
+        assert found.parameters == sum(p.numel() for p in getattr(torchvision.models, name)().parameters())
+        more = [
+            "--instance",
+            "p5.48xlarge",
+            "--stored",
+            "short=256",
+            "algorithms=[]",
+            f"model.name={name}",
+            "model.init=torchvision",
+        ]
+        images_per_sec[name] = plan(*more, tmp_path=tmp_path)["prediction"]["gpu_images_per_sec"]
+    assert images_per_sec["resnet18"] > 2 * images_per_sec["resnet50"] > 3.5 * images_per_sec["resnet152"]
+    assert network_of("vit_b_16", 1000, 224).cost > 2 > network_of("efficientnet_b0", 1000, 224).cost
+    for nodes in (2, 8):
+        one, other = (allreduce_seconds(machine("p4d.24xlarge"), nodes, count) for count in (11_689_512, PARAMETERS))
+        assert one < other
+
+
+def test_a_figure_that_was_measured_is_taken_for_the_runs_own_network(tmp_path: Path) -> None:
+    more = ["--gpu-images-per-sec", "4000", "algorithms=[]", "--stored", "short=256"]
+    rates = {plan(*more, f"model.name={name}", tmp_path=tmp_path)["prediction"]["gpu_images_per_sec"] for name in NETS}
+    assert len(rates) == 1
+
+
+NETS = ("resnet18", "resnet50")
+
+
+def test_the_datasets_own_counts_are_taken_where_it_is_here(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["global_batch_size=16", "--instance", "g5.xlarge"]
+    for given in (["--data", str(shards)], [f"data.local={shards}", "data.remote=null"]):
+        report = plan(*small, *given, tmp_path=tmp_path)
+        assert report["data"]["train_images"] == 100 and report["data"]["val_images"] == 23
+        manifest = json.loads((shards / "manifest.json").read_text())
+        assert report["data"]["bytes_per_image"] == manifest["splits"]["train"]["image_bytes"]["mean"]
+        assert "100 train and 23 val images" in capsys.readouterr().out
+    assert plan(tmp_path=tmp_path)["data"]["shown"] == "ImageNet-1k"
+    assert "1,281,167 train and 50,000 val images of 113.1 KB, as in ImageNet-1k" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--loader-json", "nowhere.json"], "nowhere.json cannot be read: No such file"),
+        (["--measured", "nowhere.json"], "nowhere.json cannot be read: No such file"),
+        (["--loader-json", "EMPTY"], "is not what benchmarks/loader.py --json writes: KeyError: 'loaders'"),
+        (["--measured", "EMPTY"], "is not what benchmarks/scaling.py --json writes: KeyError: 'device'"),
+        (["--data", "nowhere"], "nowhere holds no manifest.json, which says how many images there are"),
+        (["model.name=resnet51"], "did you mean 'resnet50'?"),
+    ],
+)
+def test_files_that_are_not_there_or_others_are_named(
+    argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.json").write_text("{}")
+    assert main([FULL, *(word.replace("EMPTY", str(tmp_path / "empty.json")) for word in argv)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--nodes", "0"], ["--nodes", "-2"], ["--nodes", "x"], ["--fsx-tib", "-1"], ["--gpu-images-per-sec", "nan"]],
+)
+def test_a_number_that_cannot_be_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main([FULL, *argv])
+    assert refused.value.code == 2 and f"argument {argv[0]}: {argv[1]!r} must be a" in capsys.readouterr().err

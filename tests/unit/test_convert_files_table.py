@@ -15,7 +15,8 @@ from streaming.base.format import reader_from_json
 from convert import files_table
 from convert.imagenet_to_mds import main
 from convert.journal import Journal
-from imagestream.mds.files_table import FILES_NAME, SCHEMA, SourcePaths
+from imagestream.data.source_paths import SourcePaths
+from imagestream.mds.files_table import FILES_NAME, SCHEMA
 from imagestream.mds.records import Records
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.local import LocalPlace

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from imagestream.cores import available_cores
 from imagestream.data.batches import EvalCollate, RawBatch, Tolerant
 from imagestream.data.dataset_files import DatasetFiles
-from imagestream.data.image_files import MAX_PIXELS, ImageFile, file_loader, file_workers, image_files
+from imagestream.data.image_files import MAX_PIXELS, ImageFile, file_loader, image_files
+from imagestream.data.source_paths import SourcePaths
 from imagestream.decode.backends import open_decoder
 from imagestream.decode.crops import CenterCrop
 from imagestream.loader import Loader
-from imagestream.mds.files_table import SourcePaths
 from imagestream.storage.places import folder_and_name, open_place
 from train.config.run_config import ConfigError
 
@@ -138,7 +139,7 @@ def _of_files(locations: Sequence[str], reading: Reading) -> Iterator[Batch]:
         open_decoder("auto"),
         reading.crop,
         batch_size=reading.batch_size,
-        num_workers=file_workers(reading.num_workers),
+        num_workers=max(1, available_cores() - 1) if reading.num_workers is None else reading.num_workers,
     )
     for files, raw in loaded:
         yield Batch([str(file) for file in files], [None] * len(files), raw)
