@@ -12,7 +12,7 @@ killed in the middle of an upload.
 The record's picture, which takes matplotlib a fifth of such a run's time, is a blank one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def install() -> None:
     s3.TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8)
 
 
-def draw_nothing(record: dict[str, Any], path: Path) -> Path:
+def draw_nothing(record: Mapping[str, Any], path: Path) -> Path:
     """Stand in for `train.record.report.draw`."""
     Image.new("RGB", (1, 1)).save(path)
     return path

@@ -47,12 +47,15 @@ NOT_COMPARED = (
     "state/metadata",
     "state/callbacks/DurableCheckpointSaver",
     "state/callbacks/RunRecord/config",
+    "state/callbacks/RunRecord/page",  # how often it was started, and pictures
     "state/callbacks/ResumeGuard/contract",
     "state/callbacks/ResumeGuard/changes",
 )
 NOT_COMPARED_NAMES = (
     "repr",
     "images_per_sec",
+    "host_memory_bytes",
+    "device_memory_bytes",
     "data_wait_fraction",
     "stages",
     "bottleneck",
@@ -108,13 +111,14 @@ def differences(one: Any, other: Any) -> list[str]:
 
 
 def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
-    if path in NOT_COMPARED or path.rpartition("/")[2] in NOT_COMPARED_NAMES:
+    if not _is_compared(path):
         return
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             below = f"{path}/{key}" if path else str(key)
             if key not in one or key not in other:
-                yield f"{below}: in one run only"
+                if _is_compared(below):
+                    yield f"{below}: in one run only"
             else:
                 yield from _differences(one[key], other[key], below)
     elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
@@ -128,6 +132,10 @@ def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
             yield f"{path}: {int((apart != 0).sum()):,} of {one.numel():,} values, by up to {float(apart.max()):g}"
     elif not _same_value(one, other):
         yield f"{path}: {_short(one)} and {_short(other)}"
+
+
+def _is_compared(path: str) -> bool:
+    return path not in NOT_COMPARED and path.rpartition("/")[2] not in NOT_COMPARED_NAMES
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from train.config.run_config import Config
 from train.facts import contract_for, describe, gather_facts, shared_memory_of
 from train.process import choose_kernels, start_process, torch_device
 from train.record.heartbeat import Heartbeat
-from train.record.run_record import RunRecord
+from train.record.run_record import RECORD_NAME, RunRecord
 from train.resume.checkpoints import (
     DurableCheckpointSaver,
     on_every_node,
@@ -82,7 +82,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         trainer = build_trainer(
             cfg, device, facts, train_batches, val_batches, [watch, guard, record, saver, Heartbeat()], load_path
         )
-    with saving(trainer, folder):
+    with saving(trainer, folder, record):
         if is_finished(trainer):
             end_last_epoch(trainer, train_batches.steps_per_epoch)
         else:
@@ -121,8 +121,10 @@ class SavingFailedError(RuntimeError):
 
 
 @contextlib.contextmanager
-def saving(trainer: Trainer, folder: Place) -> Iterator[None]:
+def saving(trainer: Trainer, folder: Place, record: RunRecord) -> Iterator[None]:
     """Give the save folder back at the end, and say of a run that could not save what it has ended for.
+
+    A run that a signal has stopped says so in its record; its checkpoint is safe by then.
 
     Raises:
         SavingFailedError: a checkpoint or the record cannot be stored, or another run has taken over the folder.
@@ -130,6 +132,10 @@ def saving(trainer: Trainer, folder: Place) -> Iterator[None]:
     try:
         yield
     except StopRequested:
+        try:
+            record.note_stop()
+        except PlaceError as error:
+            log.warning("%s does not say that the run has stopped: %s", RECORD_NAME, error)
         release(folder)
         raise
     except TakenOverError as error:

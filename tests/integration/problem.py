@@ -39,13 +39,17 @@ def record_of(folder: Path) -> dict[str, Any]:
     return record
 
 
-TIMES = ("throughput", "images_per_sec", "data_wait_fraction", "stages", "bottleneck")
+TIMES = ("throughput", "images_per_sec", "data_wait_fraction", "stages", "bottleneck", "time")
+MEMORY = ("host_memory_bytes", "device_memory_bytes")
+STARTS = "starts"
+"""How often a run was started, which tells a killed one from another."""
 GIVEN = ("config", "local", "remote")
 """What the command says, which tests vary."""
+NOT_OF_THE_RESULT = {*TIMES, *MEMORY, *GIVEN, STARTS}
 
 
 def what_must_match(record: Any) -> Any:
-    """Everything that a run finds out, of its record or of a part of that, but for times."""
+    """Everything that a run finds out, of its record or of a part of that, but for times, memory and starts."""
     if isinstance(record, dict):
-        return {key: what_must_match(value) for key, value in record.items() if key not in (*TIMES, *GIVEN)}
+        return {key: what_must_match(value) for key, value in record.items() if key not in NOT_OF_THE_RESULT}
     return [what_must_match(value) for value in record] if isinstance(record, list) else record

@@ -1,7 +1,9 @@
 """Where the time of a step went, in words and figures."""
 
 import pytest
+import torch
 
+from imagestream.loader import Loader
 from train.record.stages import Speed, StageClock
 
 
@@ -34,12 +36,19 @@ def test_no_steps_have_no_fractions() -> None:
     assert StageClock(0.0, 0.0, 0.0, {"shard_wait": 0.0, "read": 0.0, "decode": 0.0}).fractions()["data_wait"] == 0.0
 
 
-def test_a_point_of_the_curve_has_the_speed_of_its_own_batches() -> None:
-    speed = Speed()
-    assert speed.take_point() is None
-    for images, seconds in ((100, 10.0), (100, 10.0)):
-        speed.add(images, seconds, None)
-    assert speed.take_point() == pytest.approx(10.0)
-    speed.add(100, 1.0, None)
-    assert speed.take_point() == pytest.approx(100.0)
+def test_a_point_of_the_curve_has_the_speed_and_the_wait_of_its_own_batches() -> None:
+    speed, waited = Speed(), 0.0
+    loader = Loader.__new__(Loader)
+    loader.stage_seconds, loader.copied_seconds = torch.zeros(3), 0.0
+    assert speed.take_point() == {"images_per_sec": None, "data_wait_fraction": None}
+    found = []
+    for images, seconds, wait_s in ((100, 10.0, 0.0), (100, 10.0, 5.0), (100, 1.0, 1.0)):
+        waited = loader.waited_seconds = waited + wait_s
+        speed.add(images, seconds, loader)
+        if wait_s:
+            found.append(speed.take_point())
+    assert found == [
+        {"images_per_sec": pytest.approx(10.0), "data_wait_fraction": pytest.approx(0.25)},
+        {"images_per_sec": pytest.approx(100.0), "data_wait_fraction": pytest.approx(1.0)},
+    ]
     assert speed.images_per_sec == pytest.approx(300 / 21)

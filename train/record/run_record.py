@@ -1,8 +1,10 @@
-"""The run's record: `run.json` and `report.png` in the save folder, kept while the run goes on."""
+"""The run's record: `run.json`, `report.html` and `report.png` in the save folder, kept while the run goes on."""
 
 import json
 import logging
+import os
 import platform
+import socket
 import tempfile
 import time
 from importlib.metadata import version
@@ -15,15 +17,21 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from imagestream.storage.protocol import Place
+from train.capacity import node_count
 from train.model import weights_sha256
 from train.ranks import on_first_rank
+from train.record.evaluated import Evaluated
+from train.record.memory import device_memory_bytes, host_memory_bytes
+from train.record.pictures import TrainingCrops
+from train.record.progress import Progress
 from train.record.stages import Speed
 from train.resume.guard import ResumeGuard
 from train.step.statistics import Step, StepStatistics
 
 log = logging.getLogger(__name__)
 
-RECORD_NAME, REPORT_NAME = "run.json", "report.png"
+RECORD_NAME, PAGE_NAME, REPORT_NAME = "run.json", "report.html", "report.png"
+PRICE_VARIABLE = "RUN_USD_PER_HOUR"  # of all machines together
 CURVE_POINTS = 500  # of loss, learning rate and image size over the whole run
 SECONDS_BETWEEN_REPORTS = 60
 PACKAGES = ("torch", "torchvision", "mosaicml", "mosaicml-streaming", "numpy", "pillow")
@@ -37,7 +45,7 @@ class RunRecord(Callback):
 
     Args:
         facts: what is known before the first step: config, dataset, batch arithmetic.
-        folder: where `run.json` and `report.png` go.
+        folder: where `run.json`, `report.html` and `report.png` go.
     """
 
     def __init__(self, facts: dict[str, Any], folder: Place, guard: ResumeGuard, statistics: StepStatistics) -> None:
@@ -54,9 +62,27 @@ class RunRecord(Callback):
         self._reported_at = time.monotonic()
         self._open_points: dict[int, dict[str, Any]] = {}  # of the curve, by batch: their losses are still to come
         self._losses_to = 0  # batches whose losses have come
+        self.starts: list[dict[str, Any]] = []  # of each process that has trained
+        self._status = "running"
+        self._progress = Progress()
+        self._mean, self._std = (facts["config"]["data"][name] for name in ("mean", "std"))
+        self._crops, self._evaluated = TrainingCrops(), Evaluated(self._mean, self._std)
+        self._details: dict[str, Any] = {}  # of the last evaluation
         statistics.tell(self._take_loss)
 
     # What Composer calls, in the order of a step -----------------------------------------------------------------
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._progress.begin(state)
+        self.starts.append(
+            {
+                "batch": int(state.timestamp.batch),
+                "unix_time_s": round(time.time(), 1),
+                "world_size": dist.get_world_size(),
+                "hosts": node_count(),
+                "first_host": socket.gethostname(),
+            }
+        )
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         self._asked_at = time.perf_counter()
@@ -64,9 +90,17 @@ class RunRecord(Callback):
     def after_dataloader(self, state: State, logger: Logger) -> None:
         self._image_px = int(state.batch[0].shape[-1])
 
+    def before_forward(self, state: State, logger: Logger) -> None:
+        """The first event at which all algorithms have changed the batch."""
+        if dist.get_global_rank() == 0:
+            now = state.timestamp
+            is_first = int(now.batch_in_epoch) == 0
+            self._crops.take(state.batch[0], self._mean, self._std, batch=int(now.batch), is_first=is_first)
+
     def batch_end(self, state: State, logger: Logger) -> None:
         samples = int(state.timestamp.sample - (state.previous_timestamp or state.timestamp).sample)
         self._speed.add(samples, time.perf_counter() - self._asked_at, state.dataloader)
+        self._progress.note(state)
         batch = int(state.timestamp.batch)
         if batch % self._batches_per_point(state) == 0:
             point = {
@@ -74,7 +108,9 @@ class RunRecord(Callback):
                 "loss": None,
                 "lr": state.schedulers[0].get_last_lr()[0],
                 "image_px": self._image_px,
-                "images_per_sec": self._speed.take_point(),
+                **self._speed.take_point(),
+                "host_memory_bytes": host_memory_bytes(),
+                "device_memory_bytes": device_memory_bytes(),
             }
             if batch == self._losses_to:
                 self._close(point)
@@ -117,6 +153,12 @@ class RunRecord(Callback):
         self._speed.start_epoch()
         self.write()
 
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self._evaluated.start()
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        self._evaluated.add(state.batch[0], state.outputs, state.batch[1])
+
     def eval_end(self, state: State, logger: Logger) -> None:
         values = {name: metric.compute().item() for name, metric in state.eval_metrics["eval"].items()}
         evaluation = {
@@ -129,6 +171,7 @@ class RunRecord(Callback):
         if self.is_evaluated(evaluation["batch"]):
             self.evaluations.pop()
         self.evaluations.append(evaluation)
+        self._details = {"batch": evaluation["batch"], **self._evaluated.gather()}
         self.write()
 
     def scores(self) -> dict[int, float]:
@@ -150,31 +193,46 @@ class RunRecord(Callback):
             "epoch_losses": self._epoch_losses.state(),
             "point_losses": self._point_losses.state(),
             "image_px": self._image_px,
+            "page": self._pictures() | {"starts": [dict(start) for start in self.starts]},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.curve, self.evaluations = state["epochs"], state["curve"], state["evaluations"]
         self._epoch_losses, self._point_losses = _Mean(*state["epoch_losses"]), _Mean(*state["point_losses"])
         self._image_px = state["image_px"]
+        page = state.get("page", {})  # checkpoints of before it have none
+        self.starts, self._details = list(page.get("starts", [])), page.get("evaluated", {})
+        if crops := page.get("crops"):
+            self._crops.load(crops["batch"], crops["image_px"], crops["pictures"])
 
     # What a person reads -----------------------------------------------------------------------------------------
 
     def note_weights(self, state: State) -> None:
         """Take the final weights' hash. With EMA the model holds the averaged ones from the last checkpoint on."""
+        self._progress.note(state)
         self._weights = {"batches": int(state.timestamp.batch), "weights_sha256": weights_sha256(state.model)}
 
     def finish(self) -> dict[str, Any]:
         """Add the final figures, write everything, and return the record."""
         figures = {key: self.evaluations[-1][key] for key in ("top1", "top5", "loss", "samples_evaluated")}
         self.final = figures | self._weights
-        self.write(report=True)
+        self._status = "finished"
+        self.write(page=True, picture=True)
         return self.as_dict()
+
+    def note_stop(self) -> None:
+        """Say in the record that a signal has stopped the run, which can go on. Collective."""
+        self._status = "stopped"
+        self.write(page=True)  # without the picture, which takes seconds: somebody waits for the run's end
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON."""
         return {
-            "status": "finished" if self.final else "running",
+            "status": self._status,
             **self.final,
+            "progress": self._progress.as_dict(),
+            "time": self._progress.times(self.facts["batch"]["total_steps"]) | _price(),
+            "starts": self.starts,
             "throughput": {
                 "images_per_sec": self._speed.total_images_per_sec,
                 "data_wait_fraction": self._speed.total_stages.fractions()["data_wait"],
@@ -194,25 +252,41 @@ class RunRecord(Callback):
         """Return the figures of the evaluation after a batch, whether it came before the epoch's end or after it."""
         return next((found for found in self.evaluations if found["batch"] == batch), {})
 
-    def write(self, *, report: bool = False) -> None:
-        """Store `run.json`, and `report.png` when asked to or when the last one is a minute old. Collective.
+    def write(self, *, page: bool = False, picture: bool = False) -> None:
+        """Store `run.json`, and the page and the picture when asked to or when the last ones are a minute old.
+
+        Collective.
 
         Raises:
             PlaceError: on all ranks alike.
         """
-        on_first_rank(lambda: self._write(report=report))
+        on_first_rank(lambda: self._write(page=page, picture=picture))
 
-    def _write(self, *, report: bool) -> None:
+    def _write(self, *, page: bool, picture: bool) -> None:
         record = self.as_dict()
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / RECORD_NAME
-            path.write_text(json.dumps(record, indent=2) + "\n")
-            self.folder.put(RECORD_NAME, path)
-            if report or time.monotonic() - self._reported_at > SECONDS_BETWEEN_REPORTS:
-                from train.record.report import draw  # matplotlib takes a second to import
+        is_due = time.monotonic() - self._reported_at > SECONDS_BETWEEN_REPORTS
+        self._put(RECORD_NAME, json.dumps(record, indent=2) + "\n")
+        if page or is_due:
+            from train.record.page import run_page  # here: a run that is refused needs no templates
 
+            self._put(PAGE_NAME, run_page(record, self._pictures()))
+        if picture or is_due:
+            from train.record.report import draw  # matplotlib takes a second to import
+
+            with tempfile.TemporaryDirectory() as scratch:
                 self.folder.put(REPORT_NAME, draw(record, Path(scratch) / REPORT_NAME))
-                self._reported_at = time.monotonic()
+        if is_due:
+            self._reported_at = time.monotonic()
+
+    def _put(self, name: str, text: str) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / name
+            path.write_text(text, encoding="utf-8")
+            self.folder.put(name, path)
+
+    def _pictures(self) -> dict[str, Any]:
+        """Return what the page has and `run.json` has not."""
+        return {"crops": self._crops.state(), "evaluated": self._details}
 
     def _batches_per_point(self, state: State) -> int:
         assert state.max_duration is not None and state.dataloader_len is not None
@@ -240,6 +314,15 @@ class _Mean:
 
     def state(self) -> list[float]:
         return [self._total, self._count]
+
+
+def _price() -> dict[str, float]:
+    """Return what an hour costs, where somebody has said so."""
+    try:
+        price = float(os.environ.get(PRICE_VARIABLE, ""))
+    except ValueError:
+        return {}
+    return {"usd_per_hour": price} if price > 0 else {}
 
 
 def _hardware() -> dict[str, Any]:

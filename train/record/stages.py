@@ -55,13 +55,14 @@ class Speed:
 
     def __init__(self) -> None:
         self._images, self._clocks = [0, 0], [_new_clock(), _new_clock()]
-        self._point_images, self._point_s = 0, 0.0
+        self._point_images, self._point_s, self._point_wait_s = 0, 0.0, 0.0
         self._before = _new_clock()
 
     def add(self, images: int, seconds: float, loader: Any) -> None:
         """Add a step; the loader counts its own seconds from its start."""
         self._point_images, self._point_s = self._point_images + images, self._point_s + seconds
         so_far = _clock_of(loader)
+        self._point_wait_s += so_far.wait - self._before.wait
         for scope, clock in enumerate(self._clocks):
             self._images[scope] += images
             clock.step += seconds
@@ -70,11 +71,13 @@ class Speed:
             clock.workers = {s: clock.workers[s] + so_far.workers[s] - self._before.workers[s] for s in WORKER_STAGES}
         self._before = so_far
 
-    def take_point(self) -> float | None:
-        """Return the images/s since the last call."""
-        speed = self._point_images / self._point_s if self._point_s else None
-        self._point_images, self._point_s = 0, 0.0
-        return speed
+    def take_point(self) -> dict[str, float | None]:
+        """Return the images/s since the last call, and the share of that time which was spent waiting for data."""
+        images, seconds, waited = self._point_images, self._point_s, self._point_wait_s
+        self._point_images, self._point_s, self._point_wait_s = 0, 0.0, 0.0
+        if not seconds:
+            return {"images_per_sec": None, "data_wait_fraction": None}
+        return {"images_per_sec": images / seconds, "data_wait_fraction": min(1.0, waited / seconds)}
 
     def start_epoch(self) -> None:
         self._images[0], self._clocks[0] = 0, _new_clock()

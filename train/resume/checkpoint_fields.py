@@ -45,6 +45,15 @@ OURS = {
     "RunRecord.point_losses": list,
     "RunRecord.image_px": int,
 }
+OURS_WHERE_THERE = {  # checkpoints of before the run's page have none
+    "RunRecord.page": dict,
+    "RunRecord.page.starts": list,
+    "RunRecord.page.evaluated": dict,
+    "RunRecord.page.crops": dict,
+    "RunRecord.page.crops.batch": int,
+    "RunRecord.page.crops.image_px": int,
+    "RunRecord.page.crops.pictures": list,
+}
 OF_AVERAGES = {  # by the recipe's name: Composer's, and what it takes up again
     "ema": ("EMA", ("ema_model", "ema_weights_active", "ema_started")),
     "swa": ("SWA", ("swa_model", "swa_completed", "swa_started", "step_counter")),
@@ -64,6 +73,8 @@ def _faults(content: Mapping[str, Any]) -> Iterator[str]:
         return
     wanted: dict[str, Any] = COMPOSERS | {f"callbacks.{path}": kind for path, kind in OURS.items()}
     yield from _faults_of_kinds(state, wanted)
+    if "page" in state["callbacks"]["RunRecord"]:
+        yield from _faults_of_kinds(state, {f"callbacks.{path}": kind for path, kind in OURS_WHERE_THERE.items()})
     yield from _faults_of_time(state)
     yield from _faults_of_trail(state)
     yield from _faults_of_weights(state["model"], state["optimizers"])
