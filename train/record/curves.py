@@ -106,6 +106,23 @@ def scales(record: Record) -> dict[str, float]:
     }
 
 
+def overlaid(records: Sequence[Record], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return charts of several runs, each with a series of each run that has one.
+
+    A series has its run's place as `colour`, and its own scales, for runs may have other batches.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for place, (record, name) in enumerate(zip(records, names, strict=True)):
+        for chart in charts(record):
+            several = len(chart["series"]) > 1 or chart["title"] in ("Loss", "Accuracy")
+            for series in chart["series"]:
+                title = f"{chart['title']}, {series['label']}" if several else chart["title"]
+                together = found.setdefault(title, {**chart, "title": title, "log": False, "series": []})
+                together["series"].append({**series, "label": name, "colour": place, **scales(record)})
+                together["log"] = together["log"] or chart["log"]
+    return list(found.values())
+
+
 def marks(record: Record) -> list[Row]:
     """Return where the run was taken up again, as `batch` and `label`."""
     return [

@@ -8,12 +8,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from train.record.curves import charts, marks, scales
+from train.record.curves import charts, marks, overlaid, scales
+from train.record.reading import StoredRun
 from train.record.settings import own_and_base
 from train.record.summary import duration, headline, moment
+from train.record.table import COLUMNS, HEADINGS, OF_TEXT, in_words
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MOST_CLASSES = 1_000  # in the table
+SERIES_COLOURS = 8  # of page.css; then they begin anew
 NAMED_CLASSES = 30  # of the matrix's; more names would be too small to read
 SMALLEST_SHARE = 0.004  # of a row of the matrix; a lighter cell could not be told from an empty one
 
@@ -39,6 +42,22 @@ def run_page(record: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         matrix=matrix_cells(evaluated, names),
         own_settings=own,
         same_settings=same,
+    )
+
+
+def runs_page(runs: Sequence[StoredRun], differences: Mapping[str, Sequence[str]]) -> str:
+    """Return a page of several runs: their figures, their curves over each other, and the settings that differ."""
+    rows: list[dict[str, Any]] = [
+        {"figures": in_words(run), "folder": run.folder, "colour": place % SERIES_COLOURS}
+        for place, run in enumerate(runs)
+    ]
+    names = [row["figures"][0] for row in rows]
+    return _template("runs.html.j2").render(
+        runs=rows,
+        heads=[HEADINGS.get(column.key, column.key) for column in COLUMNS],
+        texts=[at for at, column in enumerate(COLUMNS) if column.key in OF_TEXT],
+        chart_data={"charts": overlaid([run.record for run in runs], names), "marks": []},
+        differences=differences,
     )
 
 

@@ -107,3 +107,22 @@ def _cost(record: Record) -> Figure | None:
     if not price or not seconds:
         return None
     return Figure("training's cost", f"${price * seconds / 3600:,.2f}", f"at ${price:g} an hour")
+
+
+def state_lines(record: Record) -> list[str]:
+    """Return a run's state, a line for each thing: for a terminal that shows them again and again."""
+    total = record["batch"]["total_steps"]
+    all_epochs = total / record["batch"]["steps_per_epoch"]
+    found, speed, left = last_evaluation(record), images_per_sec(record), record.get("time", {}).get("left_s")
+    losses = [point["loss"] for point in record["curve"] if isinstance(point.get("loss"), (int, float))]
+    written = record.get("time", {}).get("written_unix_s")
+    lines = [
+        ("run", f"{record['config']['run_name']}: {record['status']}" + (f" at {moment(written)}" if written else "")),
+        ("epoch", f"{epochs_done(record):.4g} of {all_epochs:.4g}"),
+        ("step", f"{batches_done(record):,} of {total:,}"),
+        ("loss", f"{losses[-1]:.4g}" if losses else ""),
+        ("top-1", f"{found['top1']:.2%}" if found else ""),
+        ("images/s", f"{speed:,.0f}" if speed else ""),
+        ("left", duration(left) if left and record["status"] == "running" else ""),
+    ]
+    return [f"{label} {value}" for label, value in lines if value]
