@@ -12,7 +12,7 @@ from train.record.curves import charts, marks, overlaid, scales
 from train.record.reading import StoredRun
 from train.record.settings import own_and_base
 from train.record.summary import duration, headline, moment
-from train.record.table import COLUMNS, HEADINGS, OF_TEXT, in_words
+from train.record.table import COLUMNS, HEADINGS, OF_TEXT, figures_of, in_words
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MOST_CLASSES = 1_000  # in the table
@@ -48,7 +48,7 @@ def run_page(record: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
 def runs_page(runs: Sequence[StoredRun], differences: Mapping[str, Sequence[str]]) -> str:
     """Return a page of several runs: their figures, their curves over each other, and the settings that differ."""
     rows: list[dict[str, Any]] = [
-        {"figures": in_words(run), "folder": run.folder, "colour": place % SERIES_COLOURS}
+        {"figures": in_words(run), "raw": _sortable(run), "folder": run.folder, "colour": place % SERIES_COLOURS}
         for place, run in enumerate(runs)
     ]
     names = [row["figures"][0] for row in rows]
@@ -59,6 +59,12 @@ def runs_page(runs: Sequence[StoredRun], differences: Mapping[str, Sequence[str]
         chart_data={"charts": overlaid([run.record for run in runs], names), "marks": []},
         differences=differences,
     )
+
+
+def _sortable(run: StoredRun) -> list[Any]:
+    """Return a run's figures as a script can compare them; what is not known is below all that is."""
+    figures = figures_of(run)
+    return [-1 if figures[column.key] is None else figures[column.key] for column in COLUMNS]
 
 
 def class_names(record: Mapping[str, Any]) -> list[str]:
