@@ -116,6 +116,27 @@ def compare(place: Place, command: str) -> None:
     assert code == 0 and "the same, up to ep0-ba1.pt" in output, output
 
 
+def watch_in_terminal(place: Place, command: str) -> None:
+    checkpoint = place.get("checkpoint")
+    assert isinstance(checkpoint, Path)
+    assert ": finished" in shell(place, replaced(command, {"s3://BUCKET/runs/full": checkpoint.parent}))
+
+
+def watch_in_browser(place: Place, command: str) -> None:
+    """It ends when somebody has got the page of a finished run."""
+    checkpoint = place.get("checkpoint")
+    assert isinstance(checkpoint, Path)
+    fetch = f"{sys.executable} -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1]).read()'"
+    first = "read url rest; " + fetch + ' "$url"; cat >/dev/null'
+    shell(place, f"{replaced(command, {'runs/local': checkpoint.parent})} --port 0 | (set -e; {first})")
+
+
+def list_runs(place: Place, command: str) -> None:
+    checkpoint = place.get("checkpoint")
+    assert isinstance(checkpoint, Path)
+    assert " finished " in shell(place, replaced(command, {" runs": f" {checkpoint.parent}"}))
+
+
 def convert_to_s3(place: Place, command: str) -> None:
     server, prefix = place.server(), uuid.uuid4().hex
     names: dict[str, object] = {"IMAGES": place.images, "BUCKET": f"{server.bucket}/{prefix}"}
@@ -262,6 +283,9 @@ HOW: dict[str, tuple[Way, bool]] = {
         convert_to_s3,
         False,
     ),
+    "python train/runs.py runs": (list_runs, True),
+    "python train/watch.py runs/local": (watch_in_browser, True),
+    "python train/watch.py s3://BUCKET/runs/full --print": (watch_in_terminal, True),
     "python infra/plan/plan.py yamls/full.yaml --instance p4d.24xlarge --nodes 2": (plan, False),
     "python benchmarks/scaling.py --data SHARDS --ranks 1,2 --rounds 1 --steps 2 --images-a-rank 8 --json SCALING": (
         measure_scaling,

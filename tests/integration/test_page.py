@@ -72,7 +72,7 @@ def test_after_three_kills_the_curves_have_no_gap_and_the_page_is_the_undisturbe
     assert by_title["Accuracy"][0]["x"] == [6, 12, 18, 24]
     assert len(record["starts"]) == 4 and len(data["marks"]) == 3
     assert [start["batch"] for start in record["starts"]] == sorted(start["batch"] for start in record["starts"])
-    pages = [load(folder / "ep4-ba24.pt")["state"]["callbacks"]["RunRecord"]["page"] for folder in (killed, tmp_path)]
+    pages = [load(folder / "ep3-ba24.pt")["state"]["callbacks"]["RunRecord"]["page"] for folder in (killed, tmp_path)]
     for page in pages:
         del page["starts"]
     assert pages[0] == pages[1]

@@ -142,6 +142,12 @@ def test_any_number_of_ranks_finds_the_same(
     assert together == [alone] * ranks
 
 
+def test_a_gpu_which_is_not_asked_for_the_new_ones_has_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    (asked,) = evaluate(monkeypatch, 100, ranks=1, batch=16)
+    monkeypatch.setattr(evaluated_module, "_rows_to_fill", lambda is_new: torch.arange(len(is_new)))
+    assert evaluate(monkeypatch, 100, ranks=1, batch=16) == [asked]
+
+
 def test_it_draws_nothing_and_leaves_the_batch_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     before = generators()
     images, logits, labels = split(10)

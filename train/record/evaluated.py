@@ -1,7 +1,7 @@
 """What an evaluation finds of each class, which classes it confuses, and pictures of its samples.
 
 It is the same for any number of ranks. It changes no metric and draws nothing at random. While the evaluation goes on
-nothing is read from the device, and the pictures take a fixed amount of memory.
+nothing is read from a GPU, and the pictures take a fixed amount of memory.
 """
 
 from collections.abc import Sequence
@@ -118,16 +118,21 @@ class _Mistakes:
         self._rows = torch.zeros((MISTAKES, 3), dtype=torch.int64, device=device)  # position, label, predicted
         self.pictures: Tensor | None = None
 
-    def add(self, wrong: Tensor, rows: Tensor, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    def add(self, wrong: Tensor, samples: Tensor, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take a batch's mistakes in; of equally confident ones the earlier samples stay."""
         everything = torch.cat([self.confidence, wrong])
         chosen = everything.sort(descending=True, stable=True).indices[:MISTAKES]
         is_new, of_batch = chosen >= MISTAKES, (chosen - MISTAKES).clamp(min=0)
-        held = chosen.clamp(max=MISTAKES - 1)
-        fresh = thumbnails(images[of_batch], mean, std)
-        before = torch.zeros_like(fresh) if self.pictures is None else self.pictures[held]
-        self.pictures = torch.where(is_new.view(-1, 1, 1, 1), fresh, before)
-        self.confidence, self._rows = everything[chosen], torch.cat([self._rows, rows])[chosen]
+        if self.pictures is None:
+            blank = torch.zeros_like(thumbnails(images[:1], mean, std))
+            self.pictures = blank.expand(MISTAKES, -1, -1, -1)
+        pictures = self.pictures[chosen.clamp(max=MISTAKES - 1)]
+        rows = _rows_to_fill(is_new)
+        if len(rows):
+            fresh = thumbnails(images[of_batch[rows]], mean, std)
+            pictures[rows] = torch.where(is_new[rows].view(-1, 1, 1, 1), fresh, pictures[rows])
+        self.pictures = pictures
+        self.confidence, self._rows = everything[chosen], torch.cat([self._rows, samples])[chosen]
 
     def rows(self) -> list[Sample]:
         """Return them as plain data, most confident first."""
@@ -137,6 +142,13 @@ class _Mistakes:
             for confidence, (position, label, predicted) in pairs
             if confidence >= 0
         ]
+
+
+def _rows_to_fill(is_new: Tensor) -> Tensor:
+    """Return the rows whose pictures may be new: on a GPU all, for to know which ones are, one would wait for it."""
+    if is_new.is_cuda:
+        return torch.arange(len(is_new), device=is_new.device)
+    return is_new.nonzero().squeeze(1)
 
 
 def _added(parts: list[tuple[Any, Any]], classes: int) -> list[list[int]]:
