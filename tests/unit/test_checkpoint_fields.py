@@ -141,3 +141,25 @@ def test_what_is_wrong_is_named(fault: str) -> None:
     changed = content()
     WRONG[fault](changed["state"])
     assert fault_of_fields(changed) == fault
+
+
+def page() -> Content:
+    """What the record's page adds, of which checkpoints of before it have nothing."""
+    return {"starts": [], "evaluated": {}, "crops": {"batch": 0, "image_px": 32, "pictures": []}}
+
+
+def test_a_checkpoint_with_the_pages_part_has_no_fault() -> None:
+    whole = content()
+    whole["state"]["callbacks"]["RunRecord"]["page"] = page()
+    assert fault_of_fields(whole) == ""
+
+
+@pytest.mark.parametrize("path", paths(page()), ids=".".join)
+@pytest.mark.parametrize("wrong", [None, -1.5])
+def test_a_wrong_part_of_the_page_is_named(path: tuple[str, ...], wrong: Any) -> None:
+    changed = content()
+    changed["state"]["callbacks"]["RunRecord"]["page"] = page()
+    at(changed["state"]["callbacks"]["RunRecord"]["page"], path[:-1])[path[-1]] = wrong
+    assert f"state.callbacks.RunRecord.page.{'.'.join(path)} must be" in fault_of_fields(changed)
+    del at(changed["state"]["callbacks"]["RunRecord"]["page"], path[:-1])[path[-1]]
+    assert fault_of_fields(changed) == f"state.callbacks.RunRecord.page.{'.'.join(path)} is missing"

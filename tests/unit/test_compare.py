@@ -141,3 +141,13 @@ def test_runs_without_a_common_checkpoint_cannot_be_told(tmp_path: Path, capsys:
 )
 def test_differences_are_named_by_their_path(one: Any, other: Any, expected: list[str]) -> None:
     assert differences(one, other) == expected
+
+
+def test_starts_pictures_and_memory_do_not_count_nor_does_a_checkpoint_of_before_them() -> None:
+    before = {"curve": [{"batch": 1, "loss": 0.5}]}
+    point = {"batch": 1, "loss": 0.5, "data_wait_fraction": 0.5, "host_memory_bytes": 7, "device_memory_bytes": None}
+    now = {"curve": [point], "page": {"starts": [{"batch": 0}]}}
+    again = {"curve": [{**point, "host_memory_bytes": 8}], "page": {"starts": [{"batch": 0}, {"batch": 1}]}}
+    whole = [{"state": {"callbacks": {"RunRecord": record}}} for record in (before, now, again)]
+    assert differences(whole[0], whole[1]) == differences(whole[1], whole[2]) == differences(whole[2], whole[0]) == []
+    assert differences({"curve": [point]}, {"curve": [{**point, "loss": 0.25}]}) == ["curve/0/loss: 0.5 and 0.25"]

@@ -37,3 +37,24 @@ def test_a_point_has_the_mean_of_its_own_batches(lags: list[int], batches_per_po
         (end, sum(range(end - size, end)) / size) for end in range(size, 13, size)
     ]
     assert [point["lr"] for point in record.curve] == pytest.approx([0.1 * (end - 1) for end in range(size, 13, size)])
+
+
+def test_what_the_page_has_goes_on_from_a_checkpoint_and_a_checkpoint_of_before_it_is_loaded_too() -> None:
+    statistics, none = StepStatistics(), SimpleNamespace()
+    facts = {"config": {"data": {"mean": [0.0] * 3, "std": [1.0] * 3}}, "dataset": {"num_classes": 2, "classes": None}}
+    record = RunRecord(facts, none, none, statistics)  # type: ignore[arg-type]  # nothing is written
+    record.starts = [{"batch": 0, "unix_time_s": 1.0, "world_size": 2, "hosts": 1, "first_host": "node1"}]
+    state: Any = SimpleNamespace(
+        batch=(torch.zeros(4, 3, 32, 32),), timestamp=SimpleNamespace(batch=5, batch_in_epoch=0)
+    )
+    record.before_forward(state, None)
+    saved = record.state_dict()
+    assert saved["page"]["crops"]["batch"] == 5 and len(saved["page"]["crops"]["pictures"]) == 4
+    resumed, older = (
+        RunRecord(facts, none, none, statistics)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    resumed.load_state_dict(saved)
+    assert resumed.state_dict() == saved
+    older.load_state_dict({key: value for key, value in saved.items() if key != "page"})
+    assert older.starts == [] and older.state_dict()["curve"] == saved["curve"]
