@@ -1,6 +1,7 @@
 """The curve has each batch's loss, whether it is known at the batch's end or a batch later."""
 
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from composer.core import Time
 
-from train.record.run_record import CURVE_POINTS, RunRecord
+from imagestream.storage.local import LocalPlace
+from tests.records import a_record
+from train.record.run_record import CURVE_POINTS, PRICE_VARIABLE, RunRecord, price_of_an_hour
 from train.step.statistics import StepStatistics
 
 
@@ -58,3 +61,29 @@ def test_what_the_page_has_goes_on_from_a_checkpoint_and_a_checkpoint_of_before_
     assert resumed.state_dict() == saved
     older.load_state_dict({key: value for key, value in saved.items() if key != "page"})
     assert older.starts == [] and older.state_dict()["curve"] == saved["curve"]
+
+
+def test_a_page_that_cannot_be_drawn_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks would wait for the first one, or end with it."""
+    facts = a_record()
+    guard: Any = SimpleNamespace(ledger="ab", epoch_ledgers=[], changes=[])
+    record = RunRecord(facts, LocalPlace(tmp_path), guard, StepStatistics())
+    for drawing in ("train.record.page.run_page", "train.record.report.draw"):
+        monkeypatch.setattr(drawing, broken)
+    record.write(page=True, picture=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+    monkeypatch.undo()
+    record.write(page=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run.json"]
+
+
+def broken(*_: Any) -> None:
+    raise KeyError("something that nobody has thought of")
+
+
+@pytest.mark.parametrize(
+    ("price", "said"), [("12.5", {"usd_per_hour": 12.5}), ("", {}), ("free", {}), ("-1", {}), ("nan", {}), ("inf", {})]
+)
+def test_a_price_is_what_somebody_has_said(monkeypatch: pytest.MonkeyPatch, price: str, said: dict[str, float]) -> None:
+    monkeypatch.setenv(PRICE_VARIABLE, price)
+    assert price_of_an_hour() == said

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ RECORD_NAME, PAGE_NAME, REPORT_NAME = "run.json", "report.html", "report.png"
 PRICE_VARIABLE = "RUN_USD_PER_HOUR"  # of all machines together
 CURVE_POINTS = 500  # of loss, learning rate and image size over the whole run
 SECONDS_BETWEEN_REPORTS = 60
+Draw = Callable[[dict[str, Any], dict[str, Any], Path], None]
+"""Draws a record and its pictures into a file."""
 PACKAGES = ("torch", "torchvision", "mosaicml", "mosaicml-streaming", "numpy", "pillow")
 
 
@@ -231,7 +235,7 @@ class RunRecord(Callback):
             "status": self._status,
             **self.final,
             "progress": self._progress.as_dict(),
-            "time": self._progress.times(self.facts["batch"]["total_steps"]) | _price(),
+            "time": self._progress.times(self.facts["batch"]["total_steps"]) | price_of_an_hour(),
             "starts": self.starts,
             "throughput": {
                 "images_per_sec": self._speed.total_images_per_sec,
@@ -265,24 +269,25 @@ class RunRecord(Callback):
     def _write(self, *, page: bool, picture: bool) -> None:
         record = self.as_dict()
         is_due = time.monotonic() - self._reported_at > SECONDS_BETWEEN_REPORTS
-        self._put(RECORD_NAME, json.dumps(record, indent=2) + "\n")
-        if page or is_due:
-            from train.record.page import run_page  # here: a run that is refused needs no templates
-
-            self._put(PAGE_NAME, run_page(record, self._pictures()))
-        if picture or is_due:
-            from train.record.report import draw  # matplotlib takes a second to import
-
-            with tempfile.TemporaryDirectory() as scratch:
-                self.folder.put(REPORT_NAME, draw(record, Path(scratch) / REPORT_NAME))
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / RECORD_NAME
+            path.write_text(json.dumps(record, indent=2) + "\n")
+            self.folder.put(RECORD_NAME, path)
+            if page or is_due:
+                self._put_if_drawn(_draw_page, record, Path(scratch) / PAGE_NAME)
+            if picture or is_due:
+                self._put_if_drawn(_draw_picture, record, Path(scratch) / REPORT_NAME)
         if is_due:
             self._reported_at = time.monotonic()
 
-    def _put(self, name: str, text: str) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / name
-            path.write_text(text, encoding="utf-8")
-            self.folder.put(name, path)
+    def _put_if_drawn(self, draw: Draw, record: dict[str, Any], path: Path) -> None:
+        """Store what shows the record; where it cannot be drawn, the run goes on without it."""
+        try:
+            draw(record, self._pictures(), path)
+        except Exception:
+            log.warning("%s cannot be drawn; the run goes on without it", path.name, exc_info=True)
+            return
+        self.folder.put(path.name, path)
 
     def _pictures(self) -> dict[str, Any]:
         """Return what the page has and `run.json` has not."""
@@ -294,6 +299,18 @@ class RunRecord(Callback):
         if state.max_duration.unit == TimeUnit.EPOCH:
             total *= int(state.dataloader_len)
         return max(1, total // CURVE_POINTS)
+
+
+def _draw_page(record: dict[str, Any], pictures: dict[str, Any], path: Path) -> None:
+    from train.record.page import run_page  # here: a run that is refused needs no templates
+
+    path.write_text(run_page(record, pictures), encoding="utf-8")
+
+
+def _draw_picture(record: dict[str, Any], pictures: dict[str, Any], path: Path) -> None:
+    from train.record.report import draw  # matplotlib takes a second to import
+
+    draw(record, path)
 
 
 class _Mean:
@@ -316,13 +333,13 @@ class _Mean:
         return [self._total, self._count]
 
 
-def _price() -> dict[str, float]:
+def price_of_an_hour() -> dict[str, float]:
     """Return what an hour costs, where somebody has said so."""
     try:
         price = float(os.environ.get(PRICE_VARIABLE, ""))
     except ValueError:
         return {}
-    return {"usd_per_hour": price} if price > 0 else {}
+    return {"usd_per_hour": price} if 0 < price < math.inf else {}
 
 
 def _hardware() -> dict[str, Any]:
