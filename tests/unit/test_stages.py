@@ -42,13 +42,13 @@ def test_a_point_of_the_curve_has_the_speed_and_the_wait_of_its_own_batches() ->
     loader.stage_seconds, loader.copied_seconds = torch.zeros(3), 0.0
     assert speed.take_point() == {"images_per_sec": None, "data_wait_fraction": None}
     found = []
-    for images, seconds, wait_s in ((100, 10.0, 0.0), (100, 10.0, 5.0), (100, 1.0, 1.0)):
+    for images, seconds, wait_s in ((100, 10.0, 0.0), (100, 10.0, 5.0), (100, 1.0, 0.5)):
         waited = loader.waited_seconds = waited + wait_s
         speed.add(images, seconds, loader)
         if wait_s:
             found.append(speed.take_point())
     assert found == [
         {"images_per_sec": pytest.approx(10.0), "data_wait_fraction": pytest.approx(0.25)},
-        {"images_per_sec": pytest.approx(100.0), "data_wait_fraction": pytest.approx(1.0)},
+        {"images_per_sec": pytest.approx(100.0), "data_wait_fraction": pytest.approx(0.5)},
     ]
     assert speed.images_per_sec == pytest.approx(300 / 21)
