@@ -55,7 +55,7 @@ def full_summary(outcome: Outcome) -> str:
         *_figures(undisturbed, outcome.evaluated),
         "",
         f"  records      {outcome.runs}/undisturbed/run.json and {outcome.runs}/interrupted/run.json",
-        f"  pictures     {outcome.runs}/two-runs.png, and report.png beside each run.json",
+        f"  pictures     {outcome.runs}/two-runs.png, and report.html beside each run.json",
         f"  logs         {outcome.runs}/*.log",
         *_next(outcome.seconds),
     ]
@@ -71,7 +71,7 @@ def quick_summary(record: dict[str, Any], evaluated: dict[str, Any], runs: str, 
             *_what(record),
             *_figures(record, evaluated),
             "               one epoch shows that everything runs; it is too short to learn much",
-            f"  record       {runs}/quick/run.json and {runs}/quick/report.png, logs in {runs}/*.log",
+            f"  record       {runs}/quick/run.json and {runs}/quick/report.html, logs in {runs}/*.log",
             *_next(seconds, "  the rest     make demo: a longer training, killed in the middle, that ends the same"),
         ]
     )

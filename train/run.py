@@ -18,7 +18,8 @@ from train.config.run_config import Config
 from train.facts import contract_for, describe, gather_facts, shared_memory_of
 from train.process import choose_kernels, start_process, torch_device
 from train.record.heartbeat import Heartbeat
-from train.record.run_record import RECORD_NAME, RunRecord
+from train.record.reading import RECORD_NAME
+from train.record.run_record import RunRecord
 from train.resume.checkpoints import (
     DurableCheckpointSaver,
     on_every_node,

@@ -1,5 +1,6 @@
 """The page shows what is known, in one file, whatever classes and runs are called."""
 
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -67,6 +68,20 @@ def test_nothing_on_the_page_is_elsewhere() -> None:
 def test_no_inlined_script_can_end_its_own_element() -> None:
     assert not any("</script" in (TEMPLATES / name).read_text() for name in ("page.js", "uplot.js"))
     assert not any("</style" in (TEMPLATES / name).read_text() for name in ("page.css", "uplot.css"))
+
+
+def test_the_charts_library_is_as_published_and_its_notice_is_on_the_page() -> None:
+    """uPlot 1.6.32 from npm: dist/uPlot.iife.min.js and dist/uPlot.min.css."""
+    hashes = [hashlib.sha256((TEMPLATES / name).read_bytes()).hexdigest()[:16] for name in ("uplot.js", "uplot.css")]
+    assert hashes == ["19c8d4c6ad88929a", "df630c6a8d6f8eea"]
+    page = run_page(a_record(), {})
+    assert "The MIT License" in page and "Copyright (c) 2022 Leon Sorokin" in page
+
+
+def test_the_page_of_a_thousand_classes_is_small() -> None:
+    names = [f"n{number:08} a name of a class" for number in range(1_000)]
+    page = run_page(a_record(batches=500, classes=names), the_pictures(len(names)))
+    assert len(page.encode()) < 1_000_000  # without pictures: 72 of 5 KB come on top
 
 
 def test_before_the_first_evaluation_nothing_empty_is_drawn() -> None:

@@ -3,35 +3,135 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place, read_if_there
 
 RECORD_NAME, PAGE_NAME = "run.json", "report.html"
-NEEDED: Mapping[str, Any] = {  # and of which kind
-    "status": str,
-    "config": dict,
-    "dataset": dict,
-    "batch": dict,
-    "hardware": dict,
-    "throughput": dict,
-    "epochs": list,
-    "evaluations": list,
-    "curve": list,
-    "ledger": dict,
-    "versions": dict,
-}
-NEEDED_BELOW = {
-    "config": ("run_name", "global_batch_size", "model"),
-    "dataset": ("num_classes", "classes", "train_samples", "val_samples"),
-    "batch": ("steps_per_epoch", "total_steps"),
-    "hardware": ("world_size", "device"),
-    "throughput": ("images_per_sec",),
-    "ledger": ("final",),
-}
-IN_WORDS = {str: "text", dict: "a map", list: "a list"}
+LAST_MOMENT_S = 4e9  # in the year 2096; what is beyond is no time of a run
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    """What is shown of a part of a record; what else is in it does not matter."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Row(_Part):
+    batch: NonNegativeInt
+    images_per_sec: Figure | None = None
+    data_wait_fraction: Figure | None = None
+
+
+class _Point(_Row):
+    loss: float | None = None
+    lr: float | None = None
+    image_px: float | None = None
+    host_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
+
+
+class _Evaluation(_Row):
+    top1: Share
+    top5: Share
+    loss: float
+    samples_evaluated: NonNegativeInt
+
+
+class _Model(_Part):
+    name: str
+
+
+class _Config(_Part):
+    run_name: str
+    global_batch_size: PositiveInt
+    model: _Model
+
+
+class _Dataset(_Part):
+    num_classes: NonNegativeInt
+    classes: list[str] | None
+    train_samples: NonNegativeInt
+    val_samples: NonNegativeInt
+    fingerprint: str
+    decoder: str
+
+
+class _Batch(_Part):
+    steps_per_epoch: PositiveInt
+    total_steps: PositiveInt
+
+
+class _Hardware(_Part):
+    world_size: PositiveInt
+    device: str
+
+
+class _Throughput(_Part):
+    images_per_sec: Figure | None
+    data_wait_fraction: Figure | None = None
+
+
+class _Ledger(_Part):
+    final: str
+
+
+class _Change(_Part):
+    batch: int
+    key: str
+    before: Any
+    after: Any
+
+
+class _Progress(_Part):
+    batch: NonNegativeInt
+
+
+class _Time(_Part):
+    written_unix_s: float = Field(ge=0, le=LAST_MOMENT_S)
+    train_s: Figure
+    left_s: Figure | None
+    usd_per_hour: Figure | None = None
+
+
+class _Start(_Part):
+    batch: NonNegativeInt
+    unix_time_s: float = Field(ge=0, le=LAST_MOMENT_S)
+    world_size: PositiveInt
+    hosts: PositiveInt
+    first_host: str
+
+
+class _Record(_Part):
+    status: str
+    config: _Config
+    dataset: _Dataset
+    batch: _Batch
+    hardware: _Hardware
+    throughput: _Throughput
+    ledger: _Ledger
+    versions: dict[str, str]
+    changes: list[_Change]
+    epochs: list[_Row]
+    evaluations: list[_Evaluation]
+    curve: list[_Point]
+    progress: _Progress = _Progress(batch=0)  # of the later ones, records of before them have none
+    time: _Time = _Time(written_unix_s=0, train_s=0, left_s=None)
+    starts: list[_Start] = []
 
 
 class RunError(ValueError):
@@ -103,24 +203,10 @@ def stored_run(folder: str, data: bytes) -> StoredRun | RunError:
         record = json.loads(data)
     except ValueError as error:
         return RunError(f"{folder}/{RECORD_NAME} is not JSON: {error}")
-    if fault := _fault_of(record):
-        return RunError(f"{folder}/{RECORD_NAME} is not a run's record: {fault}")
+    try:
+        _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return RunError(f"{folder}/{RECORD_NAME} is not a run's record: {where}: {first['msg']}")
     return StoredRun(folder, record)
-
-
-def _fault_of(record: Any) -> str:
-    """Return what a record lacks of that which is shown of it; '' where nothing."""
-    if not isinstance(record, dict):
-        return f"it is no map but {type(record).__name__}"
-    for key, kind in NEEDED.items():
-        if not isinstance(record.get(key), kind):
-            return f"{key} must be {IN_WORDS[kind]}"
-        if missing := [below for below in NEEDED_BELOW.get(key, ()) if below not in record[key]]:
-            return f"{key}.{missing[0]} is missing"
-    for key in ("epochs", "evaluations", "curve"):
-        if not all(isinstance(row, dict) and isinstance(row.get("batch"), int) for row in record[key]):
-            return f"each entry of {key} must be a map with a batch"
-    for key in ("steps_per_epoch", "total_steps"):
-        if not isinstance(record["batch"][key], int) or record["batch"][key] < 1:
-            return f"batch.{key} must be a whole number from 1"
-    return ""

@@ -26,13 +26,14 @@ from train.record.evaluated import Evaluated
 from train.record.memory import device_memory_bytes, host_memory_bytes
 from train.record.pictures import TrainingCrops
 from train.record.progress import Progress
+from train.record.reading import PAGE_NAME, RECORD_NAME
 from train.record.stages import Speed
 from train.resume.guard import ResumeGuard
 from train.step.statistics import Step, StepStatistics
 
 log = logging.getLogger(__name__)
 
-RECORD_NAME, PAGE_NAME, REPORT_NAME = "run.json", "report.html", "report.png"
+REPORT_NAME = "report.png"
 PRICE_VARIABLE = "RUN_USD_PER_HOUR"  # of all machines together
 CURVE_POINTS = 500  # of loss, learning rate and image size over the whole run
 SECONDS_BETWEEN_REPORTS = 60
