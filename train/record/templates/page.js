@@ -98,7 +98,7 @@
       width: box.clientWidth, height: CHART_PX,
       scales: { x: { time: false, range: whole }, y: { distr: chart.log ? 3 : 1, range: range(chart) } },
       axes: [axisOptions({ space: 60, size: 30 }), axisOptions({ size: 52 })],
-      cursor: { sync: { key: "charts", setSeries: false }, points: { size: 7 }, drag: { x: true, y: false } },
+      cursor: { y: false, sync: { key: "charts", setSeries: false }, points: { size: 7 }, drag: { x: true, y: false } },
       legend: { live: true, markers: { fill: (plot, index) => plot.series[index].stroke(plot, index) } },
       hooks: { draw: [drawMarks] },
       series: [xOptions, ...chart.series.map(seriesOptions)],
