@@ -118,7 +118,10 @@ def test_a_run_leaves_its_record_report_and_logs(shards: Path, tmp_path: Path) -
     assert record["throughput"]["images_per_sec"] > 0
     assert 0 <= record["throughput"]["data_wait_fraction"] <= 1
     assert [point["batch"] for point in record["curve"]] == [1, 2]
-    assert Image.open(tmp_path / "report.png").size == (1170, 630)
+    assert Image.open(tmp_path / "report.png").size == (1404, 558)
+    page = (tmp_path / "report.html").read_text()
+    wrong = record["samples_evaluated"] - round(record["top1"] * record["samples_evaluated"])
+    assert page.count("<figure") == 23 + wrong  # all validation images, and the mistakes among them once more
     for pattern in ("logs/*-rank0.txt", "tensorboard/**/events.out.tfevents.*", "wandb/offline-run-*"):
         assert list(tmp_path.glob(pattern)), pattern
     losses = [point["loss"] for point in record["curve"]]
