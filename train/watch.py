@@ -25,7 +25,7 @@ from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import open_place
 from train.record.reading import RunError, StoredRun, read_run
-from train.record.serving import PageServer, serving
+from train.record.serving import PageServer, PortError, serving
 from train.record.summary import state_lines
 
 EXIT_NO_NEWS, EXIT_NOTHING = 1, 2
@@ -47,12 +47,8 @@ def main(argv: Sequence[str]) -> int:
         with serving(args.run, args.port) as server:
             print(f"{server.url} has the page of {shown(args.run)}; Ctrl-C ends this", flush=True)
             return watch.until_finished(server)
-    except PlaceError as error:
+    except (PlaceError, PortError) as error:
         print(shown(f"watch: {error}"), file=sys.stderr)
-    except OSError as error:
-        print(
-            f"watch: port {args.port} cannot be used: {error.strerror}; give another, --port 0 for any", file=sys.stderr
-        )
     except KeyboardInterrupt:
         return 0
     return EXIT_NOTHING

@@ -4,15 +4,20 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import train.record.serving as serving_module
+from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import open_place
 from tests import chromium
 from tests.chromium import Browser, running_chromium
@@ -22,6 +27,7 @@ from tests.processes import run, run_program, start
 from tests.records import HOSTILE, a_record, the_pictures
 from train.record.page import run_page, runs_page
 from train.record.reading import StoredRun
+from train.record.serving import serving
 from train.resume.checkpoint_file import load
 
 needs_chromium = pytest.mark.skipif(chromium.PROGRAM is None, reason="chromium is not installed")
@@ -247,6 +253,32 @@ def test_watching_what_is_not_there_or_does_not_change_ends(tmp_path: Path) -> N
     assert still.returncode == 1 and "it may be dead" in still.stderr
 
 
+def test_a_port_in_use_is_said_in_a_line(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_program("train.watch", [tmp_path, "--port", port])
+    assert done.returncode == 2
+    assert done.stderr == f"watch: port {port} cannot be used: Address already in use; give another, 0 for any\n"
+
+
+def test_a_page_is_served_again_when_its_folder_can_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> bytes:
+        raise PlaceError("the network is down")
+
+    write_run(tmp_path, status="running")
+    with serving(str(tmp_path), 0) as server:
+        monkeypatch.setattr(serving_module, "read_if_there", away)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(server.url, timeout=10)
+        assert (caught.value.code, caught.value.headers["Refresh"]) == (502, "15")
+        monkeypatch.undo()
+        with urllib.request.urlopen(server.url, timeout=10) as answer:
+            assert b">running</span>" in answer.read()
+
+
 def test_runs_are_compared_in_a_table_a_csv_and_a_page(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/one", config=a_record(run_name="one", seed=1)["config"])
     write_run(
@@ -284,3 +316,8 @@ def test_a_table_that_is_too_wide_is_cut_to_the_terminal(tmp_path: Path) -> None
     done = run_program("train.runs", [tmp_path], env={"COLUMNS": "72"})
     assert done.returncode == 0, done
     assert 60 < max(map(len, done.stdout.splitlines())) <= 72, done.stdout
+    for name in "cdefghijkl":
+        write_run(tmp_path / name, config=a_record(run_name=f"run-{name}", seed=ord(name))["config"])
+    done = run_program("train.runs", [tmp_path], env={"COLUMNS": "72"})
+    assert max(map(len, done.stdout.splitlines())) <= 72, done.stdout
+    assert done.stdout.count("differs in") == 3 and done.stdout.count("\nseed") == 3

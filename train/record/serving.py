@@ -25,6 +25,11 @@ NOT_YET = (
     b'<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>not yet</title>'
     b"<p>There is nothing to see yet: a run writes its record at its first epoch's end or evaluation."
 )
+AWAY = b'<!doctype html><link rel="icon" href="data:,"><title>away</title><p>The folder cannot be read at the moment.'
+
+
+class PortError(ValueError):
+    """The port cannot be used; the message names it."""
 
 
 class PageServer(ThreadingHTTPServer):
@@ -91,33 +96,36 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, has_body: bool) -> None:
         name = FILES.get(self.path.partition("?")[0])
         # A page of elsewhere, whose name was made to mean this machine, is no reason to tell it about the run.
-        if self.headers.get("Host", "").rpartition(":")[0] not in (LOOPBACK, "localhost"):
+        if self.headers.get("Host", "").partition(":")[0] not in (LOOPBACK, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN, "give 127.0.0.1 or localhost")
             return
         if name is None:
             self.send_error(HTTPStatus.NOT_FOUND, f"there are {PAGE_NAME} and {RECORD_NAME}")
             return
         was_finished = self.server.is_finished
+        status, body = HTTPStatus.OK, None
         try:
             body = self.server.page() if name == PAGE_NAME else self.server.content(name)
         except PlaceError:
-            self.send_error(HTTPStatus.BAD_GATEWAY, "the run's folder cannot be read")
-            return
+            status, body = HTTPStatus.BAD_GATEWAY, AWAY
         if body is None:
             self.send_error(HTTPStatus.NOT_FOUND, "there is no record yet")
             return
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", KINDS[name])
-        self.send_header("Content-Length", str(len(body)))
+        reloads = name == PAGE_NAME and not was_finished
+        self._send(status, body if has_body else b"", KINDS[name], length=len(body), reloads=reloads)
+        if name == PAGE_NAME and was_finished and has_body and status is HTTPStatus.OK:
+            self.server.delivered.set()
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str, *, length: int, reloads: bool) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(length))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        if name == PAGE_NAME and not was_finished:
+        if reloads:
             self.send_header("Refresh", str(RELOAD_S))
         self.end_headers()
-        if has_body:
-            self.wfile.write(body)
-        if name == PAGE_NAME and was_finished and has_body:
-            self.server.delivered.set()
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not worth a line each."""
@@ -131,9 +139,13 @@ def serving(folder: str, port: int) -> Iterator[PageServer]:
         port: 0: any that is free.
 
     Raises:
-        OSError: the port is in use.
+        PortError: it is in use, or may not be used.
     """
-    with PageServer(folder, port) as server:
+    try:
+        opened = PageServer(folder, port)
+    except OSError as error:
+        raise PortError(f"port {port} cannot be used: {error.strerror}; give another, 0 for any") from error
+    with opened as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
         try:

@@ -9,7 +9,7 @@ from train.record.reading import StoredRun
 from train.record.summary import duration, epochs_done, images_per_sec, last_evaluation, train_seconds
 
 GAP = "  "
-SHORTEST = 8  # characters of a column that has to be cut
+SHORTEST, READABLE = 8, 14  # characters of a column that has to be cut, and of one that should not be cut further
 
 
 class Column(NamedTuple):
@@ -74,7 +74,7 @@ def sorted_runs(runs: Sequence[StoredRun], key: str | None) -> list[StoredRun]:
 
 
 def as_text(runs: Sequence[StoredRun], differences: Mapping[str, Sequence[str]], *, width: int) -> str:
-    """Return a table of the runs' figures, and below it one of the settings in which they differ.
+    """Return a table of the runs' figures, and below it of the settings in which they differ, some runs at a time.
 
     Args:
         differences: by setting, the value in each run.
@@ -84,10 +84,11 @@ def as_text(runs: Sequence[StoredRun], differences: Mapping[str, Sequence[str]],
     rows = [in_words(run) for run in runs]
     right = {at for at, column in enumerate(COLUMNS) if column.key not in OF_TEXT}
     lines = _aligned([heads, *rows], right=right, width=width)
-    if differences:
-        names = [row[0] for row in rows]
-        table = [["differs in", *names], *([key, *values] for key, values in differences.items())]
-        lines += ["", *_aligned(table, right=set(), width=width)]
+    names, key_width = [row[0] for row in rows], max(map(len, differences), default=0)
+    at_once = max(1, (width - min(key_width, width // 2)) // (READABLE + len(GAP)))
+    for at in range(0, len(runs) if differences else 0, at_once):
+        table = [[key, *values[at : at + at_once]] for key, values in differences.items()]
+        lines += ["", *_aligned([["differs in", *names[at : at + at_once]], *table], right=set(), width=width)]
     return "\n".join(lines)
 
 
