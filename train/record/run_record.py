@@ -25,7 +25,7 @@ from train.ranks import on_first_rank
 from train.record.evaluated import Evaluated
 from train.record.memory import device_memory_bytes, host_memory_bytes
 from train.record.pictures import TrainingCrops
-from train.record.progress import Progress
+from train.record.run_clock import RunClock
 from train.record.reading import PAGE_NAME, RECORD_NAME
 from train.record.stages import Speed
 from train.resume.guard import ResumeGuard
@@ -69,7 +69,7 @@ class RunRecord(Callback):
         self._losses_to = 0  # batches whose losses have come
         self.starts: list[dict[str, Any]] = []  # of each process that has trained
         self._status = "running"
-        self._progress = Progress()
+        self._clock = RunClock()
         self._mean, self._std = (facts["config"]["data"][name] for name in ("mean", "std"))
         self._crops, self._evaluated = TrainingCrops(), Evaluated(self._mean, self._std)
         self._details: dict[str, Any] = {}  # of the last evaluation
@@ -78,7 +78,7 @@ class RunRecord(Callback):
     # What Composer calls, in the order of a step -----------------------------------------------------------------
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self._progress.begin(state)
+        self._clock.begin(state)
         self.starts.append(
             {
                 "batch": int(state.timestamp.batch),
@@ -105,7 +105,7 @@ class RunRecord(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         samples = int(state.timestamp.sample - (state.previous_timestamp or state.timestamp).sample)
         self._speed.add(samples, time.perf_counter() - self._asked_at, state.dataloader)
-        self._progress.note(state)
+        self._clock.note(state)
         batch = int(state.timestamp.batch)
         if batch % self._batches_per_point(state) == 0:
             point = {
@@ -214,7 +214,7 @@ class RunRecord(Callback):
 
     def note_weights(self, state: State) -> None:
         """Take the final weights' hash. With EMA the model holds the averaged ones from the last checkpoint on."""
-        self._progress.note(state)
+        self._clock.note(state)
         self._weights = {"batches": int(state.timestamp.batch), "weights_sha256": weights_sha256(state.model)}
 
     def finish(self) -> dict[str, Any]:
@@ -235,8 +235,8 @@ class RunRecord(Callback):
         return {
             "status": self._status,
             **self.final,
-            "progress": self._progress.as_dict(),
-            "time": self._progress.times(self.facts["batch"]["total_steps"]) | price_of_an_hour(),
+            "progress": self._clock.as_dict(),
+            "time": self._clock.times(self.facts["batch"]["total_steps"]) | price_of_an_hour(),
             "starts": self.starts,
             "throughput": {
                 "images_per_sec": self._speed.total_images_per_sec,

@@ -6,7 +6,7 @@ from typing import Any
 from composer.core import State
 
 
-class Progress:
+class RunClock:
     """The run's batches and times, as of the last batch.
 
     The speed by which the time left is estimated is that of this process: with its evaluations and checkpoints.
