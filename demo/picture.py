@@ -11,12 +11,12 @@ from matplotlib import pyplot as plt  # the backend is chosen first: there may b
 
 from demo.summary import Killed
 
-STEP = re.compile(r"time/batch: (\d+)\n(?:.*\n)*?.*loss/train/total: ([\d.]+)")
+STEP = re.compile(r", step ([\d,]+)/[\d,]+, loss ([\d.]+)")
 
 
 def losses_of(log: Path) -> list[tuple[int, float]]:
     """Return (batch from 1, loss) of each batch that a run's console has shown."""
-    return [(int(batch) + 1, float(loss)) for batch, loss in STEP.findall(log.read_text())]
+    return [(int(step.replace(",", "")), float(loss)) for step, loss in STEP.findall(log.read_text())]
 
 
 def draw(

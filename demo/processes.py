@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 15
 SECONDS_TO_DIE = 30
 
 TOTAL_STEPS = re.compile(r"train\.trainer: train: .* ([\d,]+) steps$", re.MULTILINE)
-STEP_DONE = re.compile(r"^(?:\[epoch=(\d+)\])?\[batch=(\d+)/(\d+)\]", re.MULTILINE)
+STEP_DONE = re.compile(r"train\.record\.progress: epoch .*, step ([\d,]+)/[\d,]+")
 
 
 class DemoError(Exception):
@@ -107,8 +107,8 @@ class Log:
         self.text += text
         if self.total is None and (found := TOTAL_STEPS.search(text)):
             self.total = int(found[1].replace(",", ""))
-        for epoch, batch, per_epoch in STEP_DONE.findall(text):
-            self.batch = (int(epoch or 1) - 1) * int(per_epoch) + int(batch)
+        for step in STEP_DONE.findall(text):
+            self.batch = int(step.replace(",", ""))
 
     def tail(self) -> str:
         """Return the last lines."""

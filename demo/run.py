@@ -272,7 +272,8 @@ def kill_points(record: dict[str, Any], kills: int, rng: random.Random) -> list[
     """Return the batches after which to kill, one in each part of the run.
 
     Each has a checkpoint in mid-epoch behind it and has gone on from it by at least two batches: there is something
-    to lose, and the resumed run must find its place within an epoch.
+    to lose, and the resumed run must find its place within an epoch. Nor is the next checkpoint a batch away, for the
+    run shows a batch while it does the next one.
 
     Raises:
         DemoError: the run is too short for so many kills.
@@ -282,7 +283,7 @@ def kill_points(record: dict[str, Any], kills: int, rng: random.Random) -> list[
     candidates = [
         batch
         for batch in range(every + 2, total - every)
-        if batch % every >= 2 and batch % per_epoch and (batch - batch % every) % per_epoch
+        if 2 <= batch % every < every - 1 and batch % per_epoch and (batch - batch % every) % per_epoch
     ]
     if len(candidates) < kills:
         raise DemoError(f"no {kills} points in mid-epoch among {total} batches with a checkpoint each {every}")

@@ -26,7 +26,7 @@ from train.data import dataset_files, workers_of
 from train.model import build_model, parameter_count
 from train.networks import check_timms, environment_of_network, normalises_by_batches
 from train.process import check_training_step, precision_on
-from train.record.log_files import refuse_wandb_without_key
+from train.record.logger_ids import check_loggers
 from train.resume.checkpoints import (
     list_checkpoints,
 )
@@ -68,7 +68,7 @@ def gather_facts(cfg: Config) -> Facts:
     """
     precision_on(get_device(None), cfg)
     check_training_step(get_device(None), cfg)
-    refuse_wandb_without_key(cfg.loggers)
+    check_loggers(cfg.loggers)
     check_timms(cfg)
     world_size = dist.get_world_size()
     per_device = device_batch_size(cfg, world_size)

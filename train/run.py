@@ -16,6 +16,7 @@ from train.capacity import check_shared_memory, node_count
 from train.config.batch_scale import scaled, scaling_in_words
 from train.config.run_config import Config
 from train.facts import contract_for, describe, gather_facts, shared_memory_of
+from train.loggers import build_metrics, build_progress
 from train.process import choose_kernels, start_process, torch_device
 from train.record.heartbeat import Heartbeat
 from train.record.reading import RECORD_NAME
@@ -70,20 +71,23 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         start.contract, seed=cfg.seed, loader=train_batches, statistics=statistics, changes=start.changes
     )
     record = RunRecord(describe(cfg, facts, start.contract), folder, guard, statistics)
+    metrics = build_metrics(cfg, facts, folder, record, statistics)
+    progress = build_progress(cfg, facts, metrics, record)
     saver = DurableCheckpointSaver(
         folder,
         statistics,
         save_interval=cfg.checkpoint.save_interval,
         keep=cfg.checkpoint.keep,
         scores=record.scores if cfg.checkpoint.keep_best else None,
+        before_each=metrics.save,
     )
     watch = BatchWatch(signals, saver, statistics, skips=cfg.nonfinite_skips)
 
     with on_every_node(folder, start.checkpoint) as load_path:
-        trainer = build_trainer(
-            cfg, device, facts, train_batches, val_batches, [watch, guard, record, saver, Heartbeat()], load_path
-        )
-    with saving(trainer, folder, record):
+        callbacks = [watch, guard, record, metrics, progress, saver, Heartbeat()]
+        trainer = build_trainer(cfg, device, facts, train_batches, val_batches, callbacks, load_path)
+    batch = int(trainer.state.timestamp.batch)
+    with saving(trainer, folder, record), metrics.kept(batch), progress.shown(batch):
         if is_finished(trainer):
             end_last_epoch(trainer, train_batches.steps_per_epoch)
         else:
@@ -93,6 +97,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
         if not record.is_evaluated(int(trainer.state.timestamp.batch)):
             trainer.eval()
         result = record.finish()
+        metrics.finish()
     log.info(
         "done: top-1 %.2f%%, top-5 %.2f%% on %d samples, weights %s",
         100 * result["top1"],

@@ -3,28 +3,24 @@
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 
 import torch
 from composer import Trainer
 from composer.core import Callback, Evaluator, Event
 from composer.devices import Device
-from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import reproducibility
 
 from imagestream.data.labels import Labels
 from imagestream.loader import Loader
-from imagestream.storage.local import LocalPlace
-from imagestream.storage.places import open_place
 from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config
 from train.data import eval_loader, eval_spec, train_loader, train_spec
 from train.facts import Facts
+from train.loggers import build_loggers
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
 from train.process import microbatch_size_of, precision_on, searches_microbatch
-from train.record.log_files import LogFile, TensorboardFiles
 from train.resolution import Resolution
 from train.resume.checkpoint_file import CheckpointError, one_line
 from train.resume.guard import ResumeGuard
@@ -111,9 +107,8 @@ def build_trainer(
             algorithms=cfg.build_algorithms(),
             callbacks=callbacks,
             loggers=build_loggers(cfg),
-            progress_bar=shows_progress_bar(cfg),
-            log_to_console=cfg.loggers.console_interval is not None,
-            console_log_interval=cfg.loggers.console_interval or "1ep",
+            progress_bar=False,
+            log_to_console=False,
             run_name=cfg.run_name,
             device=device,
             precision=precision_on(device, cfg),
@@ -149,35 +144,6 @@ def refusing(load_path: str | None) -> Iterator[None]:
             f"{os.path.basename(load_path)} cannot be continued from: {one_line(error)}; something has changed it "
             "after it was written, or it is of another model. Move it away, and the run goes on from the one before"
         ) from error
-
-
-def build_loggers(cfg: Config) -> list[LoggerDestination]:
-    """Return the loggers that the config asks for; files go to the save folder, or to runs/ when that is in S3."""
-    folder = open_place(cfg.checkpoint.save_folder)
-    root = str(folder.path) if isinstance(folder, LocalPlace) else os.path.join("runs", cfg.run_name)
-    loggers: list[LoggerDestination] = []
-    if cfg.loggers.file:
-        started = time.strftime("%Y%m%d-%H%M%S")
-        loggers.append(LogFile(os.path.join(root, "logs", started + "-rank{rank}.txt")))
-    if cfg.loggers.tensorboard:
-        loggers.append(TensorboardFiles(os.path.join(root, "tensorboard")))
-    if wandb := cfg.loggers.wandb:
-        loggers.append(
-            WandBLogger(
-                project=wandb.project,
-                name=cfg.run_name,
-                entity=wandb.entity,
-                tags=list(wandb.tags),
-                init_kwargs={"mode": wandb.mode, "dir": root, "config": cfg.model_dump(mode="json")},
-            )
-        )
-    return loggers
-
-
-def shows_progress_bar(cfg: Config) -> bool:
-    """Return whether a progress bar is drawn: as configured, or where somebody is looking."""
-    wanted = cfg.loggers.progress_bar
-    return os.isatty(2) if wanted == "auto" else wanted
 
 
 def is_finished(trainer: Trainer) -> bool:

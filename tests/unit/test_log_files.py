@@ -14,7 +14,8 @@ from composer.core import Time, Timestamp, TimeUnit
 
 from tests.small_disk import SmallDisk, needs_small_disk, small_disk
 from train.record.heartbeat import BEAT_BYTES, HEARTBEAT_VARIABLE, Heartbeat
-from train.record.log_files import LogFile, TensorboardFiles
+from train.record.log_files import LogFile
+from train.record.tensorboard_curve import TensorBoardCurve
 
 pytestmark = needs_small_disk
 
@@ -75,19 +76,19 @@ def test_a_log_file_that_cannot_even_be_opened_is_done_without(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's own thread
 @pytest.mark.slow
 def test_a_full_tensorboard_disk_costs_points_and_is_said_once(
-    disk: SmallDisk, state: Any, logger: Any, caplog: pytest.LogCaptureFixture
+    disk: SmallDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = TensorboardFiles(str(disk.path))
-    ours.init(state, logger)
-    ours.log_metrics({"loss": 1.0}, step=1)
-    ours.epoch_end(state, logger)
+    ours = TensorBoardCurve(disk.path / "run")
+    ours.begin(0)
+    ours.log(1, {"loss": 1.0})
+    ours.flush()
     disk.fill()
     for step in range(2, 40):
-        ours.log_metrics({f"loss{'x' * 5000}": 1.0}, step=step)
-        ours.epoch_end(state, logger)
+        ours.log(step, {f"loss{'x' * 5000}": 1.0})
+        ours.flush()
     disk.make_room()
-    ours.log_metrics({"after": 1.0}, step=40)
-    ours.close(state, logger)
+    ours.log(40, {"after": 1.0})
+    ours.close(is_finished=True)
     assert any(b"after" in path.read_bytes() for path in (disk.path / "run").iterdir())
     assert caplog.text.count("No space left on device; the run goes on") == 1
 

@@ -478,13 +478,25 @@ class WandbConfig(Section):
     )
 
 
+class MlflowConfig(Section):
+    """MLflow, where it is installed."""
+
+    experiment: str = Field(min_length=1, description="experiment's name; made where there is none")
+    tracking_uri: str | None = Field(
+        None, min_length=1, description="server or folder; null: what MLFLOW_TRACKING_URI says"
+    )
+
+
 class LoggersConfig(Section):
     """Where metrics go."""
 
     progress_bar: Annotated[bool | Literal["auto"], expected("true, false or 'auto'")] = Field(
-        description="progress bar; auto: only in a terminal"
+        description="one bar for the run; auto: only in a terminal"
     )
-    console_interval: Duration | None = Field(description="time between lines of metrics (1ep, 100ba); null: none")
+    console_interval: Duration | None = Field(
+        description="without a bar, time between lines of figures (1ep, 100ba); null: none"
+    )
     file: bool = Field(description="the run's log as a file")
     tensorboard: bool = Field(description="TensorBoard events")
     wandb: WandbConfig | None = Field(description="Weights & Biases: null, or a map with project")
+    mlflow: MlflowConfig | None = Field(None, description="MLflow: null, or a map with experiment")

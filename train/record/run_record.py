@@ -148,12 +148,6 @@ class RunRecord(Callback):
             "epoch %d: %s images/s on %d rank(s) together; %s",
             *(row["epoch"], f"{row['images_per_sec'] or 0:,.0f}", dist.get_world_size(), self._speed.stages),
         )
-        logger.log_metrics(
-            {
-                "throughput/images_per_sec": row["images_per_sec"] or 0.0,
-                "throughput/data_wait_fraction": row["data_wait_fraction"] or 0.0,
-            }
-        )
         self.epochs.append(row)
         self._speed.start_epoch()
         self.write()

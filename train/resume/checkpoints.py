@@ -47,6 +47,7 @@ class DurableCheckpointSaver(CheckpointSaver):
         save_interval: Composer time string; there is always one at the end.
         keep: how many to keep; older ones are deleted after a newer one is safe.
         scores: how good the run was after which batch, by which the best checkpoint is kept as well; None: it is not.
+        before_each: is called on rank 0 with the batch, before a checkpoint is stored.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class DurableCheckpointSaver(CheckpointSaver):
         save_interval: str,
         keep: int,
         scores: Callable[[], Mapping[int, float]] | None = None,
+        before_each: Callable[[int], None] = lambda batch: None,
     ) -> None:
-        self.store, self.keep, self._scores = folder, keep, scores
+        self.store, self.keep, self._scores, self._before_each = folder, keep, scores, before_each
         self._statistics = statistics
         self._first_host = _host_of_first_rank()
         # A rename is atomic within a file system only, so what is meant for a disk is written there.
@@ -88,7 +90,8 @@ class DurableCheckpointSaver(CheckpointSaver):
         self.last_checkpoint_batch = state.timestamp.batch
         name = f"ep{int(state.timestamp.epoch)}-ba{int(state.timestamp.batch)}.pt"
         content = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}  # collective, both
-        on_first_rank(lambda: self._store(name, content))
+        batch = int(state.timestamp.batch)
+        on_first_rank(lambda: self._store(name, content, batch))
         problem = None
         if dist.get_local_rank() == 0 and self.store.path is not None:
             try:
@@ -97,7 +100,8 @@ class DurableCheckpointSaver(CheckpointSaver):
                 problem = error
         raise_first_of_any_rank(problem)
 
-    def _store(self, name: str, content: dict[str, Any]) -> None:
+    def _store(self, name: str, content: dict[str, Any], batch: int) -> None:
+        self._before_each(batch)
         part = self._scratch / f"{PART}{uuid.uuid4().hex[:8]}-{name}"
         try:
             write(content, part, final=f"{self.store}/{name}")

@@ -16,14 +16,12 @@ from composer import Trainer
 from composer.algorithms.sam.sam import SAMOptimizer
 from composer.core import Event
 from composer.distributed import ddp_sync_context
-from composer.loggers import WandBLogger
 from composer.utils import dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from train.config.run_config import ConfigError
-from train.step.statistics import Step
 from train.step.trial import compile_ahead, largest_microbatch
 from train.step.upstream import precision_context
 from train.stopping import BatchWatch
@@ -54,7 +52,6 @@ class StepTrainer(Trainer):
         self._watch, self._sizes_px, self._searches_microbatch = watch, sizes_px, searches_microbatch
         self._is_prepared = False
         self.statistics = watch.statistics
-        self.statistics.tell(self._log_loss)
         super().__init__(**kwargs)
         self._original_model.has_unused_layers = self._find_unused_parameters
         if gradient_compression in COMPRESSIONS and isinstance(self.state.model, DistributedDataParallel):
@@ -138,14 +135,6 @@ class StepTrainer(Trainer):
         """Each rank has as many samples as the next; the time is this rank's, and rank 0's is what is kept."""
         ranks = dist.get_world_size()
         return int(num_samples) * ranks, num_tokens * ranks, batch_time
-
-    def _log_loss(self, step: Step) -> None:
-        """Log a step's loss under its own batch; in W&B, which takes none but the latest, under the present one."""
-        now = int(self.state.timestamp.batch)
-        for logger in self.logger.destinations:
-            logger.log_metrics(
-                {"loss/train/total": step.loss}, step=now if isinstance(logger, WandBLogger) else step.batch
-            )
 
 
 def _times(loss: Tensor, share: float) -> Tensor:

@@ -1,0 +1,142 @@
+"""metrics.csv, TensorBoard and W&B have each step of a run once, however often it is killed."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from tests.integration.problem import command
+from tests.processes import run, start
+from train.record.metrics_csv import METRICS_NAME
+
+Rows = dict[int, dict[str, float]]
+
+ALL_PLACES = ("loggers.tensorboard=true", "loggers.wandb={project: test, mode: offline}", "checkpoint.keep=9")
+ENV = {"WANDB_SILENT": "true"}
+SPEEDS = ("images_per_sec", "data_wait_fraction")
+STEPS = list(range(1, 13))
+
+
+def metrics(folder: Path) -> Rows:
+    """Of each row of metrics.csv what must match."""
+    rows: Rows = {}
+    with open(folder / METRICS_NAME, newline="") as file:
+        for row in csv.DictReader(file):
+            step = int(row.pop("step"))
+            assert step > max(rows, default=0), "steps rise"
+            rows[step] = {name: float(value) for name, value in row.items() if value and name not in SPEEDS}
+    return rows
+
+
+def tensorboards(folder: Path) -> Iterator[tuple[int, str, float]]:
+    """Each point of all event files, in the files' order, as it is written there: without TensorBoard's own purging."""
+    for path in sorted((folder / "tensorboard").rglob("events.out.tfevents.*")):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag not in SPEEDS:
+                    yield event.step, value.tag, value.simple_value
+
+
+def wandbs(folder: Path) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Each row that processes have written for W&B, in their order, with the run's id."""
+    for path in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
+        rows: Any = DataStore()
+        kinds: Any = wandb_internal_pb2
+        rows.open_for_scan(str(path))
+        run_id = path.stem.removeprefix("run-")
+        while data := rows.scan_data():
+            record = kinds.Record()
+            record.ParseFromString(data)
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            if row:
+                kept = {name: value for name, value in row.items() if name[0] != "_" and name not in SPEEDS}
+                yield run_id, row["_step"], kept
+
+
+def as_float32(values: Rows) -> list[tuple[int, str, Any]]:
+    return [(step, name, pytest.approx(value, rel=1e-6)) for step, row in values.items() for name, value in row.items()]
+
+
+def compare(folder: Path, undisturbed: Path) -> None:
+    """Each place has all steps once, in their order, and they are those of the undisturbed run."""
+    expected = metrics(undisturbed)
+    assert list(expected) == STEPS
+    assert {step for step, row in expected.items() if "val/top1" in row} == {6, 12}
+    assert metrics(folder) == expected
+    points = list(tensorboards(folder))
+    assert points == list(tensorboards(undisturbed))
+    assert sorted(points) == sorted(as_float32(expected))
+    rows = list(wandbs(folder))
+    assert len({run_id for run_id, _, _ in rows}) == 1
+    assert [(step, row) for _, step, row in rows] == list(expected.items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The save folder of a run that nothing disturbed, by the number of ranks."""
+    folders: dict[int, Path] = {}
+
+    def of(ranks: int) -> Path:
+        if ranks not in folders:
+            folder = folders[ranks] = tmp_path_factory.mktemp("undisturbed")
+            code, output = run(command(shards, folder, *ALL_PLACES), folder / "log", ranks=ranks, env=ENV)
+            assert code == 0, output
+        return folders[ranks]
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+def test_a_run_killed_three_times_is_one_curve_everywhere(
+    shards: Path, undisturbed: Callable[[int], Path], tmp_path: Path, ranks: int
+) -> None:
+    """The kills come after steps that no checkpoint has: they are taken again."""
+    folder = tmp_path / "run"
+    argv = command(shards, folder, *ALL_PLACES)
+
+    def has_step(step: int) -> bool:
+        path = folder / METRICS_NAME
+        return path.exists() and any(line.startswith(f"{step},") for line in path.read_text().splitlines())
+
+    for kill, step in enumerate((3, 7, 11)):
+        started = start(argv, tmp_path / f"log{kill}", ranks=ranks, env=ENV)
+        started.kill_when(lambda step=step: has_step(step))  # type: ignore[misc]
+    code, output = run(argv, tmp_path / "last", ranks=ranks, env=ENV)
+    assert code == 0, output
+    compare(folder, undisturbed(ranks))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_run_that_goes_on_from_an_older_checkpoint_drops_what_came_after_it(
+    shards: Path, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1), folder)
+    for checkpoint in folder.glob("ep*.pt"):
+        if checkpoint.name not in ("ep0-ba2.pt", "ep0-ba4.pt"):
+            checkpoint.unlink()
+    code, output = run(command(shards, folder, *ALL_PLACES), tmp_path / "log", env=ENV)
+    assert code == 0, output
+    compare(folder, undisturbed(1))
+
+
+@pytest.mark.slow
+def test_places_that_are_empty_on_another_machine_are_filled_from_the_table(
+    shards: Path, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("ep1-ba8.pt", METRICS_NAME, "wandb.json"):
+        shutil.copy(undisturbed(1) / name, folder)
+    code, output = run(command(shards, folder, *ALL_PLACES), tmp_path / "log", env=ENV)
+    assert code == 0, output
+    compare(folder, undisturbed(1))
