@@ -1,6 +1,7 @@
 """metrics.csv, TensorBoard and W&B have each step of a run once, however often it is killed."""
 
 import csv
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -101,14 +102,9 @@ def test_a_run_killed_three_times_is_one_curve_everywhere(
     """The kills come after steps that no checkpoint has: they are taken again."""
     folder = tmp_path / "run"
     argv = command(shards, folder, *ALL_PLACES)
-
-    def has_step(step: int) -> bool:
-        path = folder / METRICS_NAME
-        return path.exists() and any(line.startswith(f"{step},") for line in path.read_text().splitlines())
-
     for kill, step in enumerate((3, 7, 11)):
         started = start(argv, tmp_path / f"log{kill}", ranks=ranks, env=ENV)
-        started.kill_when(lambda step=step: has_step(step))  # type: ignore[misc]
+        started.kill_when(lambda step=step: len(metrics_if_there(folder)) >= step)  # type: ignore[misc]
     code, output = run(argv, tmp_path / "last", ranks=ranks, env=ENV)
     assert code == 0, output
     compare(folder, undisturbed(ranks))
@@ -140,3 +136,30 @@ def test_places_that_are_empty_on_another_machine_are_filled_from_the_table(
     code, output = run(command(shards, folder, *ALL_PLACES), tmp_path / "log", env=ENV)
     assert code == 0, output
     compare(folder, undisturbed(1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs the package mlflow-skinny")
+def test_a_killed_run_is_one_run_in_mlflow(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Callable[[int], Path]
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions prefer a database
+    uri, folder = f"file:{tmp_path}/mlruns", tmp_path / "run"
+    argv = command(shards, folder, f"loggers.mlflow={{experiment: test, tracking_uri: '{uri}'}}")
+    for kill, step in enumerate((3, 7)):
+        started = start(argv, tmp_path / f"log{kill}", env={"MLFLOW_ALLOW_FILE_STORE": "true"})
+        started.kill_when(lambda step=step: len(metrics_if_there(folder)) >= step)  # type: ignore[misc]
+    code, output = run(argv, tmp_path / "last", env={"MLFLOW_ALLOW_FILE_STORE": "true"})
+    assert code == 0, output
+    expected = metrics(folder)
+    assert expected == metrics(undisturbed(1))
+    client = importlib.import_module("mlflow").MlflowClient(tracking_uri=uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert (found.info.status, found.data.params["optimizer.lr"]) == ("FINISHED", "0.01")
+    for name in ("train/loss", "lr", "image_px", "epoch", "val/loss", "val/top1", "val/top5"):
+        points = [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, name)]
+        assert points == [(step, row[name]) for step, row in expected.items() if name in row]
+
+
+def metrics_if_there(folder: Path) -> Rows:
+    return metrics(folder) if (folder / METRICS_NAME).exists() else {}

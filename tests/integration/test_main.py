@@ -103,7 +103,7 @@ def test_a_run_takes_the_scaled_figures_and_goes_on_without_their_being_scaled(s
 
 def test_a_run_leaves_its_record_report_and_logs(shards: Path, tmp_path: Path) -> None:
     argv = command(shards, tmp_path, "max_duration=2ba", "algorithms=[]", "loggers.tensorboard=true",
-                   "loggers.wandb={project: test, mode: offline}")  # fmt: skip
+                   "loggers.wandb={project: test, mode: offline}", "loggers.console_interval=1ba")  # fmt: skip
     code, output = run(argv, tmp_path / "log", env={"WANDB_SILENT": "true"}, real_network=True)
     assert code == 0, output
     record = record_of(tmp_path)
