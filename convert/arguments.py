@@ -8,6 +8,7 @@ from typing import Literal
 
 from convert.images import SUBSAMPLINGS, Resize, parse_resize
 from convert.sources import LAYOUTS
+from convert.sources.share import Share
 from convert.workers import OnBad
 from imagestream.cores import available_cores
 from imagestream.mds.shards import DEFAULT_HASHES, HASHES, MAX_SIZE_LIMIT_BYTES, ZSTD_LEVELS, ShardFormat
@@ -39,10 +40,17 @@ class Args:
     overwrite: bool
     exif: Literal["ignore", "apply"]
     class_order: Literal["words", "numbers"] | None
+    val_fraction: float | None
+    labels: str | None
 
     @property
     def form(self) -> ShardFormat:
         return ShardFormat(self.size_limit, self.hashes, self.compression)
+
+    @property
+    def share(self) -> Share | None:
+        """What is for validation, of a source without splits."""
+        return None if self.val_fraction is None else Share(self.val_fraction, self.seed)
 
     @property
     def resizing(self) -> Resize | None:
@@ -77,10 +85,23 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         "--source",
         required=True,
         metavar="SRC",
-        help="a folder, or s3://bucket/prefix for tars, WebDataset, parquet and shards",
+        help="a folder, a CSV (see --labels), or s3://bucket/prefix for tars, WebDataset, parquet and shards",
     )
     add("--out", required=True, metavar="DIR_OR_S3", help="a local folder, or s3://bucket/prefix (see below)")
     add("--layout", choices=LAYOUTS, help="of the source (default: recognised by what lies there)")
+    add(
+        "--labels",
+        metavar="FILE.csv",
+        help="list of the images, with a header: path, label and, if there is one, split; paths are below --source or "
+        "the file's folder",
+    )
+    add(
+        "--val-fraction",
+        type=_fraction,
+        metavar="F",
+        help="of a source without splits (class folders, or a CSV), the part that is for validation, such as 0.2; it "
+        "is drawn by --seed, class and file name, so more images move none of the others",
+    )
     add("--splits", type=_splits, metavar="A,B", help="splits to convert (default: those of train,val that exist)")
     add(
         "--spool",
@@ -212,6 +233,16 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and below 1, such as 0.2")
+    return fraction
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:

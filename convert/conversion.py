@@ -23,6 +23,7 @@ from PIL import features
 from convert.arguments import Args
 from convert.files_table import write_files_table
 from convert.imagenet_classes import readable_name
+from convert.images import READERS
 from convert.journal import Journal
 from convert.plan import ShardTask, choose_classes, choose_samples, listing_hash, plan_split
 from convert.progress import Progress
@@ -111,6 +112,7 @@ def look(args: Args, source: Source, found: Sequence[str], output: Place) -> Con
         for each in splits:
             each.complete = _is_complete(conversion, each)
     _refuse_other_classes(conversion)
+    _refuse_other_share(conversion)
     return conversion
 
 
@@ -200,6 +202,7 @@ def _plan(args: Args, listing: Listing, names: Sequence[str]) -> Split:
             exif=args.exif,
             classes=args.classes,
             per_class=args.per_class,
+            val_fraction=args.val_fraction,
         ),
         tools=_tools(),
     )
@@ -208,13 +211,15 @@ def _plan(args: Args, listing: Listing, names: Sequence[str]) -> Split:
 
 
 def _tools() -> dict[str, str]:
-    """What decides the bytes beside images and options: the format and, of images encoded anew, Pillow and libjpeg.
+    """What decides the bytes beside images and options: the format and, of images encoded anew, Pillow, libjpeg and
+    the libraries that read AVIF and HEIC.
 
     The converter's own version is for the record.
     """
     turbo = features.version("libjpeg_turbo")
     libjpeg = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
-    return {"format": FORMAT, "convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}
+    tools = {"format": FORMAT, "convert": __version__, "pillow": pillow_version, "libjpeg": libjpeg}
+    return tools | READERS
 
 
 def _existing_manifest(output: Place, out: str) -> Manifest | None:
@@ -277,6 +282,19 @@ def _refuse_other_classes(conversion: Conversion) -> None:
         f"has {len(names):,}: {_some('missing from the source', gone)}{_some('new in the source', new)}"
         "labels would mean different things in the splits. Use the same classes, or another --out"
     )
+
+
+def _refuse_other_share(conversion: Conversion) -> None:
+    """The splits of one dataset have no image in common: one draw has made them."""
+    args, kept = conversion.args, _kept(conversion)
+    for name, info in kept.splits.items() if kept else ():
+        there, now = info.options.val_fraction, args.val_fraction
+        if there != now or (now is not None and info.seed != args.seed):
+            raise UsageError(
+                f"--out {args.out} holds {name}, made with --val-fraction {there} and --seed {info.seed}; with "
+                f"--val-fraction {now} and --seed {args.seed} an image could be in two splits. Give the same ones, or "
+                "another --out"
+            )
 
 
 def _some(what: str, names: Sequence[str]) -> str:

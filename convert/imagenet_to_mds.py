@@ -2,8 +2,8 @@
 
     python convert/imagenet_to_mds.py --source /data/imagenet --out s3://bucket/imagenet
 
-reads the images (a folder for each class, the original tars, WebDataset tars, Kaggle's, Hugging Face's or
-Tiny-ImageNet's files, or MDS shards), decodes every one once, and writes
+reads the images (a folder for each class, a CSV with a path and a label in each row, the original tars, WebDataset
+tars, Kaggle's, Hugging Face's or Tiny-ImageNet's files, or MDS shards), decodes every one once, and writes
 
     <out>/train/shard.00000.mds ...  <out>/train/index.json  (val the same)  <out>/manifest.json
 
@@ -82,7 +82,8 @@ def run(args: Args) -> None:
     output = _open_output(args.out)
     _refuse_out_inside_source(args.source, output)
     spool = _spool(args, output)
-    source = open_source(args.source, args.layout, spool=spool)
+    labels = Path(args.labels) if args.labels else None
+    source = open_source(args.source, args.layout, spool=spool, share=args.share, labels=labels)
     splits = source.splits(args.splits)
     _check_reachable(output)
     with only_converter(output, args.out):

@@ -4,13 +4,15 @@ Opening an image proves nothing: a JPEG cut to a third passes `Image.open` and `
 decoded to its last byte here, once, rather than failing in some epoch of some run.
 """
 
+import importlib
+import importlib.util
 import re
 import warnings
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
@@ -40,7 +42,19 @@ BYTES_PER_PX = 0.35  # of a JPEG of quality 90, 4:2:0, about; only the filling o
 
 # What may hide behind the name .JPEG. A closed list, because some of Pillow's other readers start programs
 # (EPS starts Ghostscript). JPEG includes MPO, a JPEG with more pictures after the first.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+# AVIF is in Pillow from 11.3 on, and HEIF by another package, pillow-heif; both decode by a library in C.
+_HAS_AVIF, _HAS_HEIF = features.check("avif") is True, importlib.util.find_spec("pillow_heif") is not None
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", *(["AVIF"] * _HAS_AVIF), *(["HEIF"] * _HAS_HEIF))
+READERS: dict[str, str] = {}
+if _HAS_AVIF:
+    READERS["libavif"] = str(features.version("avif"))
+if _HAS_HEIF:
+    pillow_heif = importlib.import_module("pillow_heif")
+    pillow_heif.register_heif_opener()
+    READERS["libheif"] = pillow_heif.libheif_version()
+"""Versions of the libraries that read AVIF and HEIC: what such an image is encoded anew from."""
+_AVIF_BRANDS = (b"avif", b"avis")  # of the file, in its first box (ISO/IEC 14496-12)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 UPRIGHT = 1  # of EXIF's orientations; the others and how they are undone:
 _TURNS = {
@@ -198,6 +212,11 @@ def _why_unidentified(data: bytes) -> str:
         return f"JPEG with {len(frame.components)} channels; decoders read 1, 3 and 4: save it as greyscale or RGB"
     if frame and not (frame.width_px and frame.height_px):
         return f"JPEG of {frame.width_px} x {frame.height_px} px by its header: no decoder reads it; save it anew"
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
+    if brand in _AVIF_BRANDS and not _HAS_AVIF:
+        return "AVIF, which this Pillow does not read; install Pillow 11.3 or later"
+    if brand in _HEIF_BRANDS and not _HAS_HEIF:
+        return "HEIC, which Pillow reads with the package pillow-heif alone; `pip install pillow-heif`"
     for kind in FORMATS:
         reader, accept = Image.OPEN[kind]
         if accept and accept(data[:16]) and kind != "JPEG":

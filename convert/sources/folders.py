@@ -118,7 +118,12 @@ def flat_listing(
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file, in UTF-8 with or without a byte order mark, or in UTF-16 with one.
+    """The lines of a text file; see `text_of`."""
+    return text_of(path).splitlines()
+
+
+def text_of(path: Path) -> str:
+    """The text of a file, in UTF-8 with or without a byte order mark, or in UTF-16 with one.
 
     Raises:
         SourceError: it cannot be read, or is in another encoding.
@@ -127,7 +132,7 @@ def lines_of(path: Path) -> list[str]:
         data = path.read_bytes()
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return data.decode(encoding).splitlines()
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise SourceError(

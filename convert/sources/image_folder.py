@@ -51,7 +51,8 @@ class ImageFolder:
         if missing or not found:
             raise SourceError(
                 f"--source {self.root} has no {first_few(missing or DEFAULT_SPLITS)}; it holds "
-                f"{glimpse(self.files)}. Give the folder above the splits, or name the splits with --splits."
+                f"{glimpse(self.files)}. Give the folder above the splits, or name the splits with --splits; "
+                "of class folders without splits, say how much is for validation: --val-fraction 0.2."
             )
         return found
 

@@ -1,4 +1,4 @@
-"""Hugging Face's parquet shards: `data/train-00000-of-00294.parquet`, with a column `image` and a column `label`.
+"""Hugging Face's parquet shards: `data/train-00000-of-00294.parquet`, with a column of images and one of labels.
 
 An image in a compressed parquet file cannot be read by itself, so each file's images are unpacked, once, into a
 local folder, the spool, and read from there; they take as much room as the images.
@@ -25,6 +25,7 @@ from convert.sources.base import (
     indexes_of,
     is_hidden,
     labelled_splits,
+    logger,
     reading,
 )
 from convert.sources.class_names import WNID, is_wnid, numbered_names, warn_of_numbered_names, wnids_of
@@ -41,10 +42,10 @@ from imagestream.storage.protocol import Place
 from imagestream.storage.reading import open_file
 
 FOLDERS = ("", "data/")
-SPLIT_NAMES = {"validation": "val", "valid": "val"}  # theirs -> ours
+SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val"}  # theirs -> ours
 _FILE = re.compile(r"(?P<split>\w+?)(?:-(?P<index>\d{5})-of-(?P<count>\d{5})(?:-\w+)?)?\.parquet")
 _PART = re.compile(r"(\d{4,})\.parquet")
-_SPLIT_FOLDERS = ("train", "validation", "valid", "val", "test")
+_SPLIT_FOLDERS = ("train", "training", "validation", "valid", "val", "test")
 FOLDERS_LOOKED_INTO = 20
 _LABELS_IN_PATH = re.compile(rf"(?P<stem>.*)_(?P<wnid>{WNID.pattern})")
 
@@ -95,6 +96,8 @@ class Parquet:
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         with reading(self.source):
             found = [split for split in requested or DEFAULT_SPLITS if self._names(split)]
+            if "test" in (requested or ()) and not self._configuration()[1].get("val"):
+                found = [split for split in found if split != "val"]  # it is wanted under its own name
             return labelled_splits(requested, found, source=self.source, seen=glimpse(self.source, self._folder()))
 
     def class_names(self, splits: Sequence[str]) -> list[str]:
@@ -107,6 +110,8 @@ class Parquet:
     def listing(self, split: str, classes: Sequence[str]) -> Listing:
         with reading(self.source):
             names = self._whole_split(split)
+            if split == "val" and not self._configuration()[1].get("val"):
+                logger.info("val: read from the files of test")
             by_label = self._classes_by_label(split)
             index_of = indexes_of(classes, by_label, where=f"{self.source}: {split}")
             parts = each(
@@ -165,8 +170,9 @@ class Parquet:
         return self._configuration()[0]
 
     def _names(self, split: str) -> list[str]:
-        """The parquet files of a split, in order."""
-        return self._configuration()[1].get(split, [])
+        """The parquet files of a split, in order. Without val, as CIFAR is, test takes its place."""
+        found = self._configuration()[1]
+        return found.get(split) or (found.get("test", []) if split == "val" else [])
 
     def _whole_split(self, split: str) -> list[str]:
         """The files of a split; SourceError where some are missing, as after a download that broke off."""

@@ -4,10 +4,10 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from convert.sources.base import SourceError, size_of
 from convert.sources.spool import scratch_file, whole_file
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 64  # of up to some MB each
 READ_BUFFER_BYTES = 1024 * 1024
 COPY_BYTES = 8 * 1024 * 1024
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "pixel", "pixels", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "class_label", "target", "y")
+"""What the columns may be called; the first that is there and of the right type counts."""
 TAIL_BYTES = 64 * 1024  # of a parquet file; its footer, with the place and size of every part, ends there
 SIDECAR_VERSION = 1
 
@@ -104,23 +107,44 @@ def open_parquet(file: BinaryIO, where: str) -> "ParquetFile":
         schema = parquet.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(where, error) from error
-    columns = {field.name: field.type for field in schema}
-    image, label = columns.get("image"), columns.get("label")
-    if image is None or label is None or not pa.types.is_struct(image) or not pa.types.is_integer(label):
+    if None in (image_column(parquet), label_column(parquet)):
         raise SourceError(
-            f"{where} has the columns {', '.join(f'{name}: {kind}' for name, kind in columns.items())}; "
-            "needed are image, a struct with bytes, and label, an integer"
+            f"{where} has the columns {', '.join(f'{field.name}: {field.type}' for field in schema)}; needed are the "
+            f"encoded image, bytes or a struct with bytes, called {', '.join(IMAGE_COLUMNS[:-1])} or "
+            f"{IMAGE_COLUMNS[-1]}, and a whole number, called {', '.join(LABEL_COLUMNS[:-1])} or {LABEL_COLUMNS[-1]}"
         )
-    if image.get_field_index("bytes") < 0:
-        raise SourceError(f"{where}: the column image is {image}; it must have bytes, the encoded image")
     return parquet
+
+
+def image_column(parquet: "ParquetFile") -> str | None:
+    """The name of the column of encoded images; None where there is none."""
+    import pyarrow as pa
+
+    def holds_images(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    return _first(parquet, IMAGE_COLUMNS, holds_images)
+
+
+def label_column(parquet: "ParquetFile") -> str | None:
+    """The name of the column of labels; None where there is none."""
+    import pyarrow as pa
+
+    return _first(parquet, LABEL_COLUMNS, pa.types.is_integer)
+
+
+def _first(parquet: "ParquetFile", called: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
+    kinds = {field.name: field.type for field in parquet.schema_arrow}
+    return next((name for name in called if name in kinds and fits(kinds[name])), None)
 
 
 def class_names(parquet: "ParquetFile") -> list[str] | None:
     """The names that Hugging Face's `datasets` leaves in the schema for the labels."""
     text = (parquet.schema_arrow.metadata or {}).get(b"huggingface")
     try:
-        names = json.loads(text or b"{}")["info"]["features"]["label"]["names"]
+        names = json.loads(text or b"{}")["info"]["features"][label_column(parquet)]["names"]
         return [str(name) for name in names]
     except (ValueError, KeyError, TypeError):
         return None
@@ -130,11 +154,13 @@ def labels_and_paths(parquet: "ParquetFile", where: str) -> Iterator[tuple[int |
     """(label, path) of each row, without reading the images."""
     import pyarrow as pa
 
-    has_path = parquet.schema_arrow.field("image").type.get_field_index("path") >= 0
+    image, label_name = image_column(parquet), label_column(parquet)
+    kind = parquet.schema_arrow.field(image).type
+    has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
     try:
-        for batch in parquet.iter_batches(columns=["label", *(["image.path"] if has_path else [])]):
-            labels = batch.column("label").to_pylist()
-            images = batch.column("image").to_pylist() if has_path else [None] * len(labels)
+        for batch in parquet.iter_batches(columns=[label_name, *([f"{image}.path"] if has_path else [])]):
+            labels = batch.column(label_name).to_pylist()
+            images = batch.column(image).to_pylist() if has_path else [None] * len(labels)
             for label, image in zip(labels, images, strict=True):
                 yield label, (image or {}).get("path")
     except (pa.ArrowException, OSError) as error:
@@ -144,7 +170,8 @@ def labels_and_paths(parquet: "ParquetFile", where: str) -> Iterator[tuple[int |
 def _rows(parquet: "ParquetFile", where: str) -> Iterator[tuple[int | None, str | None, bytes | None]]:
     import pyarrow as pa
 
-    batches = parquet.iter_batches(ROWS_AT_ONCE, columns=["image", "label"])
+    image_name, label_name = image_column(parquet), label_column(parquet)
+    batches = parquet.iter_batches(ROWS_AT_ONCE, columns=[image_name, label_name])
     while True:
         try:
             batch = next(batches)
@@ -152,8 +179,10 @@ def _rows(parquet: "ParquetFile", where: str) -> Iterator[tuple[int | None, str 
             return
         except (pa.ArrowException, OSError) as error:
             raise _damaged(where, error) from error
-        for image, label in zip(batch.column("image").to_pylist(), batch.column("label").to_pylist(), strict=True):
-            yield label, (image or {}).get("path"), (image or {}).get("bytes")
+        images, labels = (batch.column(name).to_pylist() for name in (image_name, label_name))
+        for image, label in zip(images, labels, strict=True):
+            stored = {"bytes": image} if isinstance(image, bytes) else image or {}
+            yield label, stored.get("path"), stored.get("bytes")
 
 
 def _damaged(where: str, error: Exception) -> SourceError:

@@ -9,7 +9,7 @@ The tars of a split may also lie in a folder of its name, as train/00000.tar.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from typing import ClassVar
@@ -51,15 +51,15 @@ def is_webdataset(files: Place) -> bool:
 
 
 def _is_webdataset(files: Place, split: str) -> bool:
-    if _tars_beside(files, split):
+    if _tars_beside(files, split, None):
         return True
-    tars = _tars_in_folder(files, split)
+    tars = _tars_in_folder(files, split, None)
     return bool(tars) and is_webdataset_tar(files, tars[0])
 
 
-def _tars_beside(files: Place, split: str) -> list[str]:
+def _tars_beside(files: Place, split: str, only: Collection[str] | None) -> list[str]:
     """The tars in the source itself that have the split's name in theirs, as imagenet-train-000000.tar."""
-    names = [name for name in files.names() if not is_hidden(name)]
+    names = [name for name in files.names() if not is_hidden(name) and (only is None or name in only)]
     for theirs in names_of(split):
         pattern = re.compile(rf"(?:.*[-_.])?{re.escape(theirs)}[-_.]?\d+(?:-of-\d+)?\.tar")
         if found := [name for name in names if pattern.fullmatch(name)]:
@@ -67,10 +67,11 @@ def _tars_beside(files: Place, split: str) -> list[str]:
     return []
 
 
-def _tars_in_folder(files: Place, split: str) -> list[str]:
+def _tars_in_folder(files: Place, split: str, only: Collection[str] | None) -> list[str]:
     for folder in names_of(split):
-        if found := [name for name in files.names(folder) if name.endswith(".tar") and not is_hidden(name)]:
-            return [f"{folder}/{name}" for name in found]
+        there = [f"{folder}/{name}" for name in files.names(folder) if name.endswith(".tar") and not is_hidden(name)]
+        if found := [name for name in there if only is None or name in only]:
+            return found
     return []
 
 
@@ -88,14 +89,16 @@ class _Split:
 
 @dataclass(slots=True)
 class WebDataset:
-    """WebDataset tars, local or in a bucket."""
+    """WebDataset tars, local or in a bucket; where the user has named them, only those."""
 
     files: Place
+    only: frozenset[str] | None = None
     layout: ClassVar[str] = "webdataset"
     _walked: dict[str, _Split] = field(default_factory=dict, repr=False)  # once: it reads each header and label
 
     def splits(self, requested: Sequence[str] | None) -> list[str]:
         with reading(self.files):
+            self._refuse_absent()
             found = [split for split in requested or DEFAULT_SPLITS if self._tars(split)]
             return labelled_splits(requested, found, source=self.files, seen=glimpse(self.files))
 
@@ -136,6 +139,8 @@ class WebDataset:
 
     def left_out(self, splits: Sequence[str]) -> list[str]:
         with reading(self.files):
+            if self.only is not None:
+                return sorted(self.only - {tar for split in splits for tar in self._tars(split)})
             used = {tar.partition("/")[0] for split in splits for tar in self._tars(split)}
             return all_but(self.files, used | {CLASS_NAMES})
 
@@ -148,7 +153,16 @@ class WebDataset:
             return dict(zip(self._classes_by_label(split)[0], names, strict=True))
 
     def _tars(self, split: str) -> list[str]:
-        return _tars_beside(self.files, split) or _tars_in_folder(self.files, split)
+        return _tars_beside(self.files, split, self.only) or _tars_in_folder(self.files, split, self.only)
+
+    def _refuse_absent(self) -> None:
+        """Raise SourceError where a tar that the user has named is not there."""
+        folders = {name.rpartition("/")[0] for name in self.only or ()}
+        there = {f"{folder}/{name}" if folder else name for folder in folders for name in self.files.names(folder)}
+        if absent := sorted((self.only or frozenset()) - there):
+            raise SourceError(
+                f"{self.files} lacks {counted(len(absent), 'tar')} that --source names: {first_few(absent)}"
+            )
 
     def _walk(self, split: str) -> _Split:
         if split not in self._walked:

@@ -13,7 +13,7 @@ from imagestream.mds.names import printable
 from imagestream.storage.protocol import Place
 from imagestream.storage.reading import open_file
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 JSON_LABELS = ("label", "cls")  # `label` is that of timm/imagenet-1k-wds
 MAX_CLS_BYTES = 32
 MAX_JSON_BYTES = 1024 * 1024

@@ -16,6 +16,7 @@ from imagestream.mds.names import shown
 MANIFEST_NAME = "manifest.json"
 FIRST_FORMAT = "1"  # of manifests from before it was noted
 ENCODERS = frozenset({"libjpeg", "pillow"})
+READERS = frozenset({"libavif", "libheif"})  # noted where they are there; earlier versions noted none
 
 
 class ManifestError(ValueError):
@@ -67,6 +68,7 @@ class Options(_Model):
     exif: Literal["ignore", "apply"] = "ignore"  # the orientation that it gives
     classes: int | tuple[str, ...] | None  # --classes; None: all of them
     per_class: int | None
+    val_fraction: float | None = None  # of a source without splits
 
 
 class Identity(_Model):
@@ -86,6 +88,9 @@ class Identity(_Model):
         """
         there, here = self._named(encoders), now._named(encoders)
         named = [f"{name}: {there[name]} there, {here[name]} now" for name in there if there[name] != here[name]]
+        for name in sorted(READERS & self.tools.keys() & now.tools.keys()) if encoders else ():
+            if self.tools[name] != now.tools[name]:
+                named.append(f"the version of {name}: {self.tools[name]} there, {now.tools[name]} now")
         if self.listing != now.listing:
             what = f"{self.samples:,} files there, {now.samples:,} now"
             named.insert(0, f"the source: {what if self.samples != now.samples else 'other names, classes or sizes'}")

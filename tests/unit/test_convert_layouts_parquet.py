@@ -110,8 +110,8 @@ def test_a_label_with_two_wnids_is_refused(tmp_path: Path) -> None:
 
 def test_other_columns_are_named(tmp_path: Path) -> None:
     put(tmp_path / "p/train.parquet", b"")
-    pq.write_table(pa.table({"img": [b"1"], "label": [0]}), tmp_path / "p/train.parquet")
-    with pytest.raises(SourceError, match="has the columns img: binary, label: int64; needed are image, a struct"):
+    pq.write_table(pa.table({"scan": [b"1"], "label": [0]}), tmp_path / "p/train.parquet")
+    with pytest.raises(SourceError, match="has the columns scan: binary, label: int64; needed are the encoded image, "):
         keys(open_source(str(tmp_path / "p"), spool=tmp_path / "spool"))
 
 
@@ -192,3 +192,55 @@ def test_a_full_disk_says_how_much_room_is_needed(
     with pytest.raises(SourceError, match=r"cannot write to --spool .*: No space left on device.*about 150 GB"):
         keys(source)
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+def write_table(path: Path, image: str, label: str, images: pa.Array, labels: list[int], names: list[str]) -> None:
+    features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+    schema = pa.schema(
+        [(image, images.type), (label, pa.int64()), ("coarse_label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    table = pa.table({image: images, label: labels, "coarse_label": [0] * len(labels)}, schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "kind"),
+    [("img", "fine_label", STRUCT), ("image", "labels", pa.struct([("bytes", pa.binary())])),
+     ("pixel_values", "target", pa.binary()), ("jpg", "cls", pa.large_binary()), ("picture", "label", STRUCT)],
+)  # fmt: skip
+def test_columns_may_have_other_usual_names(tmp_path: Path, image: str, label: str, kind: Any) -> None:
+    def cell(data: bytes) -> Any:
+        return {"bytes": data} if pa.types.is_struct(kind) else data
+
+    images = pa.array([cell(b"one"), cell(b"two"), cell(b"three")], type=kind)
+    write_table(tmp_path / "p/data/train-00000-of-00001.parquet", image, label, images, [1, 0, 1], ["zebra", "ant"])
+    source = open_source(str(tmp_path / "p"), spool=tmp_path / "spool")
+    assert source.class_names(["train"]) == ["ant", "zebra"]
+    found = contents(source, "train")
+    assert [(label, data) for _, label, data in found] == [(0, b"one"), (0, b"three"), (1, b"two")]
+
+
+@pytest.mark.parametrize("theirs", ["test", "validation", "valid", "val"])
+def test_the_split_for_validation_has_several_names_and_test_is_the_last_choice(tmp_path: Path, theirs: str) -> None:
+    for name in ("train", theirs, *(["test"] if theirs != "test" else [])):
+        data = pa.array([{"bytes": name.encode(), "path": None}], type=STRUCT)
+        write_table(tmp_path / f"p/data/{name}-00000-of-00001.parquet", "image", "label", data, [0], ["ant"])
+    source = open_source(str(tmp_path / "p"), spool=tmp_path / "spool")
+    assert source.splits(None) == ["train", "val"]
+    assert [data for *_, data in contents(source, "val", ["ant"])] == [theirs.encode()]
+    assert source.left_out(["train", "val"]) == ([] if theirs == "test" else ["data/test-00000-of-00001.parquet"])
+    assert source.splits(["train", "test"]) == ["train", "test"]
+
+
+def test_columns_that_hold_something_else_are_passed_over_and_shown(tmp_path: Path) -> None:
+    table = pa.table({"image": ["a.jpg"], "img": [3], "label": ["cat"]})
+    (tmp_path / "p/data").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "p/data/train-00000-of-00001.parquet")
+    words = r"has the columns image: string, img: int64, label: string; needed are the encoded image, bytes or a struct"
+    with pytest.raises(SourceError, match=words):
+        open_source(str(tmp_path / "p"), spool=tmp_path / "spool").class_names(["train"])

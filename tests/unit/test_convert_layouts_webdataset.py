@@ -10,7 +10,7 @@ import pytest
 
 from convert.imagenet_classes import WNIDS, readable_name
 from convert.sources import Source, SourceError, open_source
-from tests.layouts import add, put, write_folder, write_tar, write_tars, write_webdataset
+from tests.layouts import add, classes, put, write_folder, write_tar, write_tars, write_webdataset
 from tests.unit.test_convert_layouts import contents
 
 Samples = list[dict[str, bytes]]
@@ -149,7 +149,7 @@ GOOD = {"9.jpg": b"9", "9.cls": b"9"}
             r"its \.json has 1,048,588 bytes, of which at most",
         ),
         ({"1.cls": b"1"}, r"1 label without an image: 1\.cls\. Each needs an image .* \.jpg, \.jpeg, \.png"),
-        ({"1.cls": b"1", "1.heic": b"1"}, r"1 label without an image: 1\.cls"),
+        ({"1.cls": b"1", "1.jp2": b"1"}, r"1 label without an image: 1\.cls"),
         ({"1.json": b'{"label": 1}'}, r"1 label without an image: 1\.json"),
         ({"1.jpg": b"1", "1.cls": b"x1"}, r"1\.cls holds b'x1'; it must hold a label, a whole number"),
         ({"1.jpg": b"1", "1.cls": b""}, r"1\.cls holds b''"),
@@ -284,3 +284,58 @@ def test_json_may_be_anything_beside_a_cls(tmp_path: Path) -> None:
     for content in contents:
         sample = {"1.jpg": b"1", "1.cls": b"9", "1.json": json.dumps(content).encode()}
         assert keys(webdataset(tmp_path, [sample])) == [("train/class0009/1.jpg", 9)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "splits", "tars"),
+    [
+        ("imagenet-train-{000000..000001}.tar", ["train"], 2),
+        ("imagenet-{train,val}-{000000..000001}.tar", ["train", "val"], 4),
+        ("imagenet-{val,train}-00000{0,1}.tar", ["train", "val"], 4),
+    ],
+)
+def test_tars_may_be_named_by_a_pattern(
+    folder: Path, tmp_path: Path, pattern: str, splits: list[str], tars: int
+) -> None:
+    write_webdataset(folder, tmp_path / "w")
+    put(tmp_path / "w/other-train-000000.tar", b"another series, which would be in the way")
+    source = open_source(f"{tmp_path}/w/{pattern}")
+    assert source.splits(None) == splits
+    assert source.left_out(splits) == []
+    for split in splits:
+        assert contents(source, split) == contents(open_source(str(folder)), split)
+    assert len({sample.file for split in splits for sample in source.listing(split, classes(folder)).samples}) == tars
+
+
+@pytest.mark.parametrize("pattern", ["{train,val}/{000000..000001}.tar", "train/{000000..000001}.tar"])
+def test_a_pattern_may_lead_into_the_folders_of_splits(folder: Path, tmp_path: Path, pattern: str) -> None:
+    write_webdataset(folder, tmp_path / "w", name="{split}/{index:06}.tar")
+    source = open_source(f"{tmp_path}/w/{pattern}")
+    assert contents(source, "train") == contents(open_source(str(folder)), "train")
+    assert source.splits(None) == (["train", "val"] if "{train" in pattern else ["train"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("imagenet-train-{000000..000003}.tar", r"lacks 2 tars that --source names: imagenet-train-000002\.tar, "),
+        ("imagenet-train-{5..1}.tar", r"\{5\.\.1\} must go up"),
+        ("imagenet-train-{0..999999999}.tar", r"must go up, over at most 100,000 numbers"),
+        ("{0..999}{0..999}.tar", r"stands for more than 100,000 names"),
+        ("imagenet-train-{0..1}.parquet", r"a pattern is for WebDataset tars alone"),
+    ],
+)
+def test_a_pattern_of_what_is_not_there_is_refused(folder: Path, tmp_path: Path, pattern: str, words: str) -> None:
+    write_webdataset(folder, tmp_path / "w")
+    with pytest.raises(SourceError, match=words):
+        open_source(f"{tmp_path}/w/{pattern}").splits(None)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "JPEG", "png", "webp", "avif", "heic"])
+@pytest.mark.parametrize("label", ["cls", "json", "both"])
+def test_kinds_of_images_and_labels(tmp_path: Path, kind: str, label: str) -> None:
+    sample: dict[str, bytes] = {f"1.{kind}": b"image"}
+    sample |= {"1.cls": b"0"} if label != "json" else {}
+    sample |= {"1.json": b'{"label": 0}'} if label != "cls" else {}
+    write_tar(tmp_path / "w/x-train-0.tar", [sample])
+    assert [data for *_, data in contents(open_source(str(tmp_path / "w")), "train")] == [b"image"]
