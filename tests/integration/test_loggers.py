@@ -13,8 +13,11 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.internal.datastore import DataStore
 
+from imagestream.storage.places import open_place
+from tests.conftest import REPOSITORY
 from tests.integration.problem import command
 from tests.processes import run, start
+from tests.s3_server import S3Server
 from train.record.metrics_csv import METRICS_NAME
 
 Rows = dict[int, dict[str, float]]
@@ -163,3 +166,26 @@ def test_a_killed_run_is_one_run_in_mlflow(
 
 def metrics_if_there(folder: Path) -> Rows:
     return metrics(folder) if (folder / METRICS_NAME).exists() else {}
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_with_a_save_folder_in_s3_another_machine_goes_on_with_the_table(
+    shards: Path, undisturbed: Callable[[int], Path], tmp_path: Path, s3_server: S3Server, s3_folder: str
+) -> None:
+    """Each start is a machine of its own: all that they share is the bucket."""
+    place = open_place(s3_folder)
+    argv = command(shards, s3_folder, "loggers.file=false", "loggers.tensorboard=true", "checkpoint.keep=9")
+    names = [f"run_name=machine{number}-{tmp_path.name}" for number in range(2)]
+    roots = [REPOSITORY / "runs" / name.partition("=")[2] for name in names]
+    try:
+        started = start([*argv, names[0]], tmp_path / "log0", env=s3_server.env)
+        started.kill_when(lambda: "ep1-ba8.pt" in place.names())
+        code, output = run([*argv, names[1]], tmp_path / "log1", env=s3_server.env)
+        assert code == 0, output
+        (tmp_path / METRICS_NAME).write_bytes(place.read(METRICS_NAME))
+        assert metrics(tmp_path) == metrics(undisturbed(1))
+        assert list(tensorboards(roots[1])) == list(tensorboards(undisturbed(1)))
+    finally:
+        for root in roots:
+            shutil.rmtree(root, ignore_errors=True)

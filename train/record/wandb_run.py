@@ -10,6 +10,7 @@ from typing import Any
 from imagestream.storage.protocol import Place
 from train.config.run_config import Config
 from train.config.sections import WandbConfig
+from train.record.log_files import Sparing
 from train.record.logger_ids import kept_id
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ class WandbRun:
     def __init__(self, cfg: WandbConfig, run: Config, folder: Place, root: str) -> None:
         self._cfg, self._config, self._folder, self._root = cfg, run, folder, root
         self._run: Any = None
+        # Its process may have died, its disk may be full, and each version has errors of its own.
+        self._sparing = Sparing("what goes to W&B", Exception)
 
     def begin(self, batch: int) -> int:
         """Open the run, or open it again; return the last step that is there."""
@@ -51,7 +54,8 @@ class WandbRun:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a step's figures, all at once."""
-        self._run.log(dict(values), step=step, commit=True)
+        with self._sparing.spared():
+            self._run.log(dict(values), step=step, commit=True)
 
     def save(self, batch: int) -> None:
         """Do nothing: wandb has a process that writes."""
@@ -64,7 +68,8 @@ class WandbRun:
         import wandb
 
         if wandb.run is not None:
-            self._run.finish(exit_code=0 if is_finished else 1)
+            with self._sparing.spared():
+                self._run.finish(exit_code=0 if is_finished else 1)
 
 
 def last_offline_step(folder: Path, run_id: str) -> int:
