@@ -144,7 +144,7 @@ def open_source(
         if not chosen.in_buckets and files.path is None:
             raise SourceError(
                 f"--layout {name} needs a local folder, and {source} is a bucket. Copy it to a disk (aws s3 sync), or "
-                f"mount it. {', '.join(n for n in LAYOUTS if _LAYOUTS[n].in_buckets)} can be read from a bucket."
+                f"mount it. {', '.join(n for n in _LAYOUTS if _LAYOUTS[n].in_buckets)} can be read from a bucket."
             )
         if layout is not None and layout != "folder" and not chosen.is_here(files):  # folder says more by itself
             raise SourceError(f"--layout {layout} is {chosen.looks}; --source {source} holds {glimpse(files)}")

@@ -235,6 +235,18 @@ def test_a_run_that_is_stopped_keeps_its_last_row_back_for_an_evaluation_to_come
     assert [step for step, _ in table(tmp_path, 2).rows()] == [1, 2]
 
 
+def test_an_evaluation_after_a_resume_joins_the_row_of_its_step(tmp_path: Path) -> None:
+    """The checkpoint was saved before the evaluation, and no other place asks for the rows."""
+    whole = filled(tmp_path, 4)
+    metrics = Metrics(
+        record_of(2), StepStatistics(), steps_per_epoch=2, table=MetricsFile(LocalPlace(tmp_path)), curves=[]
+    )
+    with metrics.kept(4):
+        metrics._record.evaluations.append({"batch": 4, "loss": 0.5, "top1": 0.4, "top5": 1.0})
+        metrics.eval_end(None, None)
+    assert (tmp_path / METRICS_NAME).read_text() == whole
+
+
 # TensorBoard -------------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,10 @@ class MetricsFile:
             self._at = self._end - len(lines[-1].encode())
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a step's row, or write the last one anew if it is that step's: with the same figures, and more."""
+        """Add a step's row, or write the last one anew if it is that step's: with the same figures, and more.
+
+        Over the old one, so that a kill in between leaves one of the two.
+        """
         if self._file is None:
             return
         if step != self._step:
