@@ -96,7 +96,7 @@ def _figures(record: dict[str, Any], evaluated: dict[str, Any]) -> list[str]:
     return [
         f"  accuracy     top-1 {evaluated['top1']:.2%}, top-5 {evaluated['top5']:.2%} on all "
         f"{evaluated['samples_evaluated']} val samples (chance: {1 / record['dataset']['num_classes']:.0%})",
-        f"  speed        {speed['images_per_sec']:,.0f} images/s in training, "
+        f"  speed        {speed['images_per_sec']:,.0f} images/s in training, over all processes together, "
         f"{speed['data_wait_fraction']:.1%} of the time waiting for data",
     ]
 

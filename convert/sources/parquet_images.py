@@ -181,7 +181,7 @@ def _rows(parquet: "ParquetFile", where: str) -> Iterator[tuple[int | None, str 
             raise _damaged(where, error) from error
         images, labels = (batch.column(name).to_pylist() for name in (image_name, label_name))
         for image, label in zip(images, labels, strict=True):
-            stored = {"bytes": image} if isinstance(image, bytes) else image or {}
+            stored: dict[str, Any] = {"bytes": image} if isinstance(image, bytes) else image or {}
             yield label, stored.get("path"), stored.get("bytes")
 
 

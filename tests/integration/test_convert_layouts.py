@@ -71,8 +71,13 @@ def test_layouts_in_a_bucket_give_identical_shards(
         if path.is_file():
             key = f"{tmp_path.name}/{path.relative_to(tmp_path / layout)}"
             s3_server.client.put_object(Bucket=s3_server.bucket, Key=key, Body=path.read_bytes())
-    convert(f"s3://{s3_server.bucket}/{tmp_path.name}", tmp_path / "out", env=s3_server.env)  # type: ignore[arg-type]  # a URL
+    bucket = f"s3://{s3_server.bucket}/{tmp_path.name}"
+    convert(bucket, tmp_path / "out", env=s3_server.env)  # type: ignore[arg-type]  # a URL
     assert tree(tmp_path / "out") == expected
+    if layout == "webdataset":
+        pattern = f"{bucket}/imagenet-{{train,val}}-{{000000..000001}}.tar"
+        convert(pattern, tmp_path / "named", env=s3_server.env)  # type: ignore[arg-type]
+        assert tree(tmp_path / "named") == expected
 
 
 def test_what_mosaicmls_converter_makes_is_audited_and_converted(source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def text_of(rows: list[tuple[str, ...]], *, delimiter: str = ",", end: str = "\n", **options: object) -> str:
+def text_of(rows: Sequence[tuple[str, ...]], *, delimiter: str = ",", end: str = "\n", **options: object) -> str:
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, lineterminator=end, **options).writerows(rows)  # type: ignore[arg-type]
     return text.getvalue()
