@@ -15,7 +15,7 @@ from imagestream.storage.places import open_place
 from tests.small_disk import needs_small_disk, small_disk
 from train.record.metrics import Metrics
 from train.record.metrics_csv import FIGURES, METRICS_NAME, MetricsFile
-from train.record.tensorboard_curve import TensorBoardCurve, last_steps
+from train.record.tensorboard_curve import TensorBoardCurve, last_step
 from train.step.statistics import StepStatistics
 
 HEADER = ",".join(("step", *FIGURES)) + "\n"
@@ -269,7 +269,7 @@ def test_tensorboards_pieces_from_the_checkpoint_on_are_deleted(tmp_path: Path, 
     log_steps(again, range(there + 1, 8))
     again.close(is_finished=True)
     pieces = sorted(tmp_path.glob("*.after-ba*"), key=lambda path: (int(path.name.partition("after-ba")[2]), path))
-    lasts = [last_steps(path)["train/loss"] for path in pieces]
+    lasts = [last_step(path) for path in pieces]
     assert lasts == sorted(set(lasts)) and lasts[-1] == 7
     assert (tmp_path / "events.out.tfevents.1.other").exists()
 

@@ -111,7 +111,7 @@ class Metrics(Callback):
         self._table.begin(batch, has_evaluation=self._record.is_evaluated(batch))
         for at, curve in enumerate(self._curves):
             self._there[at] = curve.begin(batch)
-        for step, values in self._table.rows():
+        for step, values in self._table.rows(after=min([batch - 1, *self._there])):
             self._begin_row(step, values)
 
     def _end(self) -> None:

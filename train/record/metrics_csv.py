@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from imagestream.data.job_dir import scratch_folder
 from imagestream.storage.protocol import Place, read_if_there
@@ -38,10 +38,15 @@ class MetricsFile:
         """
         with self._sparing.spared():
             lines = [",".join(("step", *FIGURES)) + "\n"]
-            for step, values in _rows(read_if_there(self._folder, METRICS_NAME) or b""):
-                if step <= batch:
-                    lines.append(_line(step, values if step < batch or has_evaluation else without_evaluation(values)))
-                    self._step = step
+            for row in _rows(read_if_there(self._folder, METRICS_NAME) or b""):
+                if row.step < batch and row.is_ours:
+                    lines.append(row.line)
+                elif row.step <= batch:
+                    keeps_all = row.step < batch or has_evaluation
+                    lines.append(_line(row.step, row.figures if keeps_all else without_evaluation(row.figures)))
+                else:
+                    break
+                self._step = row.step
             data = "".join(lines).encode()
             self._folder.write(METRICS_NAME, data)
             if self._folder.path is None:
@@ -69,10 +74,10 @@ class MetricsFile:
                 raise
             self._end = self._at + len(line)
 
-    def rows(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Yield each step with its figures, in their order."""
+    def rows(self, after: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
+        """Yield each step after that one with its figures, in their order."""
         if self._file is not None:
-            yield from _rows(self._path.read_bytes())
+            yield from ((row.step, row.figures) for row in _rows(self._path.read_bytes()) if row.step > after)
 
     def save(self) -> None:
         """Have all rows where a lost machine does not take them along."""
@@ -100,25 +105,42 @@ def _line(step: int, values: Mapping[str, float]) -> str:
     return ",".join([str(step), *(str(values.get(name, "")) for name in FIGURES)]) + "\n"
 
 
-def _rows(data: bytes) -> Iterator[tuple[int, dict[str, float]]]:
+class _Row(NamedTuple):
+    step: int
+    line: str
+    names: list[str]  # of its fields
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the line can stay as it is."""
+        return self.names == ["step", *FIGURES] and self.line.endswith("\n")
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The fields that are numbers; of a line that is cut short, those that are whole."""
+        fields = self.line.strip().split(",") if self.line.endswith("\n") else self.line.split(",")[:-1]
+        found = {name: _number(field) for name, field in zip(self.names, fields, strict=False) if name != "step"}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _rows(data: bytes) -> Iterator[_Row]:
     """Yield the rows of a file, whose last one may be cut short; what is not to be understood is left out."""
     lines = data.decode(errors="replace").splitlines(keepends=True)
     names = lines[0].strip().split(",") if lines else []
+    at = names.index("step") if "step" in names else 0
     last = 0
-    for line in lines[1:]:
-        fields = line.strip().split(",") if line.endswith("\n") else line.split(",")[:-1]
-        found = {name: _number(field) for name, field in zip(names, fields, strict=False)}
-        step = found.pop("step", None)
+    for line in lines[1:] if "step" in names else ():
+        fields = line.split(",", at + 1)
+        is_whole = len(fields) > at + 1 or line.endswith("\n")
+        step = _number(fields[at].strip()) if is_whole and len(fields) > at else None
         if isinstance(step, int) and step > last:
             last = step
-            yield step, {name: value for name, value in found.items() if value is not None}
+            yield _Row(step, line, names)
 
 
 def _number(text: str) -> float | None:
-    try:
+    if text.isdecimal():
         return int(text)
-    except ValueError:
-        pass
     try:
         return float(text)
     except ValueError:

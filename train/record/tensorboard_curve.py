@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from train.record.log_files import Sparing
-from train.record.metrics_csv import EVALUATION
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard import FileWriter
 
 PIECE = re.compile(r"events\.out\.tfevents\..*\.after-ba(\d+)")
 SECONDS_BETWEEN_FLUSHES = 30
@@ -28,10 +27,9 @@ class TensorBoardCurve:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._sparing = Sparing(f"TensorBoard's file in {folder}")
-        self._writer: SummaryWriter | None = None
+        self._writer: FileWriter | None = None
         self._has_failed = False
         self._batch = 0
-        self._there: dict[str, int] = {}  # the last step of each figure that is in the files
 
     def begin(self, batch: int) -> int:
         """Delete what is from `batch` on; return the last step that is there."""
@@ -45,21 +43,16 @@ class TensorBoardCurve:
                         path.unlink()
                     else:
                         kept.append((int(match[1]), path))
-            for _, path in sorted(kept, reverse=True):
-                if found := last_steps(path):
-                    self._there = found
-                    break
-        return min((step for name, step in self._there.items() if not name.startswith(EVALUATION)), default=0)
+            return next((step for _, path in sorted(kept, reverse=True) if (step := last_step(path))), 0)
+        return 0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a step's figures, but for those that are there."""
+        """Add a step's figures: in one event, so that they are all there or none."""
         with self._sparing.spared():
             if self._writer is None:
                 self._writer = _open(self._folder, self._batch)
             try:
-                for name, value in values.items():
-                    if step > self._there.get(name, 0):
-                        self._writer.add_scalar(name, value, step)
+                self._writer.add_summary(_summary(values), step)
             except OSError:
                 self._has_failed = True
                 raise
@@ -93,18 +86,20 @@ class TensorBoardCurve:
             writer.close()
 
 
-def _open(folder: Path, batch: int) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter  # takes a second
+def _open(folder: Path, batch: int) -> "FileWriter":
+    from torch.utils.tensorboard import FileWriter  # takes a second
 
-    return SummaryWriter(str(folder), flush_secs=SECONDS_BETWEEN_FLUSHES, filename_suffix=f".after-ba{batch}")
+    return FileWriter(str(folder), flush_secs=SECONDS_BETWEEN_FLUSHES, filename_suffix=f".after-ba{batch}")
 
 
-def last_steps(path: Path) -> dict[str, int]:
-    """Return the last step of each figure in an event file, up to where it is cut short, if it is."""
+def _summary(values: Mapping[str, float]) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()])
+
+
+def last_step(path: Path) -> int:
+    """Return the last step in an event file, up to where it is cut short, if it is; 0 where there is none."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-    found: dict[str, int] = {}
-    for event in LegacyEventFileLoader(str(path)).Load():
-        for value in event.summary.value:
-            found[value.tag] = event.step
-    return found
+    return max((event.step for event in LegacyEventFileLoader(str(path)).Load()), default=0)
