@@ -223,7 +223,8 @@ class RunBar:
     def drawn(self) -> Iterator["RunBar"]:
         """Draw it, until the end of the block; then its last state stays."""
         stream = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding or "utf-8", errors="replace")
-        with stream, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            stack.callback(_close, stream)
             self._bar = _Bar(self._now, total=self._total, file=stream, mininterval=0, dynamic_ncols=True)
             stack.callback(self._bar.close)
             for printed in (sys.stdout, sys.stderr):
@@ -242,7 +243,7 @@ class RunBar:
         write = stream.write
 
         def lifted(text: str) -> int:
-            if os.getpid() != self._owner:  # a loader worker, forked with this
+            if not text or os.getpid() != self._owner:  # in a loader worker, forked with this
                 return write(text)
             with self._bar.get_lock():
                 if not self._is_within_line:
@@ -259,6 +260,11 @@ class RunBar:
             yield
         finally:
             stream.write = write  # type: ignore[method-assign]
+
+
+def _close(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):  # the terminal is gone, and with it what it had not taken yet
+        stream.close()
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
