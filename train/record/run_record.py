@@ -145,8 +145,9 @@ class RunRecord(Callback):
             "bottleneck": self._speed.stages.bottleneck(),
         }
         log.info(
-            "epoch %d: %s images/s on %d rank(s) together; %s",
-            *(row["epoch"], f"{row['images_per_sec'] or 0:,.0f}", dist.get_world_size(), self._speed.stages),
+            "epoch %d: %s images/s on %d rank(s) together, %s on each; %s",
+            *(row["epoch"], f"{row['images_per_sec'] or 0:,.0f}", dist.get_world_size()),
+            *(f"{(row['images_per_sec'] or 0) / dist.get_world_size():,.0f}", self._speed.stages),
         )
         self.epochs.append(row)
         self._speed.start_epoch()
