@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagestream.storage.local import LocalPlace
-from tests.integration.problem import command, record_of, what_must_match
+from tests.integration.problem import command, metrics_of, record_of, what_must_match
 from tests.processes import kill_library, run, start
 from train.compare import compare
 from train.resume.checkpoints import list_checkpoints
@@ -73,6 +73,7 @@ def test_killed_at_any_call_on_its_save_folder_a_run_ends_with_identical_weights
     code, output = run(argv, tmp_path / "again")
     assert code == 0, output
     assert what_must_match(record_of(save)) == what_must_match(record_of(folder))
+    assert metrics_of(save) == metrics_of(folder)
     assert compare(str(folder), str(save))[-1].startswith("the same, up to ep2-ba12.pt")
     assert sorted(path.name for path in save.iterdir()) == sorted(path.name for path in folder.iterdir())
     assert list_checkpoints(LocalPlace(save)) == ["ep2-ba12.pt"]

@@ -1,5 +1,6 @@
 """The small training problem of the integration tests."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ def command(shards: Path, save_folder: Path | str, *more: str) -> list[str]:
 def record_of(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return record
+
+
+Rows = dict[int, dict[str, float]]
+SPEEDS = ("images_per_sec", "data_wait_fraction")
+
+
+def metrics_of(folder: Path) -> Rows:
+    """Of each row of metrics.csv what must match: all but how fast it was."""
+    rows: Rows = {}
+    with open(folder / "metrics.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            step = int(row.pop("step"))
+            assert step > max(rows, default=0), "steps rise"
+            rows[step] = {name: float(value) for name, value in row.items() if value and name not in SPEEDS}
+    return rows
 
 
 TIMES = ("throughput", "images_per_sec", "data_wait_fraction", "stages", "bottleneck", "time")

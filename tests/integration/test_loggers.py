@@ -1,6 +1,5 @@
 """metrics.csv, TensorBoard and W&B have each step of a run once, however often it is killed."""
 
-import csv
 import importlib.util
 import json
 import shutil
@@ -15,28 +14,14 @@ from wandb.sdk.internal.datastore import DataStore
 
 from imagestream.storage.places import open_place
 from tests.conftest import REPOSITORY
-from tests.integration.problem import command
+from tests.integration.problem import SPEEDS, Rows, command, metrics_of
 from tests.processes import run, start
 from tests.s3_server import S3Server
 from train.record.metrics_csv import METRICS_NAME
 
-Rows = dict[int, dict[str, float]]
-
 ALL_PLACES = ("loggers.tensorboard=true", "loggers.wandb={project: test, mode: offline}", "checkpoint.keep=9")
 ENV = {"WANDB_SILENT": "true"}
-SPEEDS = ("images_per_sec", "data_wait_fraction")
 STEPS = list(range(1, 13))
-
-
-def metrics(folder: Path) -> Rows:
-    """Of each row of metrics.csv what must match."""
-    rows: Rows = {}
-    with open(folder / METRICS_NAME, newline="") as file:
-        for row in csv.DictReader(file):
-            step = int(row.pop("step"))
-            assert step > max(rows, default=0), "steps rise"
-            rows[step] = {name: float(value) for name, value in row.items() if value and name not in SPEEDS}
-    return rows
 
 
 def tensorboards(folder: Path) -> Iterator[tuple[int, str, float]]:
@@ -70,10 +55,10 @@ def as_float32(values: Rows) -> list[tuple[int, str, Any]]:
 
 def compare(folder: Path, undisturbed: Path) -> None:
     """Each place has all steps once, in their order, and they are those of the undisturbed run."""
-    expected = metrics(undisturbed)
+    expected = metrics_of(undisturbed)
     assert list(expected) == STEPS
     assert {step for step, row in expected.items() if "val/top1" in row} == {6, 12}
-    assert metrics(folder) == expected
+    assert metrics_of(folder) == expected
     points = list(tensorboards(folder))
     assert points == list(tensorboards(undisturbed))
     assert sorted(points) == sorted(as_float32(expected))
@@ -154,8 +139,8 @@ def test_a_killed_run_is_one_run_in_mlflow(
         started.kill_when(lambda step=step: len(metrics_if_there(folder)) >= step)  # type: ignore[misc]
     code, output = run(argv, tmp_path / "last", env={"MLFLOW_ALLOW_FILE_STORE": "true"})
     assert code == 0, output
-    expected = metrics(folder)
-    assert expected == metrics(undisturbed(1))
+    expected = metrics_of(folder)
+    assert expected == metrics_of(undisturbed(1))
     client = importlib.import_module("mlflow").MlflowClient(tracking_uri=uri)
     (found,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     assert (found.info.status, found.data.params["optimizer.lr"]) == ("FINISHED", "0.01")
@@ -165,7 +150,7 @@ def test_a_killed_run_is_one_run_in_mlflow(
 
 
 def metrics_if_there(folder: Path) -> Rows:
-    return metrics(folder) if (folder / METRICS_NAME).exists() else {}
+    return metrics_of(folder) if (folder / METRICS_NAME).exists() else {}
 
 
 @pytest.mark.slow
@@ -184,7 +169,7 @@ def test_with_a_save_folder_in_s3_another_machine_goes_on_with_the_table(
         code, output = run([*argv, names[1]], tmp_path / "log1", env=s3_server.env)
         assert code == 0, output
         (tmp_path / METRICS_NAME).write_bytes(place.read(METRICS_NAME))
-        assert metrics(tmp_path) == metrics(undisturbed(1))
+        assert metrics_of(tmp_path) == metrics_of(undisturbed(1))
         assert list(tensorboards(roots[1])) == list(tensorboards(undisturbed(1)))
     finally:
         for root in roots:
