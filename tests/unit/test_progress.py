@@ -124,8 +124,11 @@ print("AFTER", file=sys.stderr)
 """
 
 
-def shown_on_a_terminal(columns: int) -> list[str]:
-    """The lines of a terminal at the end, and how the last one looked whenever it was drawn."""
+def shown_on_a_terminal(columns: int, columns_later: int) -> list[str]:
+    """The lines of a terminal at the end, and how the last one looked whenever it was drawn.
+
+    In the evaluation it is made wider or narrower.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
@@ -141,15 +144,24 @@ def shown_on_a_terminal(columns: int) -> list[str]:
         except OSError:  # EIO: nobody has the other end any more
             break
         data += piece
+        if b"evaluating" in data:
+            fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns_later, 0, 0))
     os.close(ours)
     assert process.wait(30) == 0, data.decode()
     return data.decode().replace("\r\n", "\n").split("\n")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [80, 200])
-def test_on_a_terminal_there_is_one_bar_with_the_lines_above_it(columns: int) -> None:
-    lines = shown_on_a_terminal(columns)
+@pytest.mark.parametrize(
+    ("columns", "later"),
+    [
+        pytest.param(80, 80, marks=pytest.mark.exhaustive),
+        (80, 200),
+        pytest.param(200, 80, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_on_a_terminal_there_is_one_bar_with_the_lines_above_it(columns: int, later: int) -> None:
+    lines = shown_on_a_terminal(columns, later)
     whole = [line.split("\r")[-1] for line in lines]  # what is left of each line
     assert [line for line in whole if line in ("LOGGED", "PRINTED", "AFTER")] == ["LOGGED", "PRINTED", "AFTER"]
     assert any("UserWarning: WARNED" in line for line in whole)
@@ -157,6 +169,7 @@ def test_on_a_terminal_there_is_one_bar_with_the_lines_above_it(columns: int) ->
     bars = [line for line in whole if "|" in line]
     assert len(bars) == 1 and bars[0].startswith("epoch 2/2 step 20/20 |") and whole.index(bars[0]) == len(whole) - 3
     drawn = [part for line in lines for part in line.split("\r") if "|" in part]
-    assert all(len(part) <= columns for part in drawn) and max(map(len, drawn)) >= columns - 1
+    assert all(len(part) <= max(columns, later) for part in drawn)
+    assert len(drawn[0]) in (columns - 1, columns) and len(bars[0]) in (later - 1, later)
     assert any("epoch 1/2 evaluating 3/5 |" in part for part in drawn)
-    assert ("1,000 images/s" in bars[0]) and ("top-1 50.00%" in bars[0]) == (columns > 80)
+    assert ("1,000 images/s" in bars[0]) and ("top-1 50.00%" in bars[0]) == (later > 80)
