@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 from train.config.networks import RESNETS
 from train.config.run_config import Config, ConfigError, load_config
 from train.export import check_target
-from train.exporting.card import card, recipe, training_hours
+from train.exporting.card import card, recipe
 from train.exporting.checks import LOGIT_BOUND, Agreement, Evaluated, ExportError, Figures, check_graph, compare, loaded
 from train.exporting.files import GRAPHS, crop_fraction, describe, timms_name, write_graph, write_model
 from train.exporting.network import altered_layers, is_folded, plain_tensors
@@ -202,9 +202,8 @@ def test_the_recipe_is_a_configuration_that_can_be_run(tmp_path: Path) -> None:
 def test_the_card_is_markdown_whatever_the_names_are() -> None:
     cfg = a_config("run_name=x")
     record = {
-        "config": {"global_batch_size": 16},
         "evaluations": [{"batch": 7, "top1": 0.5, "top5": 1.0, "loss": 1.0, "samples_evaluated": 300}],
-        "epochs": [{"batch": 450, "images_per_sec": 2.0}, {"batch": 900, "images_per_sec": 1.0}],
+        "time": {"train_s": 10_800.0},
     }
     described = describe(cfg, a_network(), 4, CLASSES, None)
     text = card(
@@ -226,7 +225,6 @@ def test_the_card_is_markdown_whatever_the_names_are() -> None:
     assert "| 50.00% (150) | 100.00% (300) | 1.0000 |" in text
     assert r"none \<b\> \| of \`it\`" in text
     assert "took 3.00 hours" in text and "30.00 dollars" in text
-    assert training_hours(record) == 3.0 and training_hours({}) is None
 
 
 def test_an_export_replaces_nothing_but_an_export_and_only_when_told_to(tmp_path: Path) -> None:

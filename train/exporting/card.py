@@ -1,6 +1,5 @@
 """README.md of an exported model: what it is, how it was made, how to load it, and how far to trust it."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,33 +187,18 @@ def _training(cfg: Config, record: Mapping[str, Any], *, checkpoint: str, weight
     )
 
 
-def training_hours(record: Mapping[str, Any]) -> float | None:
-    """Return the hours of the training steps, evaluations and starts left out; None: not all epochs say their speed."""
-    size = record.get("config", {}).get("global_batch_size")
-    seconds, before = 0.0, 0
-    for row in record.get("epochs", []):
-        if not row.get("images_per_sec") or not size:
-            return None
-        seconds += (row["batch"] - before) * size / row["images_per_sec"]
-        before = row["batch"]
-    return seconds / SECONDS_PER_HOUR if before else None
-
-
 def _cost(record: Mapping[str, Any], dollars_per_hour: float | None) -> str:
-    hours = training_hours(record)
-    if hours is None:
+    """Return what the training took, where the record says it."""
+    times = record.get("time", {})
+    hours, price = times.get("train_s", 0) / SECONDS_PER_HOUR, dollars_per_hour or times.get("usd_per_hour")
+    if not hours:
         return ""
-    text = f"Its training steps took {hours:,.2f} hours, without evaluations and restarts."
-    if dollars_per_hour is not None:
-        text += f" At {dollars_per_hour:,.2f} dollars an hour that is {hours * dollars_per_hour:,.2f} dollars."
+    text = f"Training took {hours:,.2f} hours, without evaluations and what was lost to interruptions."
+    if price is not None:
+        text += f" At {price:,.2f} dollars an hour that is {hours * price:,.2f} dollars."
     return text + "\n"
 
 
 def _plain(text: str | None) -> str:
     """Return a text as Markdown shows it, whatever is in it."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join((text or "").split()))
-
-
-def as_json(figures: Figures) -> str:
-    """Return the figures as the command prints them."""
-    return json.dumps({"top1": figures.top1, "top5": figures.top5, "loss": figures.loss, "samples": figures.samples})

@@ -25,8 +25,8 @@ from train.ranks import on_first_rank
 from train.record.evaluated import Evaluated
 from train.record.memory import device_memory_bytes, host_memory_bytes
 from train.record.pictures import TrainingCrops
-from train.record.run_clock import RunClock
 from train.record.reading import PAGE_NAME, RECORD_NAME
+from train.record.run_clock import RunClock
 from train.record.stages import Speed
 from train.resume.guard import ResumeGuard
 from train.step.statistics import Step, StepStatistics

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from imagestream.storage.places import folder_and_name, open_place
 from imagestream.storage.protocol import Place, read_if_there
-from train.record.run_record import RECORD_NAME
+from train.record.reading import RECORD_NAME
 from train.resume.checkpoint_file import CheckpointError
 from train.resume.checkpoints import best_checkpoint, list_checkpoints
 
