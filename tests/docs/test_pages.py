@@ -15,8 +15,6 @@ from train.config.run_config import Config
 FILE_ENDINGS = {"json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"} | {
     *("parquet", "safetensors", "onnx", "html", "csv")
 }
-FILE_ENDINGS = {"html", "json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"}
-FILE_ENDINGS = {"csv", "json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"}
 MODULES = {"imagestream", "loader", "train", "convert", "tests", "streaming", "composer", "torch"}
 SECTIONS = {"data", "model", "optimizer", "scheduler", "checkpoint", "loggers"}
 
