@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,6 +84,24 @@ def test_after_three_kills_the_curves_have_no_gap_and_the_page_is_the_undisturbe
         del page["starts"]
     assert pages[0] == pages[1]
     assert len(pages[0]["crops"]["pictures"]) == 16 and len(pages[0]["evaluated"]["first"]) == 23
+
+
+@pytest.mark.slow
+def test_on_any_number_of_ranks_the_page_has_the_same_pictures_and_counts(shards: Path, tmp_path: Path) -> None:
+    """Each evaluates the same last checkpoint, which was saved before the evaluation."""
+    more = ("max_duration=1ep", "global_batch_size=12", "checkpoint.save_interval=8ba", "data.eval_batch_size=12")
+    folders = [tmp_path / f"ranks{ranks}" for ranks in (1, 2, 3)]
+    code, output = run(command(shards, folders[0], *more), tmp_path / "log1")
+    assert code == 0, output
+    for ranks, folder in enumerate(folders[1:], start=2):
+        folder.mkdir()
+        shutil.copy(folders[0] / "ep0-ba8.pt", folder)
+        code, output = run(command(shards, folder, *more), tmp_path / f"log{ranks}", ranks=ranks)
+        assert code == 0, output
+    pages = [(folder / "report.html").read_text() for folder in folders]
+    found = [page.partition("<h2>Validation images")[2].partition("<h2>Configuration")[0] for page in pages]
+    assert found[0].count("<figure") > 23 and "Confusion" in found[0]
+    assert found[1] == found[0] and found[2] == found[0]
 
 
 def chart_data(page: str) -> Any:
