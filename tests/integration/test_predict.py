@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -106,6 +107,13 @@ def test_model_images_and_table_may_all_be_in_s3(
     assert list(found.values()) == list(ranked(tmp_path / "l.parquet").values())
 
 
+def other_format(made: Path, tmp_path: Path) -> str:
+    shutil.copytree(made / "exported", tmp_path / "other")
+    config = tmp_path / "other/config.json"
+    config.write_text(config.read_text().replace('"format": 1', '"format": 2'))
+    return str(config.parent)
+
+
 def test_what_cannot_be_predicted_is_named(made: Path, tmp_path: Path) -> None:
     model, empty = str(made / "exported"), tmp_path / "empty"
     empty.mkdir()
@@ -114,6 +122,7 @@ def test_what_cannot_be_predicted_is_named(made: Path, tmp_path: Path) -> None:
         ([model, str(made / "mds")], "holds shards in train/, val/; give one of them, as in"),
         ([str(empty), str(made / "images")], f"{empty} holds no checkpoint"),
         ([model, str(made / "images"), "--out", "/proc/no/p.csv"], "/proc/no is not writable"),
+        ([other_format(made, tmp_path), str(made / "images")], "config.json is of format 2, and this version reads 1"),
     ):
         output = predict(argv, tmp_path / "log", expected=2)
         assert expected in output and "path,class_1" not in output

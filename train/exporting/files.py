@@ -24,6 +24,7 @@ from train.exporting.shipped_model import CONFIG_NAME, WEIGHTS_NAME, FromPixels
 MODEL_NAME, CARD_NAME, RECIPE_NAME = "model.py", "README.md", "recipe.yaml"
 GRAPHS = {"torchscript": "model.torchscript.pt", "torch_export": "model.pt2", "onnx": "model.onnx"}
 ALL_NAMES = (MODEL_NAME, CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, RECIPE_NAME, *GRAPHS.values())
+EXPORT_FORMAT = 1  # of config.json: what model.py and train/predict.py read in it
 OPSET = 18  # of ONNX; the one that torch 2.7 to 2.15 write by default
 PIXELS, LOGITS = "pixels", "logits"
 """What goes into a graph, uint8 RGB (batch, 3, height, width), and what comes out, float32 (batch, classes)."""
@@ -45,6 +46,7 @@ def describe(
     readable = {} if manifest is None else {info.wnid: info.name for info in manifest.classes}
     data = cfg.data
     described: dict[str, Any] = {
+        "format": EXPORT_FORMAT,
         "network": {"library": "torchvision", "name": cfg.model.name, "image_px": None, "layers": layers},
         "pixels": {
             "resize_px": data.eval_resize_size,

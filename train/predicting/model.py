@@ -16,7 +16,7 @@ from train.config.algorithms import StochasticDepth
 from train.config.run_config import ConfigError, config_from_dict
 from train.evaluation import WeightsChoice, read_run
 from train.exporting import shipped_model
-from train.exporting.files import describe
+from train.exporting.files import EXPORT_FORMAT, describe
 from train.exporting.shipped_model import CONFIG_NAME, WEIGHTS_NAME
 from train.model import build_model
 from train.weights.beginning import replace_layers
@@ -63,7 +63,15 @@ def open_model(location: str, *, which: Which, weights: WeightsChoice) -> Predic
 
 def _exported(folder: Path, shown: str) -> PredictingModel:
     try:
+        number = shipped_model.read_config(folder).get("format")
+        if number != EXPORT_FORMAT:
+            raise ConfigError(
+                f"{shown}/{CONFIG_NAME} is of format {number}, and this version reads {EXPORT_FORMAT}; export the run "
+                "again, or load it by its own model.py"
+            )
         return PredictingModel(shipped_model.load(folder), shipped_model.read_config(folder), shown)
+    except ConfigError:
+        raise
     except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{shown} is not what train/export.py makes: {type(error).__name__}: {reason}") from error
