@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ class Browser:
     def __init__(self, process: "subprocess.Popen[bytes]", to: int, back: int) -> None:
         self._process, self._to, self._back = process, to, back
         self._number, self._buffer, self._session = 0, b"", ""
+        self._answers: dict[int, dict[str, Any]] = {}
         self.requests: list[str] = []
         self.errors: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -37,8 +39,14 @@ class Browser:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        while (answer := self._next()).get("id") != self._number:
-            self._note(answer)
+        number = self._number
+        while number not in self._answers:
+            message = self._next()
+            if "id" in message:
+                self._answers[message["id"]] = message
+            else:
+                self._note(message)  # which may call a method itself
+        answer = self._answers.pop(number)
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
@@ -81,6 +89,7 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            assert select.select([self._back], [], [], SECONDS)[0], f"chromium says nothing for {SECONDS} s"
             piece = os.read(self._back, 1 << 20)
             assert piece, "chromium has ended"
             self._buffer += piece

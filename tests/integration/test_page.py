@@ -33,14 +33,21 @@ from train.resume.checkpoint_file import load
 
 needs_chromium = pytest.mark.skipif(chromium.PROGRAM is None, reason="chromium is not installed")
 PHONE_PX, SCREEN_PX = 420, 1280
-PAINTED = """[...document.querySelectorAll('#charts canvas')].map(canvas => {
-  const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-  const colours = new Set();
-  for (let at = 0; at < pixels.length; at += 4)
-    if (pixels[at + 3] > 200) colours.add(`${pixels[at]},${pixels[at + 1]},${pixels[at + 2]}`);
-  return colours.size;
-})"""
-"""How many colours each chart's canvas has: the grid's and the text's alone are there without curves too."""
+PAINTED = """(() => {
+  const style = getComputedStyle(document.documentElement);
+  const colours = ['--series-1', '--series-2'].map(name => style.getPropertyValue(name).trim());
+  const wanted = colours.map(hex => [1, 3, 5].map(at => parseInt(hex.slice(at, at + 2), 16)));
+  const isNear = (pixels, at) =>
+    wanted.some(colour => colour.every((value, part) => Math.abs(pixels[at + part] - value) < 24));
+  return [...document.querySelectorAll('#charts canvas')].map(canvas => {
+    const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    let found = 0;
+    for (let at = 0; at < pixels.length; at += 4)
+      if (pixels[at + 3] > 100 && isNear(pixels, at)) found += 1;
+    return found;
+  });
+})()"""
+"""How many pixels of each chart have the colour of its curves."""
 CURVES = "[...document.querySelectorAll('.chart')].map(chart => chart.querySelectorAll('.u-series').length - 1)"
 
 
@@ -127,7 +134,7 @@ def check_page(browser: Browser, path: Path, width_px: int, *, is_dark: bool, cu
     assert browser.errors == []
     assert browser.ask(CURVES) == curves
     painted = browser.ask(PAINTED)
-    assert len(painted) == len(curves) and min(painted) > 5, painted
+    assert len(painted) == len(curves) and min(painted) > 30, painted
     overflowing = "document.documentElement.scrollWidth > innerWidth"
     assert not browser.ask(overflowing)
     ground = browser.ask("getComputedStyle(document.documentElement).backgroundColor")
