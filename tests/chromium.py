@@ -35,7 +35,7 @@ class Browser:
     def call(self, method: str, **params: Any) -> Any:
         """Call a method of the protocol, and return its result."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": params}
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
