@@ -118,6 +118,12 @@ def test_curves_and_marks_are_the_records() -> None:
     assert (data["steps_per_epoch"], data["global_batch_size"]) == (20.0, 8.0)
 
 
+def test_a_run_that_an_older_version_began_is_marked_where_it_was_resumed() -> None:
+    record = a_record()
+    del record["starts"][0]
+    assert [mark["batch"] for mark in chart_data(run_page(record, {}))["marks"]] == [15]
+
+
 def test_a_loss_that_is_not_finite_is_left_out() -> None:
     record = a_record()
     record["curve"][3]["loss"] = float("nan")

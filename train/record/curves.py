@@ -127,5 +127,6 @@ def marks(record: Record) -> list[Row]:
     """Return where the run was taken up again, as `batch` and `label`."""
     return [
         {"batch": start["batch"], "label": f"resumed on {start['world_size']} rank(s)"}
-        for start in record.get("starts", [])[1:]
+        for place, start in enumerate(record.get("starts", []))
+        if place or start["batch"]  # of a run that an older version began, the first start is not known
     ]
