@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import posixpath
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,15 @@ MOST_DELETED_AT_ONCE = 1000  # the most that one request may name
 PART_BYTES = 16 << 20  # of `write`, whose data is in memory
 IN_PARTS = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=8)
+
+
+SHOWN = {".html": "text/html; charset=utf-8", ".png": "image/png", ".json": "application/json"}
+"""What a browser is to show where it lies, instead of downloading it, by the ending of its name."""
+
+
+def kind_of(name: str) -> dict[str, str]:
+    """Return what S3 is to say of a file's content."""
+    return {"ContentType": kind} if (kind := SHOWN.get(posixpath.splitext(name)[1])) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ class S3Place:
 
     def write(self, name: str, data: bytes) -> Stat:
         def upload(client: Any) -> None:
-            client.upload_fileobj(io.BytesIO(data), self.bucket, self._key(name), Config=IN_PARTS)
+            client.upload_fileobj(io.BytesIO(data), self.bucket, self._key(name), kind_of(name), Config=IN_PARTS)
 
         self._ask("written", name, upload)
         return self._stored(name, len(data))
@@ -104,7 +114,7 @@ class S3Place:
     def put(self, name: str, source: Path, *, check: Check | None = None) -> None:
         def upload(client: Any) -> None:
             with _checked_uploads(client, check):
-                client.upload_file(str(source), self.bucket, self._key(name), Config=TRANSFER)
+                client.upload_file(str(source), self.bucket, self._key(name), kind_of(name), Config=TRANSFER)
 
         self._ask("written", name, upload)
         self._stored(name, source.stat().st_size)

@@ -9,6 +9,7 @@ from imagestream.storage.errors import PlaceError
 from imagestream.storage.local import LocalPlace
 from imagestream.storage.places import folder_and_name, open_place
 from imagestream.storage.s3 import S3Place
+from tests.s3_server import S3Server
 from tests.small_disk import needs_small_disk, small_disk
 
 
@@ -62,3 +63,17 @@ def test_a_file_at_the_root_is_looked_for_there() -> None:
     places = ("/x.pt", "x.pt", "runs/a/x.pt", "s3://bucket/x.pt")
     found = [folder_and_name(place) for place in places]
     assert found == [("/", "x.pt"), (".", "x.pt"), ("runs/a", "x.pt"), ("s3://bucket", "x.pt")]
+
+
+def test_a_browser_is_told_what_a_page_in_a_bucket_is(s3_folder: str, s3_server: S3Server, tmp_path: Path) -> None:
+    place, prefix = open_place(s3_folder), s3_folder.removeprefix(f"s3://{s3_server.bucket}/")
+    (tmp_path / "page").write_text("<!doctype html>")
+    place.put("report.html", tmp_path / "page")
+    place.write("run.json", b"{}")
+    place.write("shard.00000.mds", b"x")
+    kinds = {}
+    for name in ("report.html", "run.json", "shard.00000.mds"):
+        head = s3_server.client.head_object(Bucket=s3_server.bucket, Key=f"{prefix}/{name}")
+        kinds[name] = head["ContentType"]
+    assert kinds["report.html"] == "text/html; charset=utf-8" and kinds["run.json"] == "application/json"
+    assert "html" not in kinds["shard.00000.mds"]
