@@ -47,6 +47,7 @@ from infra.aws.spending import (
 )
 from infra.aws.upload import files_of, upload
 from train.config.run_config import ConfigError, load_config
+from train.record.price import PRICE_VARIABLE
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 # AWS answers "slow down" to bursts; botocore then waits and tries again, this often.
@@ -233,7 +234,7 @@ def submit(args: argparse.Namespace, account: Account) -> None:
     bucket = account.bucket("data")
     settings = [args.config, *places(args.config, args.overrides, bucket, run), f"run_name={run}", *args.overrides]
     sbatch = ["sbatch", "--parsable", f"--nodes={args.nodes}", f"--partition={args.queue}"]
-    sbatch += ["infra/launch/slurm/train.sbatch", *settings]
+    sbatch += [f"--export=ALL,{PRICE_VARIABLE}={step.usd_per_hour:.2f}", "infra/launch/slurm/train.sbatch", *settings]
     print(f"  commit {commit[:12]}: {shlex.join(sbatch)}")
     if args.dry_run:
         return

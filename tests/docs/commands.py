@@ -298,7 +298,9 @@ HOW: dict[str, tuple[Way, bool]] = {
     ),
     "python infra/aws/cli.py upload --name resnet SHARDS --dry-run": (cloud_dry_run("files,", "a month"), False),
     "python infra/aws/cli.py submit --name resnet --queue p4d-spot --nodes 2 yamls/full.yaml --dry-run": (
-        cloud_dry_run("a job on 2 x p4d.24xlarge, spot", "infra/launch/slurm/train.sbatch"),
+        cloud_dry_run(
+            *("a job on 2 x p4d.24xlarge, spot", "--export=ALL,RUN_USD_PER_HOUR=24.00 infra/launch/slurm/train.sbatch")
+        ),
         False,
     ),
     "python infra/aws/cli.py status --name resnet --dry-run": (cloud_dry_run("costs nothing"), False),

@@ -17,6 +17,7 @@ import pytest
 from composer.utils import dist
 
 from tests.conftest import REPOSITORY
+from train.record.price import PRICE_VARIABLE
 from train.record.progress import Clock, Part, Progress, duration, fitting, parts_of
 
 FIGURES = {"train/loss": 2.34567, "lr": 0.0983, "images_per_sec": 1234.0, "memory_gb": 12.34}
@@ -173,3 +174,16 @@ def test_on_a_terminal_there_is_one_bar_with_the_lines_above_it(columns: int, la
     assert len(drawn[0]) in (columns - 1, columns) and len(bars[0]) in (later - 1, later)
     assert any("epoch 1/2 evaluating 3/5 |" in part for part in drawn)
     assert ("1,000 images/s" in bars[0]) and ("top-1 50.00%" in bars[0]) == (later > 80)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"), [("43.92", ["43.92 USD/h"]), ("", []), ("nan", []), ("-1", []), ("free", [])]
+)
+def test_what_an_hour_costs_is_shown_where_it_is_known(
+    said: str, shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PRICE_VARIABLE, said)
+    metrics: Any = SimpleNamespace(tell=lambda told: None)
+    record: Any = None
+    made = Progress(metrics, record, total_steps=9, steps_per_epoch=3, has_bar=True, line_every_steps=None)
+    assert [part.text for part in made._tail()] == shown

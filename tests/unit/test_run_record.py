@@ -11,7 +11,8 @@ from composer.core import Time
 
 from imagestream.storage.local import LocalPlace
 from tests.records import a_record
-from train.record.run_record import CURVE_POINTS, PRICE_VARIABLE, RunRecord, price_of_an_hour
+from train.record.price import PRICE_VARIABLE, price_of_an_hour
+from train.record.run_record import CURVE_POINTS, RunRecord
 from train.step.statistics import StepStatistics
 
 

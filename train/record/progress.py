@@ -14,6 +14,7 @@ from composer.utils import dist
 from tqdm import tqdm
 
 from train.record.metrics import Figures, Metrics
+from train.record.price import price_of_an_hour
 from train.record.run_record import RunRecord
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class Progress(Callback):
             *parts_of(self._figures, ranks=dist.get_world_size()),
             *([Part(self._accuracy, 4)] if self._accuracy else []),
             *([Part(f"{duration(left)} left", 1)] if left is not None else []),
+            *(Part(f"{price:,.2f} USD/h", 7) for price in price_of_an_hour().values()),
         ]
 
 

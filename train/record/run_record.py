@@ -2,8 +2,6 @@
 
 import json
 import logging
-import math
-import os
 import platform
 import socket
 import tempfile
@@ -25,6 +23,7 @@ from train.ranks import on_first_rank
 from train.record.evaluated import Evaluated
 from train.record.memory import device_memory_bytes, host_memory_bytes
 from train.record.pictures import TrainingCrops
+from train.record.price import price_of_an_hour
 from train.record.reading import PAGE_NAME, RECORD_NAME
 from train.record.run_clock import RunClock
 from train.record.stages import Speed
@@ -34,7 +33,6 @@ from train.step.statistics import Step, StepStatistics
 log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.png"
-PRICE_VARIABLE = "RUN_USD_PER_HOUR"  # of all machines together
 CURVE_POINTS = 500  # of loss, learning rate and image size over the whole run
 SECONDS_BETWEEN_REPORTS = 60
 Draw = Callable[[dict[str, Any], dict[str, Any], Path], None]
@@ -327,15 +325,6 @@ class _Mean:
 
     def state(self) -> list[float]:
         return [self._total, self._count]
-
-
-def price_of_an_hour() -> dict[str, float]:
-    """Return what an hour costs, where somebody has said so."""
-    try:
-        price = float(os.environ.get(PRICE_VARIABLE, ""))
-    except ValueError:
-        return {}
-    return {"usd_per_hour": price} if 0 < price < math.inf else {}
 
 
 def _hardware() -> dict[str, Any]:
