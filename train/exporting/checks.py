@@ -1,6 +1,7 @@
 """Does each exported file say the same as the checkpoint, of real images?"""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def _module_of(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("exported_model", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.export in 2.7 looks the layers' module up by its name
     spec.loader.exec_module(module)
     return module
 
