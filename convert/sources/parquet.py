@@ -37,6 +37,7 @@ from convert.sources.parquet_images import (
     open_parquet,
     unpack,
 )
+from imagestream.mds.files_table import FILES_NAME
 from imagestream.storage.local import LocalPlace
 from imagestream.storage.protocol import Place
 from imagestream.storage.reading import open_file
@@ -70,6 +71,8 @@ def _splits_in(files: Place, folder: str) -> dict[str, list[str]]:
     """Split -> its files, `<split>-00000-of-00002.parquet` or `<split>/0000.parquet`, as Hugging Face converts them."""
     found: dict[str, list[str]] = {}
     for name in files.names(folder):
+        if name == FILES_NAME:  # of a dataset of ours
+            continue
         match = _FILE.fullmatch(name)
         if match and not match["split"].isdecimal():
             found.setdefault(SPLIT_NAMES.get(match["split"], match["split"]), []).append(folder + name)

@@ -176,14 +176,15 @@ def test_axes_change_and_tables_are_sorted(browser: Browser, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_run_that_saves_to_s3_has_its_page_there(shards: Path, s3_folder: str, tmp_path: Path) -> None:
-    argv = command(shards, s3_folder, "max_duration=1ep", "loggers.file=false")
+    folder = f"{s3_folder}/run"
+    argv = command(shards, folder, "max_duration=1ep", "loggers.file=false")
     code, output = run(argv, tmp_path / "log", env=dict(os.environ))
     assert code == 0, output
-    page = open_place(s3_folder).read("report.html").decode()
+    page = open_place(folder).read("report.html").decode()
     assert "</html>" in page and chart_data(page)["charts"][0]["series"][0]["x"] == list(range(1, 7))
-    listed = run_program("train.runs", [s3_folder.rpartition("/")[0], s3_folder])
+    listed = run_program("train.runs", [s3_folder, folder])
     assert listed.stdout.count("finished") == 2 and listed.returncode == 0, listed
-    watched = run_program("train.watch", [s3_folder, "--print"])
+    watched = run_program("train.watch", [folder, "--print"])
     assert watched.returncode == 0 and "epoch 1 of 1  step 6 of 6" in watched.stdout, watched
 
 

@@ -137,8 +137,10 @@ def shown_on_a_terminal(columns: int, columns_later: int) -> list[str]:
     )
     os.close(theirs)
     data, until = b"", time.monotonic() + 120
+    waiting = select.poll()  # select() takes no descriptor from 1,024 on
+    waiting.register(ours, select.POLLIN)
     while time.monotonic() < until:
-        if not select.select([ours], [], [], 1)[0]:
+        if not waiting.poll(1000):
             continue
         try:
             piece = os.read(ours, 65536)

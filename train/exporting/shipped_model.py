@@ -93,8 +93,10 @@ class AlteredConv2d(nn.Conv2d):
         for step in self.steps:
             if step == "conv":
                 features = self._conv_forward(features, self.weight, self.bias)
+            elif step == "blur":
+                features = self.blur(features)
             else:
-                features = self.get_submodule(step)(features)
+                features = self.se(features)
         return features
 
 
