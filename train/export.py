@@ -52,6 +52,7 @@ from train.weights.choosing import choose_checkpoint, read_record
 
 RUNTIMES = {"torchscript": "torch", "torch_export": "torch", "onnx": "onnxruntime"}
 IMAGES = 1024
+CACHE = "__pycache__/"  # Python's, of whoever has imported model.py there
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,9 @@ def export(args: argparse.Namespace) -> None:
         log.info("export: %s/%s", place, name)
         make(args, place.get(name, Path(scratch)), name, read_record(place), device, folder)
         made = [name for name in ALL_NAMES if (folder / name).exists()]
-        target.delete([name for name in target.names() if name not in made])  # of the export before
+        target.delete(
+            [name for name in target.names() if name in ALL_NAMES and name not in made]
+        )  # of the export before
         for name in made:
             target.put(name, folder / name)
     print(f"exported to {args.to}: {', '.join(made)}")
@@ -205,7 +208,7 @@ def check_target(target: Place, *, replace: bool) -> None:
         ConfigError: there is.
         PlaceError: it cannot be written.
     """
-    there = target.names()
+    there = [name for name in target.names() if name != CACHE]
     strange = [name for name in there if name not in ALL_NAMES]
     if there and (strange or not replace):
         remedy = "give another folder" if strange else "give another folder, or --replace"

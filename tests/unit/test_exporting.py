@@ -232,6 +232,7 @@ def test_an_export_replaces_nothing_but_an_export_and_only_when_told_to(tmp_path
     shutil.copy(__file__, tmp_path / "model.py")
     with pytest.raises(ConfigError, match=r"holds model\.py; give another folder, or --replace"):
         check_target(LocalPlace(tmp_path), replace=False)
+    (tmp_path / "__pycache__").mkdir()  # somebody has imported model.py there
     check_target(LocalPlace(tmp_path), replace=True)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"holds thesis\.tex; give another folder$"):
