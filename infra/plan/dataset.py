@@ -1,9 +1,10 @@
 """How many images a run has, and how large: the dataset's own counts, or ImageNet's."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from imagestream.data.dataset_files import DatasetFiles
 from imagestream.mds.index import DataError
+from imagestream.mds.manifest import MANIFEST_NAME
 from train.config.run_config import Config
 
 # ImageNet-1k (image-net.org); the sizes that docs/data.md has measured for each --resize of the converter.
@@ -42,17 +43,13 @@ def dataset_of(cfg: Config, data: str | None, stored: str | None) -> Dataset:
         DataError: `data` has no manifest, or lacks a split of the run.
     """
     where = data or str(cfg.data.local)
-    files = DatasetFiles(None, where)
-    try:
-        manifest = files.manifest()
-    except DataError:
-        if data:
-            raise
-        manifest = None
-    if manifest is None:
-        if data:
-            raise DataError(f"{data} holds no manifest.json, which says how many images there are")
+    if data is None and not Path(where, MANIFEST_NAME).is_file():
         return imagenet(stored or "original")
+    from imagestream.data.dataset_files import DatasetFiles  # here: it imports torch, which takes seconds
+
+    manifest = DatasetFiles(None, where).manifest()
+    if manifest is None:
+        raise DataError(f"{where} holds no {MANIFEST_NAME}, which says how many images there are")
     if missing := [name for name in (cfg.data.train_split, cfg.data.val_split) if name not in manifest.splits]:
         raise DataError(f"{where} has no split {missing[0]}, but {', '.join(manifest.splits)}")
     train, val = manifest.splits[cfg.data.train_split], manifest.splits[cfg.data.val_split]

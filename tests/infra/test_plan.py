@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -311,3 +313,9 @@ def test_a_number_that_cannot_be_is_refused(argv: list[str], capsys: pytest.Capt
     with pytest.raises(SystemExit) as refused:
         main([FULL, *argv])
     assert refused.value.code == 2 and f"argument {argv[0]}: {argv[1]!r} must be a" in capsys.readouterr().err
+
+
+def test_plans_and_the_clouds_command_do_without_torch_which_takes_seconds_to_import() -> None:
+    code = "import sys, infra.plan.plan, infra.aws.cli; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

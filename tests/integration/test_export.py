@@ -60,7 +60,7 @@ def as_others_load(exported: Path, images: Path, *more: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["blurred", "plain"])
+@pytest.mark.parametrize("name", ["blurred", pytest.param("plain", marks=pytest.mark.exhaustive)])
 def test_others_get_the_same_classes_from_each_file(
     name: str, runs: Path, shards: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -106,7 +106,7 @@ def test_it_goes_from_a_bucket_to_a_bucket_and_an_export_is_replaced_when_told_t
     )
     assert code == 0, output
     argv = [f"{s3_folder}/run", "--to", f"{s3_folder}/model", "--workers", "0"]
-    export([*argv, "--formats", "torch_export"], tmp_path / "1", env=s3_server.env)
+    export([*argv, "--formats", "torchscript"], tmp_path / "1", env=s3_server.env)
     code, output = run([*argv, "--formats", ""], tmp_path / "2", program="train.export", env=s3_server.env)
     assert code == 2 and "holds README.md; give another folder, or --replace" in output
     export([*argv, "--formats", "", "--replace"], tmp_path / "3", env=s3_server.env)
