@@ -35,7 +35,15 @@ from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import folder_and_name, open_place
 from train.config.run_config import config_from_dict
-from train.evaluation import DIST_TIMEOUT_SECONDS, classifier_of, open_split, read_run, trainer_for, with_data
+from train.evaluation import (
+    DIST_TIMEOUT_SECONDS,
+    add_weights_option,
+    classifier_of,
+    open_split,
+    read_run,
+    trainer_for,
+    with_data,
+)
 from train.figures import by_class, calibration, in_words, worst_pairs
 from train.model import weights_sha256
 from train.predictions import Columns, Predictions, ResultFile, as_parquet
@@ -92,12 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         choices=["flip"],
         help="flip: average the logits of each image and of its mirror image, as for FFCV's figures",
     )
-    parser.add_argument(
-        "--weights",
-        choices=["averaged", "trained"],
-        default="averaged",
-        help="of a run with EMA: trained: not the averages but what they are of; default: averaged",
-    )
+    add_weights_option(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step over all ranks; default: the run's")
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank; default: the run's")
     parser.add_argument(

@@ -1,8 +1,9 @@
 """A checkpoint's network before a split's samples, as evaluate.py and export.py have it."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from composer import Trainer
 from composer.core import Callback, Evaluator
@@ -25,6 +26,16 @@ from train.weights.reading import read_weights
 DIST_TIMEOUT_SECONDS = 600.0  # base.yaml's
 
 WeightsChoice = Literal["averaged", "trained"]
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command choose between the weights of a run with EMA, as WeightsChoice has them."""
+    parser.add_argument(
+        "--weights",
+        choices=get_args(WeightsChoice),
+        default="averaged",
+        help="of a run with EMA: trained: not the averages but what they are of; default: averaged",
+    )
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -32,7 +32,15 @@ from imagestream.mds.names import shown
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
 from train.config.run_config import ConfigError, config_from_dict
-from train.evaluation import DIST_TIMEOUT_SECONDS, classifier_of, open_split, read_run, trainer_for, with_data
+from train.evaluation import (
+    DIST_TIMEOUT_SECONDS,
+    add_weights_option,
+    classifier_of,
+    open_split,
+    read_run,
+    trainer_for,
+    with_data,
+)
 from train.exporting.card import CheckedFile, card, recipe
 from train.exporting.checks import FOLDED_BOUND, Evaluated, ExportError, check_graph, evaluate_both, loaded
 from train.exporting.files import (
@@ -82,12 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="best",
         help="of a folder: the one with the highest top-1 of those that are left, or the newest; default: best",
     )
-    parser.add_argument(
-        "--weights",
-        choices=["averaged", "trained"],
-        default="averaged",
-        help="of a run with EMA: trained: not the averages but what they are of; default: averaged",
-    )
+    add_weights_option(parser)
     parser.add_argument(
         "--formats",
         default=",".join(GRAPHS),
@@ -130,9 +133,8 @@ def export(args: argparse.Namespace) -> None:
         log.info("export: %s/%s", place, name)
         make(args, place.get(name, Path(scratch)), name, read_record(place), device, folder)
         made = [name for name in ALL_NAMES if (folder / name).exists()]
-        target.delete(
-            [name for name in target.names() if name in ALL_NAMES and name not in made]
-        )  # of the export before
+        stale = [name for name in target.names() if name in ALL_NAMES and name not in made]
+        target.delete(stale)  # of the export before
         for name in made:
             target.put(name, folder / name)
     print(f"exported to {args.to}: {', '.join(made)}")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from imagestream.mds.names import shown
 from train.config.run_config import ConfigError
-from train.evaluation import DIST_TIMEOUT_SECONDS
+from train.evaluation import DIST_TIMEOUT_SECONDS, add_weights_option
 from train.model import EVAL_PASS
 from train.predicting.images import Batch, Reading, batches_of, check_location, count_images, crop_of
 from train.predicting.model import PredictingModel, logits_of, open_model
@@ -57,12 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="FILE", help=".csv or .parquet; local or s3://; default: CSV on stdout")
     parser.add_argument("--html", metavar="FILE", help="also a page of the first images; local or s3://")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="of a run's; default: best")
-    parser.add_argument(
-        "--weights",
-        choices=["averaged", "trained"],
-        default="averaged",
-        help="of a checkpoint with EMA: trained: not the averages but what they are of; default: averaged",
-    )
+    add_weights_option(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default: 32, on a GPU 128")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that decode; default: the cores but for one"

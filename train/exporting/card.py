@@ -39,7 +39,7 @@ def card(
     cfg: Config,
     record: Mapping[str, Any],
     described: Mapping[str, Any],
-    figures: Figures | None,
+    figures: Figures,
     checked: Sequence[CheckedFile],
     *,
     checkpoint: str,
@@ -67,43 +67,45 @@ def card(
 
 
 def recipe(cfg: Config) -> str:
-    """Return the run's whole configuration as a file for train/main.py, without the places that it had."""
+    """Return the run's whole configuration as a file for train/main.py, without the places that it read and wrote.
+
+    `model.weights` stays: without it the run would be another one.
+    """
     stored = cfg.model_dump(mode="json")
     stored["data"] |= {"remote": None, "local": "SHARDS"}
     stored["checkpoint"] |= {"save_folder": f"runs/{cfg.run_name}"}
-    stored["loggers"] |= {"wandb": None}
+    stored["loggers"] |= {"wandb": None, "mlflow": None}
     return yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
 
 
-def _front_matter(cfg: Config, described: Mapping[str, Any], figures: Figures | None) -> str:
+def _front_matter(cfg: Config, described: Mapping[str, Any], figures: Figures) -> str:
     matter: dict[str, Any] = {
         "library_name": "timm" if "architecture" in described else "torchvision",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", cfg.model.name.replace(":", "-")],
     }
-    if figures is not None:
-        metrics = [
-            {"type": "accuracy", "name": "top-1", "value": round(100 * figures.top1, 4)},
-            {"type": "accuracy", "name": "top-5", "value": round(100 * figures.top5, 4)},
-        ]
-        result = {
-            "task": {"type": "image-classification"},
-            "dataset": {"name": "the run's validation split", "type": "images"},
-            "metrics": metrics,
-        }
-        matter["model-index"] = [{"name": cfg.run_name, "results": [result]}]
+    metrics = [
+        {"type": "accuracy", "name": "top-1", "value": round(100 * figures.top1, 4)},
+        {"type": "accuracy", "name": "top-5", "value": round(100 * figures.top5, 4)},
+    ]
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": "the run's validation split", "type": "images"},
+        "metrics": metrics,
+    }
+    matter["model-index"] = [{"name": cfg.run_name, "results": [result]}]
     return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n"
 
 
 def _figures(
-    figures: Figures | None, record: Mapping[str, Any], *, checkpoint: str, split: str, split_fingerprint: str
+    figures: Figures, record: Mapping[str, Any], *, checkpoint: str, split: str, split_fingerprint: str
 ) -> str:
-    rows = ["| | top-1 | top-5 | loss, nats |", "|---|---|---|---|"]
-    if figures is not None:
-        rows.append(
-            f"| `model.safetensors`, all {figures.samples:,} images of the split | "
-            f"{figures.top1:.2%} ({figures.hits:,}) | {figures.top5:.2%} ({figures.hits5:,}) | {figures.loss:.4f} |"
-        )
+    rows = [
+        "| | top-1 | top-5 | loss, nats |",
+        "|---|---|---|---|",
+        f"| `model.safetensors`, all {figures.samples:,} images of the split | {figures.top1:.2%} ({figures.hits:,}) | "
+        f"{figures.top5:.2%} ({figures.hits5:,}) | {figures.loss:.4f} |",
+    ]
     match = re.search(r"-ba(\d+)\.pt$", checkpoint)
     for row in record.get("evaluations", []):
         if match and row["batch"] == int(match[1]):
@@ -112,10 +114,8 @@ def _figures(
                 f"| the run's own evaluation, {row['samples_evaluated']:,} images | {row['top1']:.2%} ({hits:,}) | "
                 f"{row['top5']:.2%} ({hits5:,}) | {row['loss']:.4f} |"
             )
-    if len(rows) == 2:
-        return "No figures: the export was not checked on images, and the run was not evaluated at this checkpoint.\n"
     of = f"Of the split `{split or '.'}`, fingerprint `{split_fingerprint}`: each image once; in brackets, the hits.\n"
-    return "\n".join(rows) + "\n\n" + (of if figures is not None else "")
+    return "\n".join(rows) + "\n\n" + of
 
 
 def _files(described: Mapping[str, Any], checked: Sequence[CheckedFile]) -> str:

@@ -119,8 +119,7 @@ def evaluate_both(
         ExportError: they differ on a sample.
     """
     device = next(reference.parameters()).device
-    plain = network
-    exported = ImageClassifier(_like(plain, reference.module, device), reference.loss_name).eval()
+    exported = ImageClassifier(_like(network, reference.module, device), reference.loss_name).eval()
     reference.eval()
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in statistics)
     kept: list[Tensor] = []
@@ -142,7 +141,7 @@ def evaluate_both(
     if theirs != ours:
         raise ExportError(f"model.safetensors: {ours} where the checkpoint has {theirs}")
     pixels = torch.cat(kept)[:keep]
-    return Evaluated(ours, pixels, torch.cat(list(_logits_of(plain.cpu().float(), pixels, statistics))))
+    return Evaluated(ours, pixels, torch.cat(list(_logits_of(network.cpu().float(), pixels, statistics))))
 
 
 def _like(network: nn.Module, reference: nn.Module, device: torch.device) -> nn.Module:
