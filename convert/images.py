@@ -17,12 +17,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
 from convert.mending import BadImage, describe, to_rgb
+from imagestream.decode import limits
+from imagestream.decode.limits import MAX_PIXELS
 from imagestream.decode.native import library
-
-# Pillow's own limit for what is no decompression bomb (Image.MAX_IMAGE_PIXELS), 268 MB of RGB. It bounds a worker's
-# memory, and so does the limit on files: they are read whole.
-MAX_PIXELS = 89_478_485
-MAX_FILE_BYTES = 256 * 1024**2
 
 MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
@@ -44,7 +41,7 @@ BYTES_PER_PX = 0.35  # of a JPEG of quality 90, 4:2:0, about; only the filling o
 # (EPS starts Ghostscript). JPEG includes MPO, a JPEG with more pictures after the first.
 # AVIF is in Pillow from 11.3 on, and HEIF by another package, pillow-heif; both decode by a library in C.
 _HAS_AVIF, _HAS_HEIF = features.check("avif") is True, importlib.util.find_spec("pillow_heif") is not None
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", *(["AVIF"] * _HAS_AVIF), *(["HEIF"] * _HAS_HEIF))
+FORMATS = (*(kind for kind in limits.FORMATS if kind != "AVIF" or _HAS_AVIF), *(["HEIF"] * _HAS_HEIF))
 READERS: dict[str, str] = {}
 if _HAS_AVIF:
     READERS["libavif"] = str(features.version("avif"))

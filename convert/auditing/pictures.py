@@ -14,9 +14,10 @@ from PIL import Image, ImageOps
 from convert.auditing.findings import RecordAt, path_in
 from convert.auditing.index import ShardEntry
 from convert.auditing.splits import SplitRows
-from convert.images import FORMATS, MAX_PIXELS
+from convert.images import FORMATS
 from convert.jpeg_header import is_safe_to_scale
 from convert.pool import note
+from imagestream.decode.limits import MAX_PIXELS
 from imagestream.mds.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
 from imagestream.storage.protocol import Place
 

@@ -26,8 +26,8 @@ from convert.auditing.pictures import (
     tiles_of,
 )
 from convert.auditing.splits import Audited, SplitRows, class_counts, range_of
-from convert.images import MAX_FILE_BYTES
 from convert.pool import WorkersDied, in_order
+from imagestream.decode.limits import MAX_FILE_BYTES
 from imagestream.mds.manifest import MendedFile
 from imagestream.mds.names import printable
 from imagestream.storage.protocol import Place

@@ -16,12 +16,11 @@ from imagestream.data.timed_loader import TimedLoader, start_worker
 from imagestream.data.watchdog import StallWatch
 from imagestream.decode.backends import Decoder
 from imagestream.decode.crops import CenterCrop
+from imagestream.decode.limits import MAX_FILE_BYTES, MAX_PIXELS
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.protocol import Place
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-MAX_FILE_BYTES = 256 * 1024**2
-MAX_PIXELS = 89_478_485  # Pillow's own limit for what is no decompression bomb, 268 MB of RGB
 PREFETCH_FACTOR = 2
 BLOCKS_BEYOND_PREFETCH = 3  # one is filled, one used, and one may be on its way
 

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
 
 from imagestream.decode.crops import View
+from imagestream.decode.limits import FORMATS
 
 
 class DecodeError(ValueError):
@@ -19,9 +20,6 @@ class DecodeError(ValueError):
         super().__init__(reason)
         self.index = index
 
-
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
-"""What an image may be. A closed list, for some of Pillow's other readers start programs (EPS starts Ghostscript)."""
 
 ROUNDING = "" if int(pillow_version.partition(".")[0]) < 13 else ", rounding as 13 does"
 """Pillow 13 rounds its bilinear filter in another way: of one crop 12.6% of the values differ by 1."""

@@ -12,10 +12,10 @@ from typing import NoReturn
 import pytest
 from PIL import Image
 
-from convert.images import MAX_FILE_BYTES
 from convert.plan import ShardTask
 from convert.sources import Sample
 from convert.workers import Job, OnBad, WorkerError, build_shard, build_shards
+from imagestream.decode.limits import MAX_FILE_BYTES
 from imagestream.mds.shards import ShardFormat
 from imagestream.storage.local import LocalPlace
 

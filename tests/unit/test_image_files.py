@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from imagestream.data.image_files import MAX_PIXELS, ImageFile, file_loader, image_files
+from imagestream.data.image_files import ImageFile, file_loader, image_files
 from imagestream.decode.backends import open_decoder
 from imagestream.decode.crops import CenterCrop
+from imagestream.decode.limits import MAX_PIXELS
 from imagestream.decode.pillow import DecodeError, PillowDecoder
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.local import LocalPlace

@@ -7,10 +7,11 @@ from typing import Any
 from imagestream.cores import available_cores
 from imagestream.data.batches import EvalCollate, RawBatch, Tolerant
 from imagestream.data.dataset_files import DatasetFiles
-from imagestream.data.image_files import MAX_PIXELS, ImageFile, file_loader, image_files
+from imagestream.data.image_files import ImageFile, file_loader, image_files
 from imagestream.data.source_paths import SourcePaths
 from imagestream.decode.backends import open_decoder
 from imagestream.decode.crops import CenterCrop
+from imagestream.decode.limits import MAX_PIXELS
 from imagestream.loader import Loader
 from imagestream.storage.places import folder_and_name, open_place
 from train.config.run_config import ConfigError
