@@ -1,10 +1,12 @@
 """From an AWS account to a run on a cluster, and back to nothing.
 
-    python infra/aws/cli.py up --name resnet --region us-east-1 --zone us-east-1a --budget-usd 500 --email me@here.org
+    python infra/aws/cli.py check --region us-east-1 --queues p4d-spot,g5
+    python infra/aws/cli.py up --name resnet --region us-east-1 --budget-usd 500 --email me@here.org
     python infra/aws/cli.py upload --name resnet SHARDS
     python infra/aws/cli.py push-image --name resnet
-    python infra/aws/cli.py submit --name resnet --nodes 2 --queue p4d-spot yamls/full.yaml [key.path=value ...]
-    python infra/aws/cli.py status --name resnet
+    python infra/aws/cli.py secret --name resnet WANDB_API_KEY
+    python infra/aws/cli.py submit --name resnet --nodes 2-8 --queue p4d-spot yamls/full.yaml [key.path=value ...]
+    python infra/aws/cli.py status --name resnet --follow
     python infra/aws/cli.py logs --name resnet --job 1
     python infra/aws/cli.py cost --name resnet
     python infra/aws/cli.py down --name resnet
@@ -16,25 +18,25 @@ Exit status: 0 done, 1 AWS could not do it, 2 refused (nothing was done).
 """
 
 import argparse
+import base64
 import datetime
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 # Started as a script, Python puts this file's own folder on the path; the packages are two above.
 _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parents[1])
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from infra.aws import cluster, head, stack
+from infra.aws import check, cluster, filesystem, following, head, run_secrets, stack, submit
+from infra.aws.account import ATTEMPTS, Account
+from infra.aws.choices import Choices, forget, recall, remember
+from infra.aws.queues import DEFAULT_QUEUES, Queue, kinds, queues_of, reserved_queues
 from infra.aws.spending import (
     S3_USD_PER_GB_MONTH,
     RefusedError,
@@ -43,39 +45,16 @@ from infra.aws.spending import (
     foundation_steps,
     job_step,
     monthly_budget,
+    put_budget,
+    remove_budget,
     show,
 )
 from infra.aws.upload import files_of, upload
-from train.config.run_config import ConfigError, load_config
-from train.record.price import PRICE_VARIABLE
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
-# AWS answers "slow down" to bursts; botocore then waits and tries again, this often.
-ATTEMPTS = 8
-RETRIES = Config(retries={"mode": "adaptive", "max_attempts": ATTEMPTS})
-QUEUE_MACHINES = {"p4d": "p4d.24xlarge", "p5": "p5.48xlarge", "g5": "g5.48xlarge", "g6": "g6.48xlarge"}
+CONTAINER_KEY = "code/containers.sh"
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError")
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
-
-
-class Account:
-    """Clients of one region."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.name: str = args.name
-        self._session = boto3.Session(region_name=args.region)
-        self.region = str(self._session.region_name or "us-east-1")
-
-    def client(self, service: str) -> Any:
-        session: Any = self._session  # its stubs know each service's name alone
-        return session.client(service, region_name=self.region, config=RETRIES)
-
-    @property
-    def number(self) -> str:
-        return str(self.client("sts").get_caller_identity()["Account"])
-
-    def bucket(self, kind: str) -> str:
-        return f"{self.name}-{kind}-{self.number}-{self.region}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,9 +63,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         verb: Callable[[argparse.Namespace, Account], None] = args.verb
         verb(args, Account(args))
-    except RefusedError as error:
-        return say(str(error), EXIT_REFUSED)
-    except cluster.ClusterError as error:
+    except (RefusedError, cluster.ClusterError) as error:
         return say(str(error), EXIT_REFUSED)
     except (stack.StackError, head.HeadError) as error:
         return say(str(error), EXIT_FAILED)
@@ -96,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
         return say(explain(error), EXIT_FAILED)
     except BotoCoreError as error:
         return say(f"AWS cannot be reached: {error}", EXIT_FAILED)
+    except KeyboardInterrupt:
+        return say("interrupted; the same command goes on", EXIT_FAILED)
     return 0
 
 
@@ -115,92 +94,219 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--yes", action="store_true", help="answer yes to what is asked")
         return sub
 
-    sub = add("up", up, "make network, buckets, registry, permissions, budget and the cluster")
-    sub.add_argument("--zone", help="availability zone, such as us-east-1a; by default the region's first")
+    def add_cluster_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--zone", help="availability zone, such as us-east-1a; by default one that has all machines")
+        sub.add_argument("--queues", help=f"of {', '.join(kinds())}, with -spot for spot ({DEFAULT_QUEUES})")
+        sub.add_argument("--max-nodes", type=int, help="of each queue (4)")
+        sub.add_argument("--capacity-block", action="append", metavar="CR-ID", help="a capacity block that was bought")
+        sub.add_argument("--reservation", action="append", metavar="CR-ID", help="a capacity reservation on demand")
+        sub.add_argument("--no-cluster", action="store_true", help="the foundation alone")
+
+    sub = add("check", check_account, "can a cluster be had here? reads only")
+    add_cluster_options(sub)
+    sub = add("up", up, "make, or change, network, buckets, registry, permissions, budget and the cluster")
+    add_cluster_options(sub)
     sub.add_argument("--budget-usd", type=float, help="USD a month above which mail is sent; there is no default")
     sub.add_argument("--email", help="who gets the mail")
-    sub.add_argument("--fsx-gib", type=int, default=0, help="size of FSx for Lustre: 0 (none), 1200, 2400, ...")
-    sub.add_argument("--max-nodes", type=int, default=4, help="of each queue")
-    sub.add_argument("--key-name", default="", help="an EC2 key pair, for ssh; not needed with Session Manager")
-    sub.add_argument("--ssh-cidr", default="", help="from where ssh may come, such as 203.0.113.7/32")
-    sub.add_argument("--capacity-block", default="", metavar="CR-ID", help="a capacity block that was bought")
-    sub.add_argument("--capacity-block-nodes", type=int, default=0)
-    sub.add_argument("--no-cluster", action="store_true", help="the foundation alone")
+    sub.add_argument("--fsx-gib", type=int, help="size of FSx for Lustre: 0 (none), 1200, 2400, ...")
+    sub.add_argument("--key-name", help="an EC2 key pair, for ssh; not needed with Session Manager")
+    sub.add_argument("--ssh-cidr", help="from where ssh may come, such as 203.0.113.7/32")
+    sub.add_argument("--replace", default="", metavar="NAMES", help="what an update may remove or replace")
     add("push-image", push_image, "build the container image and put it into the registry")
     sub = add("upload", upload_data, "bring a dataset into the bucket: resumable, checked")
     sub.add_argument("shards", type=Path, help="what convert/imagenet_to_mds.py wrote")
     sub.add_argument("--prefix", default="imagenet")
-    sub = add("submit", submit, "queue a run")
+    sub = add("secret", put_secret, "keep a secret for runs, such as WANDB_API_KEY; it is read from standard input")
+    sub.add_argument("variable", help="the environment variable that runs find it in")
+    sub = add("submit", submit_job, "queue a run")
     sub.add_argument("config")
-    sub.add_argument("overrides", nargs="*", metavar="key.path=value")
-    sub.add_argument("--nodes", type=int, default=2)
-    sub.add_argument("--queue", default="p4d-spot", help="of cluster.yaml: p4d, p4d-spot, p5, g5, g5-spot, ...")
+    sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="options of train/main.py go after --")
+    sub.add_argument("--nodes", default="2", help="how many, or a range such as 2-8: as many as there are")
+    sub.add_argument("--queue", default="p4d-spot", help="of the cluster's: p4d, p4d-spot, p5, g5, g5-spot, ...")
     sub.add_argument("--run", default="", help="the run's folder in the bucket; by default the configuration's name")
-    add("status", status, "what there is, and what runs")
+    sub.add_argument("--secret", action="append", default=[], metavar="VARIABLE", help="what `secret` has kept")
+    sub.add_argument("--no-image", action="store_true", help="run in an environment that the head node makes")
+    sub = add("status", status, "what there is, and what runs")
+    sub.add_argument("--follow", action="store_true", help="go on: batch, images/s, time left and cost of each run")
     sub = add("logs", logs, "the last lines of a job")
     sub.add_argument("--job", type=int, required=True)
     sub.add_argument("--lines", type=int, default=50)
     add("cost", cost, "what was spent this month, and what is spent an hour now")
     add("down", down, "remove everything but the buckets")
-    return parser.parse_args(argv)
+    return _with_words(parser, argv)
+
+
+def _with_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, with a submission's key.path=value on either side of its options, and what follows -- as it is."""
+    own, passed_on = list(argv), []
+    if "--" in own:
+        at = own.index("--")
+        own, passed_on = own[:at], own[at:]
+    args, left = parser.parse_known_args(own)
+    if not hasattr(args, "overrides"):
+        foreign = [*left, *passed_on]
+    else:
+        foreign = [word for word in left if word.startswith("-")]
+        args.overrides = [*args.overrides, *left]
+        args.options = passed_on[1:]
+    if foreign:
+        parser.error(f"unrecognized arguments: {' '.join(foreign)}")
+    return args
+
+
+def check_account(args: argparse.Namespace, account: Account) -> None:
+    """Ask everything that can be asked before something is made."""
+    if args.dry_run:
+        print(
+            "  asks EC2 and Service Quotas about machines, quotas and prices, and looks for the tools; changes nothing"
+        )
+        return
+    cloudformation = account.client("cloudformation")
+    made_with = stack.parameters_of(cloudformation, args.name)
+    choices = _choices(args, account, made_with)
+    queues, zone = _queues_and_zone(args, account, choices, made_with)
+    findings = check.check(account, queues, zone, choices.max_nodes, with_cluster=not args.no_cluster)
+    if not args.no_cluster and not made_with:
+        findings.append(check.cluster_in_default_network(account, queues, zone, choices.max_nodes))
+    check.show(findings)
+
+
+def _choices(args: argparse.Namespace, account: Account, made_with: dict[str, str]) -> Choices:
+    """What this call says, else what the last one said, else the defaults."""
+    had = recall(account.client("s3"), account.bucket("data")) if made_with else {}
+
+    def said(option: str, default: object) -> object:
+        value = getattr(args, option, None)
+        return had.get(option, default) if value is None else value
+
+    choices = Choices(
+        queues=str(said("queues", DEFAULT_QUEUES)),
+        max_nodes=int(str(said("max_nodes", 4))),
+        key_name=str(said("key_name", "")),
+        ssh_cidr=str(said("ssh_cidr", "")),
+        blocks=tuple(args.capacity_block or had.get("blocks", ())),
+        reservations=tuple(args.reservation or had.get("reservations", ())),
+        budget_usd=float(str(said("budget_usd", 0.0))),
+        email=str(said("email", "")),
+    )
+    if choices.max_nodes < 1:
+        raise RefusedError(f"--max-nodes {choices.max_nodes}: must be 1 or more")
+    cluster.check_ssh(choices.key_name, choices.ssh_cidr)
+    return choices
+
+
+def _queues_and_zone(
+    args: argparse.Namespace, account: Account, choices: Choices, made_with: dict[str, str]
+) -> tuple[list[Queue], str]:
+    """The cluster's queues, and the zone: the one named, the stack's, or the first that has all machines."""
+    queues = [] if args.no_cluster else queues_of(choices.queues)
+    zone = args.zone or made_with.get("AvailabilityZone", "")
+    ec2 = account.client("ec2")
+    queues += reserved_queues(ec2, choices.blocks, choices.reservations, zone)
+    return queues, zone or check.choose_zone(ec2, queues)
 
 
 def up(args: argparse.Namespace, account: Account) -> None:
-    """Make what is not there yet."""
-    if not args.budget_usd or not args.email:
-        raise RefusedError("give --budget-usd and --email: without a budget nothing is made that costs money")
-    cluster.check_ssh(args.key_name, args.ssh_cidr)  # before anything is made
-    show(foundation_steps(args.name, args.fsx_gib, cluster=not args.no_cluster))
-    print(f"  mail to {args.email} at half of ${args.budget_usd:g} a month, at 80 % and when more is forecast")
+    """Make what is not there yet; bring the rest up to date."""
     if args.dry_run:
+        _check_up_words(args)
+        show(foundation_steps(args.name, args.fsx_gib or 0, cluster=not args.no_cluster))
+        print(f"  mail to {args.email} at half of ${args.budget_usd:g} a month, at 80 % and when more is forecast")
         return
+    cloudformation, s3 = account.client("cloudformation"), account.client("s3")
+    made_with = stack.parameters_of(cloudformation, args.name)
+    choices = _choices(args, account, made_with)
+    if not choices.budget_usd > 0 or not choices.email:
+        raise RefusedError("give --budget-usd and --email: without a budget nothing is made that costs money")
+    queues, zone = _queues_and_zone(args, account, choices, made_with)
+    check.show(check.check(account, queues, zone, choices.max_nodes, with_cluster=not args.no_cluster))
+    fsx_gib = args.fsx_gib if args.fsx_gib is not None else int(made_with.get("FsxStorageGiB", "0"))
+    show(foundation_steps(args.name, fsx_gib, cluster=not args.no_cluster))
+    print(
+        f"  in {zone}; mail to {choices.email} at half of ${choices.budget_usd:g} a month, at 80 %, when more is forecast"
+    )
     agree("Make this?", yes=args.yes)
-    parameters = {
-        "Name": args.name,
-        "AvailabilityZone": args.zone or first_zone(account),
-        "BudgetUsd": f"{args.budget_usd:g}",
-        "BudgetEmail": args.email,
-        "FsxStorageGiB": str(args.fsx_gib),
-        "BucketsExist": "true" if bucket_exists(account, account.bucket("data")) else "false",
-    }
-    cloudformation = account.client("cloudformation")
-    print(f"stack: {stack.bring_up(cloudformation, args.name, parameters)}")
-    if args.no_cluster:
-        return
-    values: dict[str, str | int] = {
-        **stack.outputs(cloudformation, args.name),
+    budgets, number = account.client("budgets"), account.number
+    put_budget(budgets, number, args.name, choices.budget_usd, choices.email)
+    parameters = {"Name": args.name, "AvailabilityZone": zone, "FsxStorageGiB": str(fsx_gib), "Email": choices.email}
+    if not made_with:
+        parameters["BucketsExist"] = "true" if account.bucket_exists(account.bucket("data")) else "false"
+    allowed = [name.strip() for name in args.replace.split(",") if name.strip()]
+
+    def agreed(changes: Sequence[stack.Change]) -> None:
+        print("  changes to the stack:", *changes, sep="\n    ")
+        stack.refuse_losses(changes, allowed)
+        agree("Change it so?", yes=args.yes)
+        if any(change.kind == "AWS::FSx::FileSystem" and change.loses for change in changes):
+            _bring_runs_home(account)
+
+    print(f"stack: {stack.bring_up(cloudformation, args.name, parameters, agreed)}")
+    put_budget(budgets, number, args.name, choices.budget_usd, choices.email)  # an older stack took its own along
+    remember(s3, account.bucket("data"), choices)
+    if not args.no_cluster:
+        _cluster_up(args, account, choices, queues)
+
+
+def _check_up_words(args: argparse.Namespace) -> None:
+    """What can be refused without asking AWS."""
+    if not args.budget_usd or not args.budget_usd > 0 or not args.email:
+        raise RefusedError("give --budget-usd and --email: without a budget nothing is made that costs money")
+    cluster.check_ssh(args.key_name or "", args.ssh_cidr or "")
+    queues_of(args.queues or DEFAULT_QUEUES)
+
+
+def _cluster_up(args: argparse.Namespace, account: Account, choices: Choices, queues: Sequence[Queue]) -> None:
+    outputs = stack.outputs(account.client("cloudformation"), args.name)
+    bucket = account.bucket("data")
+    account.client("s3").put_object(Bucket=bucket, Key=CONTAINER_KEY, Body=cluster.CONTAINER_SCRIPT.read_bytes())
+    values = outputs | {
         "Region": account.region,
-        "Partition": account.client("sts").get_caller_identity()["Arn"].split(":")[1],
+        "Partition": account.partition,
         "Name": args.name,
-        "MaxNodes": args.max_nodes,
-        "KeyName": args.key_name,
-        "SshCidr": args.ssh_cidr,
-        "CapacityBlockId": args.capacity_block,
-        "CapacityBlockNodes": args.capacity_block_nodes,
+        "KeyName": choices.key_name,
+        "SshCidr": choices.ssh_cidr,
+        "ContainerScript": f"s3://{bucket}/{CONTAINER_KEY}",
     }
+
+    def agreed(changes: Sequence[str]) -> None:
+        print("  changes to the cluster:", *changes, sep="\n    ")
+        agree("Change it so?", yes=args.yes)
+
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "cluster.yaml"
-        cluster.write(cluster.render(values), config)
-        print(f"cluster: {head.make_cluster(args.name, account.region, config)}")
+        cluster.write(cluster.render(values, queues, choices.max_nodes), config)
+        try:
+            print(f"cluster: {head.make_cluster(args.name, account.region, config, agreed)}")
+        except head.HeadError as error:
+            raise head.HeadError(
+                f"{error}\nThe foundation stands and its NAT gateway bills; mend this and run `up` again, or `down`"
+            ) from error
+
+
+def _bring_runs_home(account: Account) -> None:
+    """Wait until what is in /fsx/runs is in the bucket, if there is an FSx."""
+    made = stack.outputs(account.client("cloudformation"), account.name).get("FileSystem", "")
+    fsx = account.client("fsx")
+    if made and filesystem.file_system_exists(fsx, made):
+        print(filesystem.export_runs(fsx, made))
 
 
 def push_image(args: argparse.Namespace, account: Account) -> None:
     """docker build, login, push; the tag is the commit's."""
-    tag = _run(["git", "rev-parse", "--short=12", "HEAD"]).strip()
-    registry = f"{account.number}.dkr.ecr.{account.region}.amazonaws.com"
-    image = f"{registry}/{args.name}/resnet-streaming:{tag}"
+    tag = submit.git("rev-parse", "--short=12", "HEAD").strip()
+    image = f"{account.registry}/{args.name}/{submit.IMAGE_REPOSITORY}:{tag}"
     build = ["docker", "build", "--build-arg", "EFA=1", "--tag", image, "."]
     print(f"  {shlex.join(build)}\n  docker push {image}\n  some 6 GB in the registry: about $0.60 a month")
     if args.dry_run:
         return
+    if submit.git("status", "--porcelain", "--untracked-files=no").strip():
+        raise RefusedError("there are changes that are not committed; the image is named by its commit")
     monthly_budget(account.client("budgets"), account.number, args.name)
-    _run(build)
-    import base64
-
+    head.run_here(build)
     token = account.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
     password = base64.b64decode(token).decode().partition(":")[2]
-    _run(["docker", "login", "--username", "AWS", "--password-stdin", registry], text=password)
-    _run(["docker", "push", image])
+    head.run_here(["docker", "login", "--username", "AWS", "--password-stdin", account.registry], text=password)
+    head.run_here(["docker", "push", image])
     print(f"pushed {image}")
 
 
@@ -220,62 +326,80 @@ def upload_data(args: argparse.Namespace, account: Account) -> None:
     print(f"{sent:,} files sent, {there:,} were there; all {sent + there:,} have the right MD5")
 
 
-def submit(args: argparse.Namespace, account: Account) -> None:
-    """Bring this commit to the head node and queue a job there."""
-    kind, _, how = args.queue.partition("-")
-    if kind not in QUEUE_MACHINES:
-        raise RefusedError(
-            f"--queue {args.queue}: of {', '.join(QUEUE_MACHINES)}, with -spot or -block where there is one"
-        )
-    step = job_step(QUEUE_MACHINES[kind], args.nodes, spot=how == "spot")
+def put_secret(args: argparse.Namespace, account: Account) -> None:
+    """Keep a secret for `submit --secret`."""
+    run_secrets.check_names([args.variable])
+    print(f"  SSM parameter {run_secrets.path_of(args.name, args.variable)}, encrypted; costs nothing")
+    if not args.dry_run:
+        run_secrets.put(account.client("ssm"), args.name, args.variable)
+        print(f"kept; `submit --secret {args.variable}` gives it to a run")
+
+
+def submit_job(args: argparse.Namespace, account: Account) -> None:
+    """Bring this commit and its image to the cluster and queue a job there."""
+    commit = submit.git("rev-parse", "HEAD").strip()
+    known = account.has_credentials
+    bucket = account.bucket("data") if known else f"{args.name}-data-ACCOUNT-{account.region}"
+    job = submit.plan_job(
+        config=args.config,
+        overrides=args.overrides,
+        options=args.options,
+        nodes=args.nodes,
+        queue=args.queue,
+        run=args.run,
+        secrets=args.secret,
+        image="" if args.no_image else commit[:12],
+        bucket=bucket,
+    )
+    step = job_step(job.queue.machine.name, job.nodes[-1], spot=job.queue.paid == "spot")
     show([step])
-    commit = _run(["git", "rev-parse", "HEAD"]).strip()
-    run = args.run or Path(args.config).stem
-    bucket = account.bucket("data")
-    settings = [args.config, *places(args.config, args.overrides, bucket, run), f"run_name={run}", *args.overrides]
-    sbatch = ["sbatch", "--parsable", f"--nodes={args.nodes}", f"--partition={args.queue}"]
-    sbatch += [f"--export=ALL,{PRICE_VARIABLE}={step.usd_per_hour:.2f}", "infra/launch/slurm/train.sbatch", *settings]
-    print(f"  commit {commit[:12]}: {shlex.join(sbatch)}")
-    if args.dry_run:
+    if len(job.nodes) > 1:
+        print(f"  as many nodes as there are, of {', '.join(map(str, job.nodes))}; the same global batch on each")
+    how = f"image {job.image}" if job.image else "an environment on the head node"
+    print(f"  commit {commit[:12]}, {how}: {shlex.join(job.sbatch())}")
+    if not known:
+        if not args.dry_run:
+            raise NoCredentialsError
+        print("  without AWS credentials queue, image, secrets and budget are not looked at")
         return
-    if _run(["git", "status", "--porcelain", "--untracked-files=no"]).strip():
-        raise RefusedError("there are changes that are not committed; the cluster runs a commit, so commit them first")
+    submit.check_on_aws(job, account.client("s3"), account.client("ecr"), bucket, args.name)
+    run_secrets.check_there(account.client("ssm"), args.name, job.secrets)
     limit = monthly_budget(account.client("budgets"), account.number, args.name)
     print(f"  the month's budget of ${limit:g} is {limit / step.usd_per_hour:.1f} hours of it")
+    if args.dry_run:
+        return
+    submit.check_committed(args.config, commit)
     agree("Queue this?", yes=args.yes)
-    archive = subprocess.run(
-        ["git", "archive", "--format=tar.gz", commit], cwd=head.ROOT, capture_output=True, check=True
+    print(_queue(args, account, job, commit, step.usd_per_hour / job.nodes[-1]))
+    _say_where_to_look(args.name, job)
+
+
+def _queue(args: argparse.Namespace, account: Account, job: submit.Job, commit: str, node_usd_per_hour: float) -> str:
+    bucket, body = account.bucket("data"), submit.archive_of(commit)
+    key = f"code/{commit}.tar.gz"
+    account.client("s3").put_object(Bucket=bucket, Key=key, Body=body)
+    env = {
+        "AWS_DEFAULT_REGION": account.region,
+        "NODE_USD_PER_HOUR": f"{node_usd_per_hour:.4f}",
+        "NODE_COUNTS": " ".join(map(str, job.nodes)),
+        "METRICS_NAMESPACE": args.name,
+    }
+    if job.secrets:
+        env |= {"SECRETS": ",".join(job.secrets), "SECRETS_PATH": f"/{args.name}"}
+    lines = submit.lines_for_head(
+        job, commit, f"s3://{bucket}/{key}", submit.digest(body), account.registry, args.name, env
     )
-    key = f"runs/code/{commit}.tar.gz"
-    account.client("s3").put_object(Bucket=bucket, Key=key, Body=archive.stdout)
     instance = head.head_node(account.client("ec2"), args.name)
-    lines = [
-        f"mkdir -p code/{commit} && cd code/{commit}",
-        f"[ -e Makefile ] || aws s3 cp --only-show-errors s3://{bucket}/{key} - | tar -xz",
-        "sudo apt-get install -qq -y gcc libc6-dev libjpeg-turbo8-dev python3-venv >/dev/null",
-        "make setup >setup.log 2>&1 || { tail -n 20 setup.log; exit 1; }",
-        shlex.join(sbatch),
-    ]
     printed = head.on_head(account.client("ssm"), instance, lines)
-    print(f"job {printed.strip().splitlines()[-1]} is queued; `logs --job N` shows it")
+    return f"job {printed.strip().splitlines()[-1]} is queued"
 
 
-def places(config: str, overrides: Sequence[str], bucket: str, run: str) -> list[str]:
-    """Where a run reads and saves: in the bucket, unless its configuration reads shards in place, as from FSx.
-
-    Raises:
-        RefusedError: the configuration is faulty; each fault is named.
-    """
-    try:
-        data = load_config(head.ROOT / config, overrides, check_paths=False).data
-    except ConfigError as error:
-        raise RefusedError(str(error)) from error
-    if data.remote is None:
-        return []
-    return [
-        *(f"data.remote=s3://{bucket}/imagenet", "data.local=/scratch/mds"),
-        f"checkpoint.save_folder=s3://{bucket}/runs/{run}",
-    ]
+def _say_where_to_look(name: str, job: submit.Job) -> None:
+    print(f"  infra/aws/cli.py status --name {name} --follow      batch, images/s, time left, cost")
+    print(f"  infra/aws/cli.py logs --name {name} --job N         what node 0 prints")
+    if job.folder:
+        print(f"  python train/watch.py {job.folder}      the run's page, as it grows")
+    print(f"  CloudWatch, namespace {name}: batch, images/s, seconds since the last batch; an alarm mails a standstill")
 
 
 def status(args: argparse.Namespace, account: Account) -> None:
@@ -286,12 +410,13 @@ def status(args: argparse.Namespace, account: Account) -> None:
     print(f"stack    {stack.state(account.client('cloudformation'), args.name) or 'none'}")
     found = head.cluster_state(args.name, account.region)
     print(f"cluster  {found or 'none'}")
-    for instance_type, count in sorted(running(account).items()):
+    for instance_type, count in sorted(account.running().items()):
         print(f"running  {count} x {instance_type}")
-    if found.endswith("_COMPLETE"):
-        instance = head.head_node(account.client("ec2"), args.name)
-        look = ["squeue --format='%.8i %.12P %.10T %.10M %.5D %R'", "tail -qn 1 code/*/runs/slurm/*/heartbeat* || true"]
-        print(head.on_head(account.client("ssm"), instance, look).rstrip())
+    if not found.endswith("_COMPLETE"):
+        return
+    instance, ssm = head.head_node(account.client("ec2"), args.name), account.client("ssm")
+    runs = f"s3://{account.bucket('data')}/runs"
+    following.show_jobs(lambda lines: head.on_head(ssm, instance, lines), runs, follow=args.follow)
 
 
 def logs(args: argparse.Namespace, account: Account) -> None:
@@ -320,84 +445,45 @@ def cost(args: argparse.Namespace, account: Account) -> None:
     )
     spent = sum(float(row["Total"]["UnblendedCost"]["Amount"]) for row in answer["ResultsByTime"])
     print(f"this month  ${spent:.2f} of ${limit:.2f}, as far as AWS has billed it (about a day behind), by tag Project")
-    prices = {name: step for name in QUEUE_MACHINES.values() for step in [job_step(name, 1, spot=False)]}
+    prices = {name: step for name in kinds().values() for step in [job_step(name, 1, spot=False)]}
     show(
-        [Step(f"{n} x {kind}", n * prices[kind].usd_per_hour) for kind, n in running(account).items() if kind in prices]
+        [
+            Step(f"{n} x {kind}", n * prices[kind].usd_per_hour)
+            for kind, n in account.running().items()
+            if kind in prices
+        ]
     )
 
 
 def down(args: argparse.Namespace, account: Account) -> None:
     """Remove cluster and stack; say what stays, and what it costs."""
     print(
-        f"  removes cluster {args.name} and stack {stack.stack_name(args.name)}, FSx and images with them; buckets stay"
+        f"  removes cluster {args.name}, stack {stack.stack_name(args.name)} with images and FSx (once /fsx/runs is in the\n"
+        "  bucket), and the budget; the buckets stay"
     )
     if args.dry_run:
         return
     agree("Remove this?", yes=args.yes)
     cloudformation = account.client("cloudformation")
     had_cluster = head.remove_cluster(args.name, account.region)
+    if stack.parameters_of(cloudformation, args.name):
+        _bring_runs_home(account)
     had_stack = stack.take_down(cloudformation, args.name)
-    for what, was_there in {"cluster": had_cluster, "stack": had_stack}.items():
+    had_budget = remove_budget(account.client("budgets"), account.number, args.name)
+    for what, was_there in {"cluster": had_cluster, "stack": had_stack, "budget": had_budget}.items():
         print(f"{what}: {'removed' if was_there else 'there was none'}")
+    if account.bucket_exists(account.bucket("data")):
+        forget(account.client("s3"), account.bucket("data"))
     for kind in ("data", "logs"):
         bucket = account.bucket(kind)
-        if bucket_exists(account, bucket):
-            gb = bucket_gb(account, bucket)
+        if account.bucket_exists(bucket):
+            gb = account.bucket_gb(bucket)
             print(f"stays: s3://{bucket}, {gb:.1f} GB with old versions, ${gb * S3_USD_PER_GB_MONTH:.2f} a month")
-    left = leftovers(account)
+    left = account.leftovers()
     if left:
         raise stack.StackError(
             f"{len(left)} things with tag Project={args.name} are left and may bill: {', '.join(left[:5])}"
         )
-
-
-def first_zone(account: Account) -> str:
-    zones = account.client("ec2").describe_availability_zones(
-        Filters=[{"Name": "zone-type", "Values": ["availability-zone"]}, {"Name": "state", "Values": ["available"]}]
-    )["AvailabilityZones"]
-    return min(str(zone["ZoneName"]) for zone in zones)
-
-
-def bucket_exists(account: Account, bucket: str) -> bool:
-    try:
-        account.client("s3").head_bucket(Bucket=bucket)
-    except ClientError as error:
-        if error.response["Error"]["Code"] in ("404", "NoSuchBucket"):
-            return False
-        raise
-    return True
-
-
-def bucket_gb(account: Account, bucket: str) -> float:
-    """What a bucket holds, with old versions, GB."""
-    pages = account.client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket)
-    return sum(version["Size"] for page in pages for version in page.get("Versions", [])) / 1e9
-
-
-def running(account: Account) -> dict[str, int]:
-    """Running instances with this project's tag, by type."""
-    filters = [
-        {"Name": "tag:Project", "Values": [account.name]},
-        {"Name": "instance-state-name", "Values": ["pending", "running"]},
-    ]
-    counts: dict[str, int] = {}
-    for page in account.client("ec2").get_paginator("describe_instances").paginate(Filters=filters):
-        for reservation in page["Reservations"]:
-            for instance in reservation["Instances"]:
-                kind = str(instance["InstanceType"])
-                counts[kind] = counts.get(kind, 0) + 1
-    return counts
-
-
-def leftovers(account: Account) -> list[str]:
-    """What still has this project's tag, buckets apart, and instances that are ending."""
-    pages = account.client("resourcegroupstaggingapi").get_paginator("get_resources")
-    found = pages.paginate(TagFilters=[{"Key": "Project", "Values": [account.name]}])
-    arns = [str(entry["ResourceARN"]) for page in found for entry in page["ResourceTagMappingList"]]
-    ended = (":s3:::", ":instance/", ":stack/")
-    return sorted(arn for arn in arns if not any(part in arn for part in ended)) + [
-        f"{count} x {kind}" for kind, count in running(account).items()
-    ]
 
 
 def explain(error: ClientError) -> str:
@@ -414,13 +500,6 @@ def say(text: str, code: int) -> int:
     """Say why this is the end."""
     print(f"infra/aws/cli.py: {text}", file=sys.stderr)
     return code
-
-
-def _run(command: Sequence[str], text: str | None = None) -> str:
-    done = subprocess.run(command, cwd=head.ROOT, input=text, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise head.HeadError(f"{command[0]} {command[1]}: {done.stderr.strip()[-1000:]}")
-    return done.stdout
 
 
 if __name__ == "__main__":

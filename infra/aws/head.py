@@ -5,19 +5,31 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infra.aws.spending import RefusedError
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS_FOR_A_COMMAND, SECONDS_BETWEEN_LOOKS = 1800.0, 2.0
+SECONDS_FOR_A_COMMAND, SECONDS_BETWEEN_LOOKS = 3600.0, 2.0  # the first one with an image brings 6 GB
 SECONDS_FOR_A_CLUSTER = 3600.0
 
 
+DRY_RUN_SUCCEEDED = "DryRun flag is set"  # in the message of what pcluster refuses to call a success
+NO_CHANGES = "No changes found"
+
+
 class HeadError(RuntimeError):
-    """A command failed on the head node, or pcluster did; the message has its output."""
+    """A command failed on the head node, or pcluster did; the message has its output.
+
+    Attributes:
+        answer: what pcluster said, as it said it; empty for a command on the head node.
+    """
+
+    def __init__(self, message: str, answer: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.answer = answer or {}
 
 
 def pcluster(*arguments: str) -> dict[str, Any]:
@@ -39,8 +51,22 @@ def pcluster(*arguments: str) -> dict[str, Any]:
     except ValueError:
         answer = {"message": done.stdout.strip() or done.stderr.strip()}
     if done.returncode != 0:
-        raise HeadError(f"pcluster {arguments[0]}: {answer.get('message', '')} {done.stderr.strip()[-500:]}".strip())
+        said = "\n  ".join([str(answer.get("message", "")), *_faults(answer)])
+        raise HeadError(f"pcluster {arguments[0]}: {said} {done.stderr.strip()[-500:]}".strip(), answer)
     return answer
+
+
+def _faults(answer: Mapping[str, Any]) -> list[str]:
+    """What pcluster found wrong with a configuration or a change of it, a line each."""
+    faults = [
+        f"{entry.get('type', '')}: {entry.get('message', '')}"
+        for entry in answer.get("configurationValidationErrors") or []
+        if entry.get("level") == "ERROR"
+    ]
+    return faults + [
+        f"{entry['parameter']} from {entry['currentValue']} to {entry['requestedValue']}: {entry['message']}"
+        for entry in answer.get("updateValidationErrors") or []
+    ]
 
 
 def cluster_state(name: str, region: str) -> str:
@@ -54,20 +80,59 @@ def cluster_state(name: str, region: str) -> str:
     return str(found["clusterStatus"])
 
 
-def make_cluster(name: str, region: str, config: Path) -> str:
-    """Make the cluster, or wait for the one that an interrupted call has begun; return its state."""
-    found = cluster_state(name, region)
+def dry_run(name: str, region: str, config: Path, *, update: bool = False) -> list[str]:
+    """Have pcluster check a configuration; return what an update would change, a line each.
+
+    Raises:
+        HeadError: it would refuse; its message names each fault.
+    """
+    verb = "update-cluster" if update else "create-cluster"
+    arguments = (verb, "--cluster-name", name, "--region", region, "--cluster-configuration", str(config))
+    try:
+        pcluster(*arguments, "--dryrun", "true")
+    except HeadError as error:
+        if update and NO_CHANGES in str(error):
+            return []
+        if DRY_RUN_SUCCEEDED not in str(error):
+            raise
+        return [
+            f"{entry['parameter']} from {entry['currentValue']} to {entry['requestedValue']}"
+            for entry in error.answer.get("changeSet") or []
+        ]
+    raise HeadError(f"pcluster {verb} --dryrun gave no answer")
+
+
+def make_cluster(name: str, region: str, config: Path, agreed: Callable[[Sequence[str]], None]) -> str:
+    """Make the cluster, or bring the one there is up to date; return its state.
+
+    One that an interrupted call has begun is waited for. One that failed is removed and made anew.
+
+    Args:
+        name: of the cluster.
+        region: where.
+        config: what cluster.write() wrote.
+        agreed: gets the changes to a cluster that is there, before they are made; it raises to prevent them.
+
+    Raises:
+        HeadError: pcluster refuses it, or it does not come about.
+    """
+    found = _wait(name, region)
     if found in ("CREATE_FAILED", "DELETE_FAILED"):
         print(f"cluster {name} is {found}: it is removed and made anew")
         remove_cluster(name, region)
         found = ""
+    common = ("--cluster-name", name, "--region", region, "--cluster-configuration", str(config))
     if not found:
-        pcluster(
-            *("create-cluster", "--cluster-name", name, "--region", region),
-            *("--cluster-configuration", str(config), "--rollback-on-failure", "true"),
-        )
+        dry_run(name, region, config)
+        pcluster("create-cluster", *common, "--rollback-on-failure", "true")
+    else:
+        changes = dry_run(name, region, config, update=True)
+        if not changes:
+            return found
+        agreed(changes)
+        pcluster("update-cluster", *common)
     found = _wait(name, region)
-    if not found.endswith("_COMPLETE"):
+    if found not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         raise HeadError(f"cluster {name} is {found or 'gone'}: `pcluster get-cluster-stack-events` says why")
     return found
 
@@ -141,3 +206,15 @@ def on_head(ssm: Any, instance: str, lines: Sequence[str]) -> str:
             said = (found.get("StandardOutputContent", "") + found.get("StandardErrorContent", ""))[-2000:]
             raise HeadError(f"on the head node ({found['Status']}): {said}")
         time.sleep(SECONDS_BETWEEN_LOOKS)  # bounded above
+
+
+def run_here(command: Sequence[str], text: str | None = None) -> str:
+    """Run a command in this repository; return what it prints.
+
+    Raises:
+        HeadError: it fails.
+    """
+    done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise HeadError(f"{command[0]} {command[1]}: {done.stderr.strip()[-1000:]}")
+    return done.stdout

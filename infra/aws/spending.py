@@ -28,7 +28,7 @@ class Step:
 def foundation_steps(name: str, fsx_gib: int, *, cluster: bool) -> list[Step]:
     """What `up` makes."""
     steps = [
-        Step(f"stack {name}-foundation: VPC, subnets, buckets, image registry, policies, budget"),
+        Step(f"stack {name}-foundation: VPC, subnets, buckets, image registry, policies"),
         Step("  NAT gateway with its address", NAT_USD_PER_HOUR + ADDRESS_USD_PER_HOUR),
     ]
     if fsx_gib:
@@ -68,6 +68,47 @@ def agree(question: str, *, yes: bool) -> None:
         raise RefusedError(f"{question} Nobody is here to ask; give --yes")
     if input(f"{question} [yes/no] ").strip().lower() != "yes":
         raise RefusedError("nothing was done")
+
+
+def put_budget(budgets: Any, account: str, name: str, usd: float, email: str) -> None:
+    """Make the month's budget, or set the one there is: mail at half, at four fifths, and when more is forecast.
+
+    Through the API, which is one for all regions: CloudFormation knows budgets in a few of them alone.
+    """
+    budget = {
+        "BudgetName": f"{name}-monthly",
+        "BudgetType": "COST",
+        "TimeUnit": "MONTHLY",
+        "BudgetLimit": {"Amount": f"{usd:g}", "Unit": "USD"},
+    }
+    mail = [{"SubscriptionType": "EMAIL", "Address": email}]
+    limits = (("ACTUAL", 50.0), ("ACTUAL", 80.0), ("FORECASTED", 100.0))
+    notices = [
+        {
+            "Notification": {
+                "NotificationType": kind,
+                "ComparisonOperator": "GREATER_THAN",
+                "Threshold": percent,
+                "ThresholdType": "PERCENTAGE",
+            },
+            "Subscribers": mail,
+        }
+        for kind, percent in limits
+    ]
+    try:
+        budgets.create_budget(AccountId=account, Budget=budget, NotificationsWithSubscribers=notices)
+    except budgets.exceptions.DuplicateRecordException:  # one call has no way to change mail and limit together
+        budgets.delete_budget(AccountId=account, BudgetName=budget["BudgetName"])
+        budgets.create_budget(AccountId=account, Budget=budget, NotificationsWithSubscribers=notices)
+
+
+def remove_budget(budgets: Any, account: str, name: str) -> bool:
+    """Remove the budget; return whether there was one."""
+    try:
+        budgets.delete_budget(AccountId=account, BudgetName=f"{name}-monthly")
+    except budgets.exceptions.NotFoundException:
+        return False
+    return True
 
 
 def monthly_budget(budgets: Any, account: str, name: str) -> float:

@@ -11,6 +11,7 @@ to start here, by default one a GPU. What it adds to the launcher:
 - The launcher ends with it, even by SIGKILL, and so do the ranks.
 - On EC2, the notice of a spot interruption (two minutes ahead) does the same.
 - A run without a sign of life for STALL_S seconds is ended, with exit status 1.
+- SECRETS (infra/launch/run_secrets.py) reach the ranks, METRICS_NAMESPACE (infra/launch/cloud_metrics.py) CloudWatch.
 - With BEATS_ON_STDIN=1 a line has to arrive on standard input within PEER_LIMIT_S seconds of the one before; else the
   machine that launched the run is gone, which is said by its name ($LAUNCHED_FROM), and this part is ended. The line
   "save" is as good as SIGUSR1.
@@ -43,6 +44,8 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parents[1])
 
 from imagestream.data.worker import end_with_parent
+from infra.launch.cloud_metrics import CloudMetrics, put_to
+from infra.launch.run_secrets import SecretError, read_secrets
 
 ROOT = _HERE.parents[1]
 EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
@@ -120,8 +123,9 @@ class Settings:
 class Node:
     """The launcher and its ranks on this machine, from start to end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, secrets: Mapping[str, str] | None = None) -> None:
         self.settings = settings
+        self._secrets = dict(secrets or {})
         self.heartbeat = settings.log_dir / f"heartbeat-node{settings.node_rank}.json"
         self._asked_at: float | None = None  # to save and end; by whom was said then
         self._interrupts = 0
@@ -145,11 +149,12 @@ class Node:
         self.launcher = subprocess.Popen(
             self.settings.launcher(argv),
             cwd=ROOT,
-            env=os.environ | {"HEARTBEAT_FILE": str(self.heartbeat)},
+            env=os.environ | self._secrets | {"HEARTBEAT_FILE": str(self.heartbeat)},
             stdin=subprocess.DEVNULL,
             process_group=0,
             preexec_fn=before_launcher,
         )
+        self._start_metrics(argv)
         while self.launcher.poll() is None:
             problem = self._look()
             if problem:
@@ -159,6 +164,19 @@ class Node:
             time.sleep(SECONDS_BETWEEN_LOOKS)
         code = self.launcher.returncode
         return code if code >= 0 else 128 - code
+
+    def _start_metrics(self, argv: Sequence[str]) -> None:
+        """From the first node, if somebody has asked for them."""
+        namespace = os.environ.get("METRICS_NAMESPACE", "")
+        if not namespace or self.settings.node_rank != 0:
+            return
+        run = next((word.partition("=")[2] for word in argv if word.startswith("run_name=")), "unnamed")
+        try:
+            put = put_to(namespace)
+        except Exception as error:  # whatever it is, the run goes on
+            self._say(f"no metrics reach CloudWatch: {error}; the run goes on")
+            return
+        CloudMetrics(put, run, lambda: read_heartbeat(self.heartbeat), self._say).start()
 
     def _look(self) -> str:
         """One round of watching; return why the run has to be ended at once, or ''."""
@@ -328,10 +346,11 @@ def main(argv: Sequence[str]) -> int:
     parser.parse_known_args(argv)  # for --help; what is not known here is train/main.py's
     try:
         settings = Settings.of(os.environ)
-    except SettingsError as error:
+        secrets = read_secrets(os.environ)
+    except (SettingsError, SecretError) as error:
         print(f"infra/launch/node.py: {error}", file=sys.stderr)
         return EXIT_REFUSED
-    return Node(settings).run(argv)
+    return Node(settings, secrets).run(argv)
 
 
 if __name__ == "__main__":

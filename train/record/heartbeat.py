@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_VARIABLE = "HEARTBEAT_FILE"
 SECONDS_BETWEEN_BEATS = 1.0
-BEAT_BYTES = 100  # always the same number, so that a beat can be written over the one before it
+BEAT_BYTES = 120  # always the same number, so that a beat can be written over the one before it
 
 
 class Heartbeat(Callback):
-    """Writes batch, epoch and time into the file that $HEARTBEAT_FILE names; nothing without one.
+    """Writes batch, epoch, sample and time into the file that $HEARTBEAT_FILE names; nothing without one.
 
     The first rank of each machine writes, at most once a second, after batches of training and of evaluation. A beat
     that cannot be written, as on a full disk, does not end the run.
@@ -45,7 +45,9 @@ class Heartbeat(Callback):
         if self._path is None or now - self._beaten_at < SECONDS_BETWEEN_BEATS:
             return
         self._beaten_at = now
-        beat = {"batch": int(state.timestamp.batch), "epoch": int(state.timestamp.epoch), "unix_time_s": round(now, 1)}
+        done = state.timestamp
+        beat = {"batch": int(done.batch), "epoch": int(done.epoch), "sample": int(done.sample)}
+        beat |= {"unix_time_s": round(now, 1)}
         try:
             _write(self._path, (json.dumps(beat).ljust(BEAT_BYTES - 1) + "\n").encode())
         except OSError as error:

@@ -1,0 +1,90 @@
+"""An AWS account in one region: its clients, its number, the names of this project's buckets."""
+
+import argparse
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+# AWS answers "slow down" to bursts; botocore then waits and tries again, this often.
+ATTEMPTS = 8
+RETRIES = Config(retries={"mode": "adaptive", "max_attempts": ATTEMPTS})
+
+
+class Account:
+    """Clients of one region."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.name: str = args.name
+        self._session = boto3.Session(region_name=args.region)
+        self.region = str(self._session.region_name or "us-east-1")
+
+    def client(self, service: str) -> Any:
+        session: Any = self._session  # its stubs know each service's name alone
+        return session.client(service, region_name=self.region, config=RETRIES)
+
+    @property
+    def has_credentials(self) -> bool:
+        return self._session.get_credentials() is not None
+
+    @property
+    def number(self) -> str:
+        return str(self.client("sts").get_caller_identity()["Account"])
+
+    @property
+    def partition(self) -> str:
+        """The first part of each ARN: "aws", "aws-cn" or "aws-us-gov"."""
+        return str(self.client("sts").get_caller_identity()["Arn"]).split(":")[1]
+
+    @property
+    def registry(self) -> str:
+        """The host of this account's image registry."""
+        return f"{self.number}.dkr.ecr.{self.region}.amazonaws.com"
+
+    def bucket(self, kind: str) -> str:
+        """The name of the bucket for "data" or "logs"."""
+        return f"{self.name}-{kind}-{self.number}-{self.region}"
+
+    def bucket_exists(self, bucket: str) -> bool:
+        """Whether it is there and ours.
+
+        Raises:
+            ClientError: it belongs to somebody else.
+        """
+        try:
+            self.client("s3").head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchBucket"):
+                return False
+            raise
+        return True
+
+    def bucket_gb(self, bucket: str) -> float:
+        """What a bucket holds, with old versions, GB."""
+        pages = self.client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket)
+        return sum(version["Size"] for page in pages for version in page.get("Versions", [])) / 1e9
+
+    def running(self) -> dict[str, int]:
+        """Running instances with this project's tag, by type."""
+        filters = [
+            {"Name": "tag:Project", "Values": [self.name]},
+            {"Name": "instance-state-name", "Values": ["pending", "running"]},
+        ]
+        counts: dict[str, int] = {}
+        for page in self.client("ec2").get_paginator("describe_instances").paginate(Filters=filters):
+            for reservation in page["Reservations"]:
+                for instance in reservation["Instances"]:
+                    kind = str(instance["InstanceType"])
+                    counts[kind] = counts.get(kind, 0) + 1
+        return counts
+
+    def leftovers(self) -> list[str]:
+        """What still has this project's tag, buckets apart, and instances that are ending."""
+        pages = self.client("resourcegroupstaggingapi").get_paginator("get_resources")
+        found = pages.paginate(TagFilters=[{"Key": "Project", "Values": [self.name]}])
+        arns = [str(entry["ResourceARN"]) for page in found for entry in page["ResourceTagMappingList"]]
+        ended = (":s3:::", ":instance/", ":stack/")
+        return sorted(arn for arn in arns if not any(part in arn for part in ended)) + [
+            f"{count} x {kind}" for kind, count in self.running().items()
+        ]
