@@ -223,7 +223,7 @@ def up(args: argparse.Namespace, account: Account) -> None:
     fsx_gib = args.fsx_gib if args.fsx_gib is not None else int(made_with.get("FsxStorageGiB", "0"))
     show(foundation_steps(args.name, fsx_gib, cluster=not args.no_cluster))
     print(
-        f"  in {zone}; mail to {choices.email} at half of ${choices.budget_usd:g} a month, at 80 %, when more is forecast"
+        f"  in {zone}; mail to {choices.email} at half of ${choices.budget_usd:g} a month, at 80 %, at a forecast above"
     )
     agree("Make this?", yes=args.yes)
     budgets, number = account.client("budgets"), account.number
@@ -458,8 +458,8 @@ def cost(args: argparse.Namespace, account: Account) -> None:
 def down(args: argparse.Namespace, account: Account) -> None:
     """Remove cluster and stack; say what stays, and what it costs."""
     print(
-        f"  removes cluster {args.name}, stack {stack.stack_name(args.name)} with images and FSx (once /fsx/runs is in the\n"
-        "  bucket), and the budget; the buckets stay"
+        f"  removes cluster {args.name}, stack {stack.stack_name(args.name)} with images and FSx, and the budget;\n"
+        "  FSx goes once /fsx/runs is in the bucket; the buckets stay"
     )
     if args.dry_run:
         return

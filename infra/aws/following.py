@@ -1,5 +1,6 @@
 """How the jobs of a cluster go: batch, images/s, time left and cost, again and again."""
 
+import calendar
 import json
 import sys
 import time
@@ -32,13 +33,14 @@ class Seen:
     """One job at one look.
 
     Attributes:
+        job: its number; that of an array's task is "12_3".
         batch, sample: done, by its sign of life; None before the first.
         beat_at: when that was, UNIX s.
         running_s: since this start of it; 0 while it waits.
         why: Slurm's reason while it waits, else its nodes.
     """
 
-    job: int
+    job: str
     run: str
     queue: str
     state: str
@@ -68,7 +70,7 @@ def show_jobs(on_head: OnHead, runs: str, *, follow: bool) -> None:
         runs: the folder of the runs' records, s3://.
         follow: whether to look again.
     """
-    before: dict[int, Seen] = {}
+    before: dict[str, Seen] = {}
     printed = 0
     while True:
         seen = read_jobs(on_head(LOOK))
@@ -96,7 +98,7 @@ def read_jobs(text: str) -> list[Seen]:
         since = _seconds_since(start, now) if state == "RUNNING" else 0.0
         found.append(
             Seen(
-                *(int(job), run, queue, state, int(nodes), why, since),
+                *(job, run, queue, state, int(nodes), why, since),
                 *(beat.get("batch"), beat.get("sample"), float(beat.get("unix_time_s") or 0)),
             )
         )
@@ -119,8 +121,6 @@ def _seconds_since(start: str, now: float) -> float:
         began = time.strptime(start, "%Y-%m-%dT%H:%M:%S")
     except ValueError:
         return 0.0
-    import calendar
-
     return max(0.0, now - calendar.timegm(began))
 
 

@@ -1,4 +1,4 @@
-"""Secrets of runs, such as WANDB_API_KEY: SSM's Parameter Store keeps them, nodes read them, no file or log has them."""
+"""Secrets of runs, such as WANDB_API_KEY: in SSM's Parameter Store, where nodes read them; in no file, in no log."""
 
 import getpass
 import re

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infra.plan.fsx import fsx_usd_per_hour
 from infra.plan.machines import machine, read_table
-from infra.plan.plan import fsx_usd_per_hour
 
 # USD an hour in us-east-1, read 2025-11 from AWS's price pages: check. The NAT gateway bills each GB besides.
 NAT_USD_PER_HOUR, HEAD_NODE_USD_PER_HOUR, ADDRESS_USD_PER_HOUR = 0.045, 0.192, 0.005

@@ -33,16 +33,21 @@ def stack_name(name: str) -> str:
     return f"{name}-foundation"
 
 
-def state(cloudformation: Any, name: str) -> str:
-    """CloudFormation's word for the stack's state; '' when there is none."""
+def _described(cloudformation: Any, name: str) -> dict[str, Any]:
+    """CloudFormation's description of the stack; empty when there is none."""
     try:
         stacks = cloudformation.describe_stacks(StackName=stack_name(name))["Stacks"]
     except ClientError as error:
         if "does not exist" in str(error):
-            return ""
+            return {}
         raise
-    status: str = stacks[0]["StackStatus"]
-    return "" if status == "DELETE_COMPLETE" else status
+    described: dict[str, Any] = stacks[0]
+    return {} if described["StackStatus"] == "DELETE_COMPLETE" else described
+
+
+def state(cloudformation: Any, name: str) -> str:
+    """CloudFormation's word for the stack's state; '' when there is none."""
+    return str(_described(cloudformation, name).get("StackStatus", ""))
 
 
 def outputs(cloudformation: Any, name: str) -> dict[str, str]:
@@ -51,19 +56,19 @@ def outputs(cloudformation: Any, name: str) -> dict[str, str]:
     Raises:
         RefusedError: there is no finished stack.
     """
-    found = state(cloudformation, name)
+    described = _described(cloudformation, name)
+    found = str(described.get("StackStatus", ""))
     if not found.endswith("_COMPLETE") or found in FAILED_TO_START:
         raise RefusedError(f"stack {stack_name(name)} is {found or 'not there'}; run `up` first")
-    stack = cloudformation.describe_stacks(StackName=stack_name(name))["Stacks"][0]
-    return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
+    return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
 
 
 def parameters_of(cloudformation: Any, name: str) -> dict[str, str]:
     """What the stack was made with; empty where there is none, or one that is half-made."""
-    if state(cloudformation, name) in ("", *FAILED_TO_START):
+    described = _described(cloudformation, name)
+    if described.get("StackStatus", "") in FAILED_TO_START:
         return {}
-    stack = cloudformation.describe_stacks(StackName=stack_name(name))["Stacks"][0]
-    return {entry["ParameterKey"]: entry["ParameterValue"] for entry in stack.get("Parameters", [])}
+    return {entry["ParameterKey"]: entry["ParameterValue"] for entry in described.get("Parameters", [])}
 
 
 @dataclass(frozen=True)

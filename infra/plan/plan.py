@@ -26,6 +26,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from imagestream.mds.index import DataError
 from infra.plan.dataset import KB_PER_IMAGE, Dataset, dataset_of
+from infra.plan.fsx import MB_PER_SEC_PER_TIB, fsx_usd_per_hour
 from infra.plan.machines import Machine, UnknownMachineError, machine, read_table
 from infra.plan.networks import network_of
 from infra.plan.speed import BLURPOOL_COST, REFERENCE_PX, Prediction, Recipe, Storage, predict, with_batch
@@ -49,8 +50,6 @@ AUGMENTATION_COST = {
     "torchvision_randaugment": 0.60,
     "trivial_augment": 0.28,
 }
-# PERSISTENT_2 at 250 MB/s per TiB, USD a GB-month in us-east-1 (aws.amazon.com/fsx/lustre/pricing, 2025-11: check).
-FSX_USD_PER_GB_MONTH, HOURS_PER_MONTH, FSX_MB_PER_SEC_PER_TIB = 0.21, 730, 250
 NODES_DRAWN = (1, 2, 4, 8, 16, 32, 64)
 MOMENTS = 200  # of the run at which the images' size is looked at
 
@@ -255,13 +254,8 @@ def loader_cost(cfg: Config, stored: str) -> float:
 def storage_of(args: argparse.Namespace) -> Storage:
     """Where the shards come from, and how fast."""
     if args.storage == "fsx":
-        return Storage("fsx", total_bytes_per_sec=args.fsx_tib * FSX_MB_PER_SEC_PER_TIB * 1e6)
+        return Storage("fsx", total_bytes_per_sec=args.fsx_tib * MB_PER_SEC_PER_TIB * 1e6)
     return Storage(args.storage)
-
-
-def fsx_usd_per_hour(tib: float) -> float:
-    """Price of the file system while it exists."""
-    return tib * 1024 * FSX_USD_PER_GB_MONTH / HOURS_PER_MONTH
 
 
 def core_images_per_sec(args: argparse.Namespace, stored: str) -> float:

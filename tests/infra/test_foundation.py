@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from infra.aws import cluster, stack
+from infra.aws.queues import queues_of
 
 BUCKETS = {"-data-": "DataBucket", "-logs-": "LogBucket"}
 ALLOWS = {"AWS::IAM::ManagedPolicy"}
@@ -93,14 +94,13 @@ def test_every_parameter_and_every_group_of_rules_is_used() -> None:
 
 
 OUTPUTS = ("HeadSubnet", "PrivateSubnet", "ComputeSecurityGroup", "TrainPolicy", "ConvertPolicy", "DataBucket")
-VALUES: dict[str, str | int] = {name: "x" for name in (*OUTPUTS, "Region", "Name", "Partition")}
-VALUES["MaxNodes"] = 2
+VALUES = {name: "x" for name in (*OUTPUTS, "Region", "Name", "Partition", "ContainerScript")}
 
 
 def test_without_a_key_nobody_may_ssh_and_with_one_those_who_are_named() -> None:
     """ParallelCluster opens port 22 to 0.0.0.0/0 where the section says nothing."""
-    assert cluster.render(VALUES)["HeadNode"]["Ssh"] == {"AllowedIps": "127.0.0.1/32"}
-    named = cluster.render(VALUES | {"KeyName": "mine", "SshCidr": "203.0.113.0/28"})
+    assert cluster.render(VALUES, queues_of("g5"), 2)["HeadNode"]["Ssh"] == {"AllowedIps": "127.0.0.1/32"}
+    named = cluster.render(VALUES | {"KeyName": "mine", "SshCidr": "203.0.113.0/28"}, queues_of("g5"), 2)
     assert named["HeadNode"]["Ssh"] == {"KeyName": "mine", "AllowedIps": "203.0.113.0/28"}
 
 

@@ -46,8 +46,8 @@ class Heartbeat(Callback):
             return
         self._beaten_at = now
         done = state.timestamp
-        beat = {"batch": int(done.batch), "epoch": int(done.epoch), "sample": int(done.sample)}
-        beat |= {"unix_time_s": round(now, 1)}
+        counts = {"batch": int(done.batch), "epoch": int(done.epoch), "sample": int(done.sample)}
+        beat = {**counts, "unix_time_s": round(now, 1)}
         try:
             _write(self._path, (json.dumps(beat).ljust(BEAT_BYTES - 1) + "\n").encode())
         except OSError as error:

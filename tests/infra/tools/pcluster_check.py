@@ -45,16 +45,16 @@ os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 NOT_BY_MOTO = ["type:HeadNodeLaunchTemplateValidator", "type:ComputeResourceLaunchTemplateValidator"]
 
 import boto3  # noqa: E402
-import yaml  # noqa: E402
 from moto import mock_aws  # noqa: E402
 from pcluster.aws.ec2 import Ec2Client  # noqa: E402
 from pcluster.cli.entrypoint import run  # noqa: E402
 from pcluster.cli.exceptions import APIOperationException  # noqa: E402
 from pcluster.schemas.cluster_schema import ClusterSchema  # noqa: E402
 
-from infra.aws.cluster import render, write  # noqa: E402
+from infra.aws.cluster import CONTAINER_SCRIPT, render, write  # noqa: E402
+from infra.aws.queues import DEFAULT_QUEUES, Queue, kinds, queue_of, queues_of  # noqa: E402
 
-VALUES: dict[str, str | int] = {
+VALUES = {
     "Region": "us-east-1",
     "Partition": "aws",
     "Name": "resnet",
@@ -63,22 +63,24 @@ VALUES: dict[str, str | int] = {
     "ComputeSecurityGroup": "sg-33333333333333333",
     "TrainPolicy": "arn:aws:iam::123456789012:policy/train",
     "ConvertPolicy": "arn:aws:iam::123456789012:policy/convert",
-    "MaxNodes": 8,
+    "ContainerScript": "s3://resnet-data/code/containers.sh",
 }
-EVERYTHING: dict[str, str | int] = VALUES | {
-    "FileSystem": "fs-0123456789abcdef0",
-    "KeyName": "me",
-    "SshCidr": "203.0.113.7/32",
-    "CapacityBlockId": "cr-0123456789abcdef0",
-    "CapacityBlockNodes": 2,
-}
+WITH_FSX_AND_SSH = VALUES | {"FileSystem": "fs-0123456789abcdef0", "KeyName": "me", "SshCidr": "203.0.113.7/32"}
+RESERVED = [
+    Queue(queue_of("p5").machine, paid, "cr-0123456789abcdef0", reserved_nodes=2) for paid in ("block", "reserved")
+]
+CASES: list[tuple[dict[str, str], list[Queue]]] = [
+    (VALUES, queues_of(DEFAULT_QUEUES)),
+    (WITH_FSX_AND_SSH, [*queues_of("p5,g6,g6-spot"), *RESERVED]),
+    *((VALUES, [queue_of(kind), queue_of(f"{kind}-spot")]) for kind in kinds()),
+]
 
 
-def check_schema(values: dict[str, str | int]) -> None:
+def check_schema(config: dict[str, Any]) -> None:
     """Raise marshmallow's ValidationError where ParallelCluster would refuse the file."""
     # It looks up the capacity block, which moto cannot; nothing may go out from here.
     with patch.object(Ec2Client, "describe_capacity_reservations", return_value=[]):
-        ClusterSchema(cluster_name="resnet").load(render(values))
+        ClusterSchema(cluster_name="resnet").load(config)
 
 
 def dry_run() -> dict[str, Any]:
@@ -102,8 +104,11 @@ def dry_run() -> dict[str, Any]:
             "TrainPolicy": policy,
             "ConvertPolicy": policy,
         }
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket="resnet-data")
+        s3.put_object(Bucket="resnet-data", Key="code/containers.sh", Body=CONTAINER_SCRIPT.read_bytes())
         path = Path(folder) / "cluster.yaml"
-        write(render(values), path)
+        write(render(values, queues_of(DEFAULT_QUEUES), 8), path)
         # pcluster has a key pair's lack as a warning; Session Manager does without one.
         arguments = ["create-cluster", "--cluster-name", "resnet", "--cluster-configuration", str(path)]
         arguments += ["--dryrun", "true", "--region", "us-east-1", "--suppress-validators", *NOT_BY_MOTO]
@@ -116,9 +121,10 @@ def dry_run() -> dict[str, Any]:
 
 if __name__ == "__main__":
     answer = dry_run()  # first: it keeps what it looked up
-    for values in (VALUES, EVERYTHING):
-        check_schema(values)
-        print(f"schema: {len(yaml.safe_dump(render(values)).splitlines())} lines are valid")
+    for values, queues in CASES:
+        config = render(values, queues, 8)
+        check_schema(config)
+        print(f"schema: queues {', '.join(queue.name for queue in queues)} are valid")
     print(json.dumps(answer, indent=1))
     errors = [entry for entry in answer.get("configurationValidationErrors", []) if entry["level"] == "ERROR"]
     raise SystemExit(0 if "DryRun flag is set" in str(answer["message"]) and not errors else 1)
