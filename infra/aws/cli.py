@@ -338,8 +338,7 @@ def put_secret(args: argparse.Namespace, account: Account) -> None:
 def submit_job(args: argparse.Namespace, account: Account) -> None:
     """Bring this commit and its image to the cluster and queue a job there."""
     commit = submit.git("rev-parse", "HEAD").strip()
-    known = account.has_credentials
-    bucket = account.bucket("data") if known else f"{args.name}-data-ACCOUNT-{account.region}"
+    known, bucket = account.has_credentials, account.bucket("data")
     job = submit.plan_job(
         config=args.config,
         overrides=args.overrides,
@@ -358,8 +357,6 @@ def submit_job(args: argparse.Namespace, account: Account) -> None:
     how = f"image {job.image}" if job.image else "an environment on the head node"
     print(f"  commit {commit[:12]}, {how}: {shlex.join(job.sbatch())}")
     if not known:
-        if not args.dry_run:
-            raise NoCredentialsError
         print("  without AWS credentials queue, image, secrets and budget are not looked at")
         return
     submit.check_on_aws(job, account.client("s3"), account.client("ecr"), bucket, args.name)

@@ -227,6 +227,19 @@ def cloud_dry_run(*expected: str) -> Way:
     return way
 
 
+def submit_dry_run(place: Place, command: str) -> None:
+    """Without credentials it checks what is here, and says what it did not look at."""
+    nobody = {
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    allowed = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+    printed = shell(place, command, nobody | allowed)
+    for text in ("a job on 2 x p4d.24xlarge, spot", "infra/launch/slurm/train.sbatch", "are not looked at"):
+        assert text in printed, printed
+
+
 def plan(place: Place, command: str) -> None:
     assert "binding" in shell(place, command)
 
@@ -298,11 +311,11 @@ HOW: dict[str, tuple[Way, bool]] = {
     ),
     "python infra/aws/cli.py upload --name resnet SHARDS --dry-run": (cloud_dry_run("files,", "a month"), False),
     "python infra/aws/cli.py submit --name resnet --queue p4d-spot --nodes 2 yamls/full.yaml --dry-run": (
-        cloud_dry_run(
-            *("a job on 2 x p4d.24xlarge, spot", "--export=ALL,RUN_USD_PER_HOUR=24.00 infra/launch/slurm/train.sbatch")
-        ),
+        submit_dry_run,
         False,
     ),
+    "python infra/aws/cli.py push-image --name resnet --dry-run": (cloud_dry_run("docker build", "docker push"), False),
+    "python infra/aws/cli.py secret --name resnet WANDB_API_KEY --dry-run": (cloud_dry_run("/resnet/WANDB"), False),
     "python infra/aws/cli.py status --name resnet --dry-run": (cloud_dry_run("costs nothing"), False),
     "python infra/aws/cli.py logs --name resnet --job 1 --dry-run": (cloud_dry_run("slurm-1.log"), False),
     "python infra/aws/cli.py cost --name resnet --dry-run": (cloud_dry_run("Cost Explorer"), False),

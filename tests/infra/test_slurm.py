@@ -142,3 +142,38 @@ def test_what_is_refused_is_not_queued_again_and_a_failure_only_so_often(lab: La
     assert lab.cluster.wait_for_end(failing) == "FAILED", lab.cluster.output(failing)
     assert lab.cluster.starts(failing) == 2
     assert "not queued again" in lab.cluster.output(failing)
+
+
+def test_a_job_takes_as_many_nodes_as_there_are(lab: Lab, undisturbed: dict[str, Any]) -> None:
+    """It loses one of two nodes, goes on with one, and takes two again; each global batch has the same samples."""
+    elastic = {"NODE_COUNTS": "1 2", "GROW_AFTER_S": "1", "NODE_USD_PER_HOUR": "1.5"}
+    job = lab.submit("elastic", options=("--nodes=1-2",), **elastic)
+    cluster, (_, node) = lab.cluster, lab.cluster.hosts
+    lab.wait_for_checkpoint(job, "elastic")
+    node.kill_everything()
+    cluster.wait_until(lambda: cluster.state(job) != "RUNNING", 60, "Slurm to notice", job)
+    saved = max(lab.saved("elastic"))
+    cluster.wait_until(lambda: max(lab.saved("elastic")) > saved, 120, "a checkpoint of one node", job)
+    cluster.boot(node)
+    assert cluster.wait_for_end(job) == "COMPLETED", cluster.output(job)
+    output = cluster.output(job)
+    starts = [line.partition(" on ")[2] for line in output.splitlines() if "train.sbatch: job " in line]
+    assert starts == ["n1 n2", "n1", "n1 n2"], output
+    assert "1 more nodes are idle: the ranks are told to save, to go on with 2" in output
+    record = lab.record("elastic")
+    assert record["ledger"] == undisturbed["ledger"]
+    assert record["hardware"]["world_size"] == 2
+    assert record["time"]["usd_per_hour"] == 3.0
+
+
+def test_nodes_that_do_not_divide_the_batch_are_given_back(lab: Lab) -> None:
+    """Another job gets them while the first still trains."""
+    long = lab.submit("smaller", "max_duration=400ep", options=("--nodes=1-2",), NODE_COUNTS="1 4")
+    beat = Path(lab.env["LOG_ROOT"]) / str(long) / "heartbeat-node0.json"
+    lab.cluster.wait_until(beat.exists, 120, "the first batch", long)
+    short = lab.submit("beside", "max_duration=2ba", options=("--nodes=1",))
+    assert lab.cluster.wait_for_end(short) == "COMPLETED", lab.cluster.output(short)
+    assert lab.cluster.state(long) == "RUNNING"
+    lab.cluster.cancel(long)
+    assert lab.cluster.wait_for_end(long) == "CANCELLED"
+    assert "the batch divides by 1 of 2 nodes; the others are given back" in lab.cluster.output(long)

@@ -144,7 +144,10 @@ def test_a_run_that_reads_from_fsx_keeps_its_places(ready: list[str], capsys: py
 def test_without_credentials_a_dry_run_says_what_it_did_not_look_at(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infra.aws.account.Account.has_credentials", False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert cli.main([*FULL, "--dry-run"]) == 0
     assert "are not looked at" in capsys.readouterr().out
     assert cli.main(FULL) == 2
