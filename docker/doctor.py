@@ -85,7 +85,25 @@ def gpus(wanted: int) -> Finding:
         return Finding(AMISS if wanted else NOTE, "GPUs", f"{count}, {wanted} wanted {there}".rstrip())
     free = [torch.cuda.mem_get_info(index) for index in range(count)]
     memory = min(total for _, total in free) / 1e9
+    if without := [problem for index in range(count) if (problem := code_problem(index))]:
+        return Finding(AMISS, "GPUs", without[0])
     return Finding(OK, "GPUs", f"{count} x {torch.cuda.get_device_name(0)}, {memory:.0f} GB")
+
+
+def code_problem(index: int) -> str:
+    """Why this torch cannot compute on a GPU, or ''."""
+    import torch
+
+    from infra.plan.torch_code import has_code_for
+
+    built_for = torch.cuda.get_arch_list()
+    capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
+    if has_code_for(capability, built_for):
+        return ""
+    return (
+        f"GPU {index} ({torch.cuda.get_device_name(index)}) has compute capability {capability}, and torch "
+        f"{torch.__version__} has code for {', '.join(built_for)} alone; take other versions: docs/local-development.md"
+    )
 
 
 def nccl() -> Finding:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.plan.fsx import fsx_usd_per_hour
-from infra.plan.machines import machine, read_table
+from infra.plan.machines import PricesFileError, machine, no_price, price_warnings, read_table
 
 # USD an hour in us-east-1, read 2025-11 from AWS's price pages: check. The NAT gateway bills each GB besides.
 NAT_USD_PER_HOUR, HEAD_NODE_USD_PER_HOUR, ADDRESS_USD_PER_HOUR = 0.045, 0.192, 0.005
@@ -19,10 +19,11 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that would be done, and what it costs while it exists."""
+    """One thing that would be done, and what it costs while it exists, by prices of this date (the table's)."""
 
     what: str
     usd_per_hour: float = 0.0
+    prices_read: str = ""
 
 
 def foundation_steps(name: str, fsx_gib: int, *, cluster: bool) -> list[Step]:
@@ -39,10 +40,20 @@ def foundation_steps(name: str, fsx_gib: int, *, cluster: bool) -> list[Step]:
 
 
 def job_step(instance: str, nodes: int, *, spot: bool) -> Step:
-    """A job's nodes."""
-    found = machine(instance)
+    """A job's nodes.
+
+    Raises:
+        RefusedError: nobody knows what they cost.
+    """
+    try:
+        found = machine(instance)
+    except PricesFileError as error:
+        raise RefusedError(str(error)) from error
     price = found.spot_usd_per_hour if spot else found.usd_per_hour
-    return Step(f"a job on {nodes} x {instance}, {'spot' if spot else 'on demand'}", nodes * price)
+    if price is None:
+        raise RefusedError(no_price(found, spot=spot))
+    what = f"a job on {nodes} x {instance}, {'spot' if spot else 'on demand'}"
+    return Step(what, nodes * price, found.prices_read)
 
 
 def show(steps: Sequence[Step]) -> None:
@@ -51,9 +62,10 @@ def show(steps: Sequence[Step]) -> None:
         print(f"  {step.what:<90}" + (f"${step.usd_per_hour:.3f}/h" if step.usd_per_hour else ""))
     total = sum(step.usd_per_hour for step in steps)
     if total:
-        print(
-            f"  ${total:.2f} an hour while it exists (prices of {read_table()['prices_read']}, us-east-1; check them)"
-        )
+        dates = sorted({step.prices_read or read_table()["prices_read"] for step in steps if step.usd_per_hour})
+        print(f"  ${total:.2f} an hour while it exists (prices of {', '.join(dates)}, us-east-1; check them)")
+        for warning in price_warnings(dates):
+            print(warning, file=sys.stderr)
 
 
 def agree(question: str, *, yes: bool) -> None:

@@ -27,9 +27,18 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 from imagestream.mds.index import DataError
 from infra.plan.dataset import KB_PER_IMAGE, Dataset, dataset_of
 from infra.plan.fsx import MB_PER_SEC_PER_TIB, fsx_usd_per_hour
-from infra.plan.machines import Machine, UnknownMachineError, machine, read_table
+from infra.plan.machines import (
+    Machine,
+    PricesFileError,
+    UnknownMachineError,
+    machine,
+    no_price,
+    price_warnings,
+    read_table,
+)
 from infra.plan.networks import network_of
 from infra.plan.speed import BLURPOOL_COST, REFERENCE_PX, Prediction, Recipe, Storage, predict, with_batch
+from infra.plan.torch_code import installed_torch, torch_problem
 from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config, ConfigError, load_config
 
@@ -76,10 +85,12 @@ def main(argv: Sequence[str]) -> int:
         cfg = load_config(args.config, args.overrides, check_paths=False)
         chosen = choose_machine(args)
         report = plan(cfg, chosen, args)
-    except (ConfigError, DataError, PlanError, UnknownMachineError) as error:
+    except (ConfigError, DataError, PlanError, PricesFileError, UnknownMachineError) as error:
         print(f"infra/plan/plan.py: {error}", file=sys.stderr)
         return EXIT_REFUSED
     print("\n".join(lines(report, chosen)))
+    for warning in report["warnings"]:
+        print(warning, file=sys.stderr)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.picture:
@@ -186,12 +197,26 @@ def plan(cfg: Config, chosen: Machine, args: argparse.Namespace) -> dict[str, An
         "epochs": recipe.epochs,
         "prediction": dataclasses.asdict(here),
         "hours": hours,
-        "usd_on_demand": hours * args.nodes * chosen.usd_per_hour + fsx_usd,
-        "usd_spot": hours * args.nodes * chosen.spot_usd_per_hour + fsx_usd,
+        "usd_on_demand": cost(chosen.usd_per_hour, hours * args.nodes, fsx_usd),
+        "usd_spot": cost(chosen.spot_usd_per_hour, hours * args.nodes, fsx_usd),
         "advice": ADVICE[here.binding],
-        "prices_read": read_table()["prices_read"],
+        "prices_read": chosen.prices_read,
+        "warnings": warnings_of(chosen, has_fsx=bool(fsx_usd)),
         "scaling": scaling(chosen, recipe, storage, core_rate),
     }
+
+
+def cost(usd_per_hour: float | None, machine_hours: float, fsx_usd: float) -> float | None:
+    """What a run costs; None where the machine's price is not known."""
+    return None if usd_per_hour is None else machine_hours * usd_per_hour + fsx_usd
+
+
+def warnings_of(chosen: Machine, *, has_fsx: bool) -> list[str]:
+    """What has to be said beside a plan: prices that are old, a torch without code for the machine's GPUs."""
+    has_price = chosen.usd_per_hour is not None or chosen.spot_usd_per_hour is not None
+    dates = [chosen.prices_read] * has_price + [read_table()["prices_read"]] * has_fsx
+    torch = torch_problem(chosen.gpu, chosen.compute_capability, installed_torch())
+    return price_warnings(dates) + ([f"WARNING: {torch}"] if torch else [])
 
 
 def recipe_of(cfg: Config, dataset: Dataset, *, is_measured: bool = False) -> Recipe:
@@ -318,7 +343,7 @@ def scaling(chosen: Machine, recipe: Recipe, storage: Storage, core_rate: float)
                 row[way] = {
                     "images_per_sec": found.images_per_sec,
                     "hours": hours,
-                    "usd_on_demand": hours * nodes * chosen.usd_per_hour,
+                    "usd_on_demand": cost(chosen.usd_per_hour, hours * nodes, 0.0),
                     "binding": found.binding,
                 }
         rows.append(row)
@@ -342,14 +367,23 @@ def lines(report: dict[str, Any], chosen: Machine) -> list[str]:
         f"alone {found.loader_images_per_sec:,.0f}",
         f"  an epoch      {found.epoch_s / 60:.1f} min; the first one {found.first_epoch_s / 60:.1f} min",
         f"  the run       {report['hours']:.2f} h for {report['epochs']:g} epochs, with its evaluations",
-        f"  cost          ${report['usd_on_demand']:,.0f} on demand, about ${report['usd_spot']:,.0f} on spot "
-        f"(prices of {report['prices_read']} in us-east-1; check them)",
+        f"  cost          {shown_cost(report, chosen)}",
         f"  ms a step     {parts} (of {batch:,} images; storage as in the first epoch for s3)",
         f"  binding       {found.binding}: {report['advice']}",
         f"{'nodes':>6}   {f'batch {batch:,}':<38}   {f'batch {batch:,} a node':<38}",
         *table,
         "Predicted, not measured. A larger batch needs another learning rate, and over 8,192 a recipe made for it.",
     ]
+
+
+def shown_cost(report: dict[str, Any], chosen: Machine) -> str:
+    """What the run costs on demand and on spot, or that nobody knows."""
+    on_demand, spot = report["usd_on_demand"], report["usd_spot"]
+    if on_demand is None and spot is None:
+        return no_price(chosen)
+    shown = f"${on_demand:,.0f} on demand" if on_demand is not None else no_price(chosen)
+    shown += f", about ${spot:,.0f} on spot" if spot is not None else f"; {no_price(chosen, spot=True)}"
+    return f"{shown} (prices of {chosen.prices_read} in {chosen.region}; check them)"
 
 
 def assumed(report: dict[str, Any]) -> str:
@@ -366,7 +400,9 @@ def assumed(report: dict[str, Any]) -> str:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return f"{'does not divide':<38}"
-    text = f"{row['images_per_sec']:>9,.0f}/s {row['hours']:>6.2f} h ${row['usd_on_demand']:<5,.0f} {row['binding']}"
+    usd = row["usd_on_demand"]
+    price = "$?    " if usd is None else f"${usd:<5,.0f}"
+    text = f"{row['images_per_sec']:>9,.0f}/s {row['hours']:>6.2f} h {price} {row['binding']}"
     return f"{re.sub('kernel launches', 'launches', text):<38}"
 
 

@@ -12,6 +12,7 @@ from moto import mock_aws
 
 from infra.aws import check, filesystem, following, head, stack
 from infra.aws.cluster import PCLUSTER_VERSION
+from infra.plan.machines import PRICES_VARIABLE
 
 LOADERS = functools.cache(loaders.create_loader)
 """Of AWS's models, which each session would read anew for half a second a service."""
@@ -70,3 +71,9 @@ esac
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PCLUSTER", str(program))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def without_fetched_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures in tests are the table's, whatever infra/plan/prices.py has written on this machine."""
+    monkeypatch.setenv(PRICES_VARIABLE, str(tmp_path / "prices.json"))
