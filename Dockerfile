@@ -31,18 +31,20 @@ RUN /opt/venv/bin/python imagestream/decode/build.py
 # ---- the image ------------------------------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE}
 # EFA: the driver is the host's (AWS's images have it); libfabric and aws-ofi-nccl, NCCL's plug-in, are the image's. The
-# installer brings both; which versions is in its release notes (docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa.html).
+# installer brings both: 1.49.0 has libfabric 2.4.0amzn5.0 and aws-ofi-nccl 1.20.0. AWS publishes the SHA-256 of each version
+# (docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa-verify.html); this one is as three public repositories have it, NVIDIA's
+# ai-dynamo/dynamo among them, since we cannot reach the source itself. With another version give its own.
 ARG EFA=0
-ARG EFA_INSTALLER=1.38.0
+ARG EFA_INSTALLER=1.49.0
+ARG EFA_INSTALLER_SHA256=cf2e9281a2328a243c76f911a490faed43ca0fecfe4733c25e34b2e92a32c309
+COPY docker/efa.sh /tmp/efa.sh
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update -qq \
     && apt-get install -qq -y --no-install-recommends libjpeg62-turbo \
     && if [[ $EFA == 1 ]]; then \
          apt-get install -qq -y --no-install-recommends ca-certificates curl pciutils environment-modules \
-         && curl -fsSL "https://efa-installer.amazonaws.com/aws-efa-installer-${EFA_INSTALLER}.tar.gz" | tar -xz -C /tmp \
-         && env -C /tmp/aws-efa-installer ./efa_installer.sh -y -g --skip-kmod --skip-limit-conf --no-verify \
-         && rm -rf /tmp/aws-efa-installer /opt/amazon/openmpi*; \
+         && bash /tmp/efa.sh "${EFA_INSTALLER}" "${EFA_INSTALLER_SHA256}"; \
        fi \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 trainer
@@ -61,6 +63,6 @@ RUN /opt/venv/bin/python -m compileall -q imagestream convert train infra docker
 USER 1000
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib:/opt/amazon/efa/lib
+    LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu:/opt/amazon/ofi-nccl/lib:/opt/amazon/efa/lib
 ENTRYPOINT ["/app/docker/entrypoint.sh"]
 CMD ["help"]

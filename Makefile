@@ -111,7 +111,7 @@ test-wheels: $(READY_DEV)  ## the wheels of x86_64 and arm64 built and used; gcc
 
 # Each tool has an environment of its own: their requirements contradict each other and those of a run.
 INFRA_TOOLS := build/infra-tools
-INFRA_SCRIPTS := docker/entrypoint.sh .ci/run $(wildcard infra/*/*.sh infra/launch/slurm/*)
+INFRA_SCRIPTS := $(wildcard docker/*.sh) .ci/run $(wildcard infra/*/*.sh infra/launch/slurm/*)
 
 $(INFRA_TOOLS)/%/.ready: tests/infra/tools/%.txt | $(READY_DEV)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(INFRA_TOOLS)/$*

@@ -117,6 +117,8 @@ def nccl() -> Finding:
 
 def efa(*, wanted: bool) -> Finding:
     """libfabric's EFA provider and NCCL's plug-in."""
+    from infra.launch import fabric
+
     amiss = AMISS if wanted else NOTE
     fi_info = shutil.which("fi_info") or "/opt/amazon/efa/bin/fi_info"
     if not Path(fi_info).exists():
@@ -124,9 +126,11 @@ def efa(*, wanted: bool) -> Finding:
     done = subprocess.run([fi_info, "-p", "efa"], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         return Finding(amiss, "EFA", "no device: an instance type without it, or --device=/dev/infiniband is missing")
-    plugins = [path.name for path in sorted(Path("/opt/amazon").glob("*/lib*/libnccl-net*.so"))]
-    level = OK if plugins else AMISS
-    return Finding(level, "EFA", f"{done.stdout.count('provider:')} endpoints, NCCL plug-in {plugins or 'missing'}")
+    endpoints = f"{done.stdout.count('provider:')} endpoints"
+    if not (found := fabric.plugins(fabric.root_of(os.environ))):
+        places = ", ".join(f"/{folder}" for folder in fabric.PLUGIN_FOLDERS)
+        return Finding(AMISS, "EFA", f"{endpoints}, but NCCL's plug-in libnccl-net.so is in none of {places}")
+    return Finding(OK, "EFA", f"{endpoints}, NCCL plug-in {found[0]}")
 
 
 def decoder() -> Finding:

@@ -20,10 +20,11 @@
 #   RANKS         processes on each machine (its GPUs)
 #   MASTER_PORT   a port of the first machine that is free (29500)
 #   PEER_LIMIT_S  15
+#   REQUIRE_EFA, NCCL_DEBUG   go to each machine: infra/launch/fabric.py
 #   SSH           ssh
 set -euo pipefail
 
-usage() { sed -n '2,25s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,26s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 case ${1:-} in -h | --help) usage && exit 0 ;; esac
 [[ $# -ge 2 ]] || { usage >&2 && exit 2; }
@@ -47,16 +48,21 @@ mkdir -p "$logs"
 part() {
   local variables=(NODES="${#hosts[@]}" NODE_RANK="$1" MASTER_ADDR="${hosts[0]}" MASTER_PORT="${MASTER_PORT:-29500}"
     BEATS_ON_STDIN=1 PEER_LIMIT_S="$limit" LAUNCHED_FROM="$(hostname)" LOG_DIR="$logs" WATCH_SPOT="${WATCH_SPOT:-0}")
-  [[ -z ${RANKS:-} ]] || variables+=(RANKS="$RANKS")
+  local name
+  for name in RANKS REQUIRE_EFA NCCL_DEBUG; do
+    [[ -z ${!name:-} ]] || variables+=("$name=${!name}")
+  done
   local command=(env "${variables[@]}" "${VENV:-.venv}/bin/python" infra/launch/node.py "${@:2}")
-  if [[ -n ${IMAGE:-} ]]; then
-    local docker=(docker run --rm --interactive --gpus all --network host --ipc host --ulimit memlock=-1
-      --volume "$repository/runs:/app/runs" --volume "$logs:$logs")
-    command=("${docker[@]}" "${variables[@]/#/--env=}" "$IMAGE" python infra/launch/node.py "${@:2}")
-  fi
   printf 'cd %q && ' "$repository"
   [[ -z ${ENV_FILE:-} ]] || printf '. %q && ' "$ENV_FILE"
   printf 'exec'
+  if [[ -n ${IMAGE:-} ]]; then
+    printf ' %q' docker run --rm --interactive --gpus all --network host --ipc host --ulimit memlock=-1 \
+      --volume "$repository/runs:/app/runs" --volume "$logs:$logs"
+    # shellcheck disable=SC2016 # the other machine's shell expands it: EFA's devices, where there are some
+    printf ' $(test ! -d /dev/infiniband || echo --device=/dev/infiniband)'
+    command=("${variables[@]/#/--env=}" "$IMAGE" python infra/launch/node.py "${@:2}")
+  fi
   printf ' %q' "${command[@]}"
 }
 

@@ -11,6 +11,8 @@ to start here, by default one a GPU. What it adds to the launcher:
 - The launcher ends with it, even by SIGKILL, and so do the ranks.
 - On EC2, the notice of a spot interruption (two minutes ahead) does the same.
 - A run without a sign of life for STALL_S seconds is ended, with exit status 1.
+- Between machines with EFA, NCCL uses it or the run ends; and when NCCL hangs, what it was doing is written to LOG_DIR
+  (infra/launch/fabric.py, REQUIRE_EFA).
 - SECRETS (infra/launch/run_secrets.py) reach the ranks, METRICS_NAMESPACE (infra/launch/cloud_metrics.py) CloudWatch.
 - With BEATS_ON_STDIN=1 a line has to arrive on standard input within PEER_LIMIT_S seconds of the one before; else the
   machine that launched the run is gone, which is said by its name ($LAUNCHED_FROM), and this part is ended. The line
@@ -44,6 +46,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parents[1])
 
 from imagestream.data.worker import end_with_parent
+from infra.launch import fabric
 from infra.launch.cloud_metrics import CloudMetrics, put_to
 from infra.launch.run_secrets import SecretError, read_secrets
 
@@ -67,6 +70,7 @@ class Settings:
     Attributes:
         stall_s: seconds without a batch before the run counts as hung; above dist_timeout (600 s in yamls/base.yaml).
         peer_limit_s: seconds without a line on standard input before the launching machine counts as gone; or None.
+        variables: what the ranks get beside this process's own (infra/launch/fabric.py).
     """
 
     nodes: int
@@ -79,6 +83,7 @@ class Settings:
     peer_limit_s: float | None
     launched_from: str
     watches_spot: bool
+    variables: Mapping[str, str]
 
     @classmethod
     def of(cls, env: Mapping[str, str]) -> "Settings":
@@ -96,17 +101,23 @@ class Settings:
                 f"MASTER_ADDR is not set; with NODES={nodes} it is the name of the machine of NODE_RANK=0"
             )
         beats = env.get("BEATS_ON_STDIN") == "1"
+        log_dir, gpus = Path(env.get("LOG_DIR") or ROOT / "runs/logs"), count_gpus()
+        try:
+            variables = fabric.variables(env, nodes=nodes, gpus=gpus, log_dir=log_dir)
+        except fabric.FabricError as error:
+            raise SettingsError(str(error)) from error
         return cls(
             nodes=nodes,
             node_rank=node_rank,
             master_addr=env.get("MASTER_ADDR", "127.0.0.1"),
             master_port=_whole(env, ("MASTER_PORT",), default=29500 if nodes > 1 else 0),
-            ranks=_whole(env, ("RANKS",), default=count_gpus() or 1),
-            log_dir=Path(env.get("LOG_DIR") or ROOT / "runs/logs"),
+            ranks=_whole(env, ("RANKS",), default=gpus or 1),
+            log_dir=log_dir,
             stall_s=float(env.get("STALL_S", "1200")),
             peer_limit_s=float(env.get("PEER_LIMIT_S", "15")) if beats else None,
             launched_from=env.get("LAUNCHED_FROM", "the machine that launched the run"),
             watches_spot=env.get("WATCH_SPOT", "0") == "1",
+            variables=variables,
         )
 
     def launcher(self, argv: Sequence[str]) -> list[str]:
@@ -149,7 +160,7 @@ class Node:
         self.launcher = subprocess.Popen(
             self.settings.launcher(argv),
             cwd=ROOT,
-            env=os.environ | self._secrets | {"HEARTBEAT_FILE": str(self.heartbeat)},
+            env={**os.environ, **self.settings.variables, **self._secrets, "HEARTBEAT_FILE": str(self.heartbeat)},
             stdin=subprocess.DEVNULL,
             process_group=0,
             preexec_fn=before_launcher,

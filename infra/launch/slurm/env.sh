@@ -5,24 +5,7 @@
 # Which Python: the environment that `make setup` made, unless another is named. In an image it is the image's own.
 export VENV=${VENV:-.venv}
 
-# EFA. The libfabric provider is chosen by aws-ofi-nccl itself from its release 1.7 on; saying it makes a run without EFA
-# fail at once instead of falling back to TCP unseen. (github.com/aws/aws-ofi-nccl, README and RELEASENOTES.)
-if [[ -e /sys/class/infiniband || -n ${FORCE_EFA:-} ]] && compgen -G '/sys/class/infiniband/*' >/dev/null; then
-  export FI_PROVIDER=${FI_PROVIDER:-efa}
-  # fork() while memory is registered with the adapter; loader workers are forked.
-  # (github.com/aws/aws-ofi-nccl, README: "Fork safety"; the kernel has it since 5.13, where this costs nothing.)
-  export FI_EFA_FORK_SAFE=${FI_EFA_FORK_SAFE:-1}
-fi
-
-# NCCL must not take the loopback or Docker's bridge for its bootstrap.
-# (docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html, NCCL_SOCKET_IFNAME; "^" leaves out.)
-export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-^lo,docker0,veth}
-export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # INFO says whether EFA is used: docs/cloud.md
-# A collective that fails ends the process with an error instead of hanging.
-# (pytorch.org/docs/stable/torch_nccl_environment_variables.html; Composer's launcher sets it too.)
-export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
-# When a collective times out, write which ones were under way. (Same page.)
-export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
+# What NCCL is told, and whether it has to use EFA (REQUIRE_EFA): infra/launch/fabric.py, for every way to start a run.
 
 # One thread for each BLAS call: the loader workers are as many as the cores already.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
