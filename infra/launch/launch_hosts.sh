@@ -10,7 +10,8 @@
 # When one machine's part ends, or a machine is silent for PEER_LIMIT_S seconds, all are stopped, and which one it was is
 # said; a machine that no longer hears from here stops by itself after as long. Ctrl-C, TERM and USR1 save first, also
 # when they are sent to the whole process group; a second Ctrl-C ends all at once.
-# The same command goes on from the newest checkpoint. Exit status: 0 finished, 75 saved and stopped, 2 refused, else 1.
+# The same command goes on from the newest checkpoint. Exit status: 0 finished, 75 saved and stopped, 2 refused, 69 a machine
+# is not fit (which one and why is said), else 1.
 #
 # Settings, by environment variables
 #   REPOSITORY    where the repository is on each machine (here's path)
@@ -20,11 +21,12 @@
 #   RANKS         processes on each machine (its GPUs)
 #   MASTER_PORT   a port of the first machine that is free (29500)
 #   PEER_LIMIT_S  15
-#   REQUIRE_EFA, NCCL_DEBUG   go to each machine: infra/launch/fabric.py
+#   REQUIRE_EFA, NCCL_DEBUG, PREFLIGHT, INSTANCE_TYPE, EFA_DEVICES
+#                 go to each machine: infra/launch/fabric.py, infra/launch/preflight.py
 #   SSH           ssh
 set -euo pipefail
 
-usage() { sed -n '2,26s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 case ${1:-} in -h | --help) usage && exit 0 ;; esac
 [[ $# -ge 2 ]] || { usage >&2 && exit 2; }
@@ -49,7 +51,7 @@ part() {
   local variables=(NODES="${#hosts[@]}" NODE_RANK="$1" MASTER_ADDR="${hosts[0]}" MASTER_PORT="${MASTER_PORT:-29500}"
     BEATS_ON_STDIN=1 PEER_LIMIT_S="$limit" LAUNCHED_FROM="$(hostname)" LOG_DIR="$logs" WATCH_SPOT="${WATCH_SPOT:-0}")
   local name
-  for name in RANKS REQUIRE_EFA NCCL_DEBUG; do
+  for name in RANKS REQUIRE_EFA NCCL_DEBUG PREFLIGHT INSTANCE_TYPE EFA_DEVICES; do
     [[ -z ${!name:-} ]] || variables+=("$name=${!name}")
   done
   local command=(env "${variables[@]}" "${VENV:-.venv}/bin/python" infra/launch/node.py "${@:2}")
@@ -127,5 +129,5 @@ while [[ ${#name_of[@]} -gt 0 ]]; do
   [[ -z $deadline || $SECONDS -lt $deadline ]] || break
   sleep 0.5 || true # a signal to the group ends it
 done
-[[ $result == 0 || $result == 2 || $result == 75 ]] || result=1
+[[ $result == 0 || $result == 2 || $result == 69 || $result == 75 ]] || result=1
 exit "$result"

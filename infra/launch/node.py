@@ -11,6 +11,7 @@ to start here, by default one a GPU. What it adds to the launcher:
 - The launcher ends with it, even by SIGKILL, and so do the ranks.
 - On EC2, the notice of a spot interruption (two minutes ahead) does the same.
 - A run without a sign of life for STALL_S seconds is ended, with exit status 1.
+- A machine with GPUs is looked at first, and one that is not fit ends with exit status 69 (infra/launch/preflight.py).
 - Between machines with EFA, NCCL uses it or the run ends; and when NCCL hangs, what it was doing is written to LOG_DIR
   (infra/launch/fabric.py, REQUIRE_EFA).
 - SECRETS (infra/launch/run_secrets.py) reach the ranks, METRICS_NAMESPACE (infra/launch/cloud_metrics.py) CloudWatch.
@@ -31,9 +32,7 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -48,15 +47,17 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 from imagestream.data.worker import end_with_parent
 from infra.launch import fabric
 from infra.launch.cloud_metrics import CloudMetrics, put_to
+from infra.launch.metadata import metadata
 from infra.launch.run_secrets import SecretError, read_secrets
+from infra.launch.this_machine import preflight_is_wanted
 
 ROOT = _HERE.parents[1]
-EXIT_FAILED, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_REFUSED, EXIT_SAVED, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_NOTICE_LOOKS = 5.0  # AWS's own advice, on its page of spot instance termination notices
 SECONDS_TO_SAVE = 110.0  # of a spot interruption's 120
-METADATA_TIMEOUT_S = 2.0
+SECONDS_FOR_PREFLIGHT = 600.0  # above what its own looks may take together
 
 
 class SettingsError(ValueError):
@@ -70,6 +71,7 @@ class Settings:
     Attributes:
         stall_s: seconds without a batch before the run counts as hung; above dist_timeout (600 s in yamls/base.yaml).
         peer_limit_s: seconds without a line on standard input before the launching machine counts as gone; or None.
+        looks_first: whether the machine is looked at before its ranks start (infra/launch/preflight.py).
         variables: what the ranks get beside this process's own (infra/launch/fabric.py).
     """
 
@@ -83,6 +85,7 @@ class Settings:
     peer_limit_s: float | None
     launched_from: str
     watches_spot: bool
+    looks_first: bool
     variables: Mapping[str, str]
 
     @classmethod
@@ -117,8 +120,16 @@ class Settings:
             peer_limit_s=float(env.get("PEER_LIMIT_S", "15")) if beats else None,
             launched_from=env.get("LAUNCHED_FROM", "the machine that launched the run"),
             watches_spot=env.get("WATCH_SPOT", "0") == "1",
+            looks_first=preflight_is_wanted(env),
             variables=variables,
         )
+
+    def preflight(self, argv: Sequence[str]) -> list[str]:
+        """The command that looks at this machine."""
+        told = {"NODES": self.nodes, "NODE_RANK": self.node_rank, "RANKS": self.ranks, "LOG_DIR": self.log_dir}
+        told |= {"MASTER_ADDR": self.master_addr, "MASTER_PORT": self.master_port}
+        words = [f"{name}={value}" for name, value in told.items()]
+        return ["env", *words, sys.executable, str(_HERE / "preflight.py"), *argv]
 
     def launcher(self, argv: Sequence[str]) -> list[str]:
         """The command that starts the ranks of this machine."""
@@ -146,11 +157,24 @@ class Node:
         self._started_at = time.time()
 
     def run(self, argv: Sequence[str]) -> int:
-        """Run to the end; return the launcher's exit status."""
+        """Run to the end; return the launcher's exit status, or the preflight's where the machine is not fit."""
         self.settings.log_dir.mkdir(parents=True, exist_ok=True)
         self.heartbeat.unlink(missing_ok=True)
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
+        code = 0
+        if self.settings.looks_first:
+            code = self._watched(self.settings.preflight(argv), self._look_at_preflight)
+            if self._asked_at is not None and self._interrupts < 2:
+                return EXIT_SAVED  # nothing was trained in this start, so there is nothing to save
+        if code == 0:
+            self._started_at = time.time()
+            self._start_metrics(argv)
+            code = self._watched(self.settings.launcher(argv), self._look)
+        return code
+
+    def _watched(self, command: Sequence[str], look: Callable[[], str]) -> int:
+        """Run a command to its end, or until `look` says why it has to be ended; return its exit status."""
         node = os.getpid()
 
         def before_launcher() -> None:
@@ -158,16 +182,15 @@ class Node:
             end_with_parent(node)
 
         self.launcher = subprocess.Popen(
-            self.settings.launcher(argv),
+            command,
             cwd=ROOT,
             env={**os.environ, **self.settings.variables, **self._secrets, "HEARTBEAT_FILE": str(self.heartbeat)},
             stdin=subprocess.DEVNULL,
             process_group=0,
             preexec_fn=before_launcher,
         )
-        self._start_metrics(argv)
         while self.launcher.poll() is None:
-            problem = self._look()
+            problem = look()
             if problem:
                 self._say(problem)
                 self._kill()
@@ -188,6 +211,14 @@ class Node:
             self._say(f"no metrics reach CloudWatch: {error}; the run goes on")
             return
         CloudMetrics(put, run, lambda: read_heartbeat(self.heartbeat), self._say).start()
+
+    def _look_at_preflight(self) -> str:
+        """One round of watching while the machine is looked at; return why that has to be ended at once, or ''."""
+        if self._asked_at is not None:
+            return "told to end before anything was trained"
+        if time.time() - self._started_at > SECONDS_FOR_PREFLIGHT:
+            return f"the preflight has taken more than {SECONDS_FOR_PREFLIGHT:g} s"
+        return self._lost_peer()
 
     def _look(self) -> str:
         """One round of watching; return why the run has to be ended at once, or ''."""
@@ -299,24 +330,13 @@ def read_heartbeat(path: Path) -> dict[str, float] | None:
 def spot_notice() -> str:
     """What EC2 is about to do to this instance ("terminate at 2026-01-01T00:00:00Z"), or ''.
 
-    By IMDSv2: a token first, then the notice, which is a 404 until there is one.
+    The notice is a 404 until there is one.
     """
-    base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
-    token_headers = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     try:
-        token = _fetch(f"{base}/latest/api/token", "PUT", token_headers).decode()
-        text = _fetch(f"{base}/latest/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token})
-        notice = json.loads(text)
-    except (OSError, ValueError):  # 404, or no EC2 here; URLError is an OSError
+        notice = json.loads(metadata("spot/instance-action"))
+    except ValueError:
         return ""
     return f"{notice.get('action')} at {notice.get('time')}"
-
-
-def _fetch(url: str, method: str, headers: dict[str, str]) -> bytes:
-    request = urllib.request.Request(url, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=METADATA_TIMEOUT_S) as answer:
-        body: bytes = answer.read()
-    return body
 
 
 def count_gpus() -> int:

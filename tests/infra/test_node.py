@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def settings(tmp_path: Path, **env: str) -> Settings:
-    return Settings.of({"LOG_DIR": str(tmp_path), "RANKS": "1", **env})
+    return Settings.of({"LOG_DIR": str(tmp_path), "RANKS": "1", "PREFLIGHT": "0", **env})
 
 
 @needs_small_disk

@@ -17,3 +17,6 @@ export STALL_S=${STALL_S:-1200}
 # infra/launch/slurm/train.sbatch: failures (exit status 1, a crash) after which a job is not queued again; those between which
 # the run made progress do not add up.
 export MAX_FAILURES=${MAX_FAILURES:-3}
+# infra/launch/slurm/drain.sh: nodes that a job may drain over all its starts, so that a check that is wrong cannot take a whole
+# cluster out of service.
+export MAX_BAD_NODES=${MAX_BAD_NODES:-2}
