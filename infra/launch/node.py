@@ -57,6 +57,7 @@ EXIT_FAILED, EXIT_REFUSED, EXIT_SAVED, EXIT_INTERRUPTED = 1, 2, 75, 130
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_NOTICE_LOOKS = 5.0  # AWS's own advice, on its page of spot instance termination notices
 SECONDS_TO_SAVE = 110.0  # of a spot interruption's 120
+SECONDS_TO_LIST_GPUS = 60.0
 SECONDS_FOR_PREFLIGHT = 600.0  # above what its own looks may take together
 
 
@@ -340,10 +341,16 @@ def spot_notice() -> str:
 
 
 def count_gpus() -> int:
-    """GPUs of this machine by nvidia-smi; 0 where there is none."""
+    """GPUs of this machine by nvidia-smi; 0 where there is none, or a driver that is dead."""
     if shutil.which("nvidia-smi") is None:
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=SECONDS_TO_LIST_GPUS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 0
+    listed = done.stdout
     return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 

@@ -3,14 +3,17 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from infra.launch import allreduce, allreduce_check, disk_check, gpu_checks, preflight
+from infra.launch import node as launcher
 from infra.launch.allreduce_check import NotMetError, look_at_allreduce
 from infra.launch.gpu_checks import NOTE, OK, UNFIT, Finding, look_at_gpus
 from infra.launch.this_machine import preflight_is_wanted, this_machine
@@ -101,6 +104,12 @@ def test_a_dead_driver_is_found(tools: Path, monkeypatch: pytest.MonkeyPatch, te
     program(tools, "nvidia-smi", text)
     (found,) = unfit(look_at_gpus(8))
     assert found.startswith("driver: nvidia-smi ") and words in found
+
+
+def test_a_dead_driver_does_not_hold_up_the_one_who_counts_gpus(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "SECONDS_TO_LIST_GPUS", 0.5)
+    program(tools, "nvidia-smi", "#!/bin/sh\nexec sleep 60\n")
+    assert launcher.count_gpus() == 0
 
 
 def test_no_driver_at_all_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -245,11 +254,19 @@ def test_nobody_waits_for_a_machine_that_has_said_that_it_is_unfit(tmp_path: Pat
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def node(tmp_path: Path, tools: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """node.py as Slurm or ssh starts it; what it trains is a refused configuration, which ends with 2."""
+NODE = """
+import os, sys
+from infra.launch.node import Node, Settings
+Settings.launcher = lambda self, argv: ["sh", "-c", "echo the ranks start; exit 3"]
+raise SystemExit(Node(Settings.of(os.environ)).run(sys.argv[1:]))
+"""
+
+
+def node(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """node.py as Slurm or ssh starts it, but for its ranks, which end at once with 3."""
     more = {"PREFLIGHT": "1", "CUDA_VISIBLE_DEVICES": "", "RANKS": "1", "LOG_DIR": str(tmp_path / "logs")}
     return subprocess.run(
-        [sys.executable, "infra/launch/node.py", "yamls/full.yaml", "data.crop_size=33", f"data.local={tmp_path}/mds"],
+        [sys.executable, "-c", NODE, "yamls/full.yaml", f"data.local={tmp_path}/mds"],
         cwd=REPOSITORY,
         env=os.environ | more | {"SLURMD_NODENAME": "n7"} | env,
         capture_output=True,
@@ -261,20 +278,39 @@ def node(tmp_path: Path, tools: Path, **env: str) -> subprocess.CompletedProcess
 
 def test_a_machine_that_is_not_fit_ends_before_its_ranks_start_and_says_why(tmp_path: Path, tools: Path) -> None:
     nvidia_smi(tools, 7)
-    done = node(tmp_path, tools, INSTANCE_TYPE="p4d.24xlarge")
+    done = node(tmp_path, INSTANCE_TYPE="p4d.24xlarge")
     assert done.returncode == 69, done.stderr
     assert "preflight: n7, p4d.24xlarge" in done.stdout
     assert "UNFIT  GPUs           7 of 8 are there; take another machine" in done.stdout
+    assert "the ranks start" not in done.stdout
     assert (tmp_path / "logs/unfit/n7").read_text() == "GPUs: 7 of 8 are there\n"
 
 
 def test_a_machine_that_is_fit_goes_on_to_train(tmp_path: Path, tools: Path) -> None:
     nvidia_smi(tools, 1)
-    done = node(tmp_path, tools, INSTANCE_TYPE="g5.xlarge")
-    assert done.returncode == 2, done.stderr  # the trainer's own answer
-    assert "UNFIT" not in done.stdout and not (tmp_path / "logs/unfit").exists()
-    off = node(tmp_path, tools, INSTANCE_TYPE="p4d.24xlarge", PREFLIGHT="0")
-    assert off.returncode == 2 and "preflight" not in off.stdout
+    done = node(tmp_path, INSTANCE_TYPE="g5.xlarge")
+    assert done.returncode == 3, done.stderr
+    assert f"MB/s written to {tmp_path}" in done.stdout and "UNFIT" not in done.stdout
+    assert not (tmp_path / "logs/unfit").exists()
+    off = node(tmp_path, INSTANCE_TYPE="p4d.24xlarge", PREFLIGHT="0")
+    assert off.returncode == 3 and off.stdout == "the ranks start\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_while_a_machine_is_looked_at_ends_it_and_trains_nothing(
+    tmp_path: Path, tools: Path, number: signal.Signals
+) -> None:
+    program(tools, "nvidia-smi", f"#!/bin/sh\n[ $1 = -L ] && exit; touch {tmp_path}/asked; exec sleep 30\n")
+    more = {"PREFLIGHT": "1", "CUDA_VISIBLE_DEVICES": "", "RANKS": "1", "LOG_DIR": str(tmp_path / "logs")}
+    command = [sys.executable, "-c", NODE, "yamls/full.yaml"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | more, stdout=subprocess.PIPE, text=True) as started:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "asked").exists():
+            assert time.monotonic() < deadline and started.poll() is None
+            time.sleep(0.1)
+        started.send_signal(number)
+        output, _ = started.communicate(timeout=20)
+    assert started.returncode == 75 and "the ranks start" not in output
 
 
 def test_where_a_machine_is_looked_at(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,9 +326,6 @@ def test_where_a_machine_is_looked_at(tools: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_exit_status_has_one_meaning() -> None:
-    from infra.launch import node as launcher
-    from train.stopping import EXIT_STOPPED
-
-    assert preflight.EXIT_UNFIT not in (0, 1, 2, EXIT_STOPPED, 130, 137, 138, 143)
-    assert launcher.EXIT_SAVED == EXIT_STOPPED
+    assert preflight.EXIT_UNFIT not in (0, 1, 2, launcher.EXIT_SAVED, 130, 137, 138, 143)
+    assert f"EXIT_STOPPED = {launcher.EXIT_SAVED}\n" in (REPOSITORY / "train/stopping.py").read_text()
     assert json.dumps(preflight.EXIT_UNFIT) in (REPOSITORY / "infra/launch/launch_hosts.sh").read_text()
