@@ -61,7 +61,11 @@ COPY LICENSE README.md ./
 RUN /opt/venv/bin/python -m compileall -q imagestream convert train infra docker /opt/venv/lib >/dev/null || true \
     && mkdir runs && chown trainer runs
 USER 1000
+# NVIDIA_*: by these enroot's hook and NVIDIA's runtime know that GPUs and driver are wanted; without them there are none
+# (github.com/NVIDIA/enroot, conf/hooks/98-nvidia.sh; docs.nvidia.com/datacenter/cloud-native/container-toolkit).
 ENV PATH=/opt/venv/bin:$PATH \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONUNBUFFERED=1 \
     LD_LIBRARY_PATH=/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu:/opt/amazon/ofi-nccl/lib:/opt/amazon/efa/lib
 ENTRYPOINT ["/app/docker/entrypoint.sh"]

@@ -4,8 +4,9 @@
 #   infra/launch/launch_hosts.sh HOSTS yamls/full.yaml [key.path=value ...]
 #
 # HOSTS is a file with a line for each machine, [user@]name[:port] or [user@][IPv6 address]:port; the first one's name
-# must be an address that the others reach. Each has this repository at the same place, with its .venv (or the image, see below), and sees the data and the
-# save folder. Lines come out as "[name] ..."; runs/hosts/ has them too, and on each machine what its ranks print.
+# must be an address that the others reach. Each has this repository at the same place, with its .venv (or the image, see
+# below), and sees the data and the save folder. Lines come out as "[name] ..."; runs/hosts/ has them too, and on each machine
+# what its ranks print.
 #
 # When one machine's part ends, or a machine is silent for PEER_LIMIT_S seconds, all are stopped, and which one it was is
 # said; a machine that no longer hears from here stops by itself after as long. Ctrl-C, TERM and USR1 save first, also
@@ -17,7 +18,10 @@
 #   REPOSITORY    where the repository is on each machine (here's path)
 #   VENV          its Python environment (.venv)
 #   IMAGE         run each part in this Docker image instead
-#   ENV_FILE      a file on each machine to read first, such as credentials (none)
+#   MOUNTS        with IMAGE: the folders of data and checkpoints that it sees, at their own places, "/data /shared"; "none"
+#                 where both are in S3
+#   ENV_FILE      a file on each machine to read first, such as credentials, with `export` (none); with IMAGE, what begins
+#                 with AWS_, S3_, WANDB_ or MLFLOW_ goes into the container, but for names of files and profiles
 #   RANKS         processes on each machine (its GPUs)
 #   MASTER_PORT   a port of the first machine that is free (29500)
 #   PEER_LIMIT_S  15
@@ -26,7 +30,7 @@
 #   SSH           ssh
 set -euo pipefail
 
-usage() { sed -n '2,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,30s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 case ${1:-} in -h | --help) usage && exit 0 ;; esac
 [[ $# -ge 2 ]] || { usage >&2 && exit 2; }
@@ -37,6 +41,10 @@ while IFS=$'\t' read -r target port host; do
   targets+=("$target") ports+=("$port") hosts+=("$host")
 done <<<"$listed"
 
+if [[ -n ${IMAGE:-} && -z ${MOUNTS:-} ]]; then
+  echo 'launch_hosts.sh: IMAGE wants MOUNTS: the folders of data and checkpoints on each machine, such as "/data /shared", or none' >&2
+  exit 2
+fi
 repository=${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 limit=${PEER_LIMIT_S:-15}
 logs=$repository/runs/hosts
@@ -61,8 +69,10 @@ part() {
   if [[ -n ${IMAGE:-} ]]; then
     printf ' %q' docker run --rm --interactive --gpus all --network host --ipc host --ulimit memlock=-1 \
       --volume "$repository/runs:/app/runs" --volume "$logs:$logs"
-    # shellcheck disable=SC2016 # the other machine's shell expands it: EFA's devices, where there are some
-    printf ' $(test ! -d /dev/infiniband || echo --device=/dev/infiniband)'
+    [[ $MOUNTS == none ]] || for name in $MOUNTS; do printf ' %q' --volume "$name:$name"; done
+    # shellcheck disable=SC2016 # the other machine's shell expands these: EFA's devices and its credentials, where it has some
+    printf ' %s' '$(test ! -d /dev/infiniband || echo --device=/dev/infiniband)' \
+      '$(env | sed -n "s/^\(\(AWS\|S3\|WANDB\|MLFLOW\)_[A-Z0-9_]*\)=.*/--env=\1/p" | grep -v "_FILE$\|_BUNDLE$\|_PROFILE$")'
     command=("${variables[@]/#/--env=}" "$IMAGE" python infra/launch/node.py "${@:2}")
   fi
   printf ' %q' "${command[@]}"

@@ -1,9 +1,10 @@
+#!/usr/bin/env python
 """Stands in for a container's runtime: `srun` with Pyxis's options, or `docker run`.
 
-It takes the options by which train.sbatch and launch_hosts.sh start a run in the image, refuses what the real ones would
-(an option that they do not know, a mount whose source is not there), and runs the command with the mounts in place, this
-repository as /app and nothing of the caller's environment that the real one would not pass on. The image itself is not
-looked into; tests/infra/test_image.py builds and runs it.
+It takes the options by which train.sbatch and launch_hosts.sh start a run in the image, and refuses what the real ones
+would: an option that they do not know, a mount whose source is not there. It runs the command with the mounts in place
+and this repository as /app; docker's has nothing of the caller's environment but what is passed on. The image itself is
+not looked into: tests/infra/test_image.py builds and runs it.
 
     ln -s container_stand_in.py FOLDER/srun      (and docker); FOLDER first on PATH; REAL_SRUN names the real one
 """
@@ -72,6 +73,7 @@ def docker(words: list[str]) -> int:
             if equals or variable in os.environ:
                 variables[variable] = text if equals else os.environ[variable]
     words.pop(0)  # the image
+    print(f"stand-in: passed on {', '.join(sorted(variables))}")
     os.environ.clear()
     os.environ.update(IN_THE_IMAGE | variables)
     return inside(",".join(mounts), "/app", words)
@@ -91,6 +93,7 @@ def inside(mounts: str, folder: str, command: list[str]) -> int:
         pairs[number] = (f"/mnt/of-image-{number}", target)
     for source, target in pairs:
         script.append(f"mkdir -p '{target}' && mount --bind {source} '{target}'")
+    print(f"stand-in: {', '.join(target for _, target in reversed(pairs))}", flush=True)
     script.append(f"cd '{folder}' && exec \"$@\"")
     environment = os.environ | {"PATH": f"{IN_THE_IMAGE['PATH']}:{os.environ['PATH']}"}
     line = ["unshare", "--mount", "bash", "-c", "\n".join(script), "container", *command]

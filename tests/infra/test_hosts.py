@@ -56,7 +56,7 @@ class Machines:
                 self.daemons.append(subprocess.Popen(host.command(sshd, self.private), stdout=log, stderr=log))
         time.sleep(1)
 
-    def launch(self, argv: list[str]) -> subprocess.Popen[str]:
+    def launch(self, argv: list[str], **more: str) -> subprocess.Popen[str]:
         """The launcher, on the first host."""
         env = os.environ | {
             "SSH": f"ssh -q -F {self.folder}/ssh_config",
@@ -64,14 +64,15 @@ class Machines:
             "ENV_FILE": f"{self.folder}/env",
             "RANKS": "1",
             "PEER_LIMIT_S": str(PEER_LIMIT_S),
+            **more,
         }
         line = self.hosts[0].command(["infra/launch/launch_hosts.sh", f"{self.folder}/hosts", *argv], self.private)
         output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(line, cwd=REPOSITORY, env=env, process_group=0, preexec_fn=_hear_ctrl_c, **output)
 
-    def run(self, argv: list[str]) -> str:
+    def run(self, argv: list[str], **more: str) -> str:
         """To the end."""
-        output, _ = (started := self.launch(argv)).communicate(timeout=240)
+        output, _ = (started := self.launch(argv, **more)).communicate(timeout=240)
         assert started.returncode == 0, output
         return output
 
@@ -219,3 +220,26 @@ def test_save_folders_of_each_hosts_own_work(machines: Machines, shards: Path, u
     assert not list(second.glob("ep*.pt"))
     assert "resume: from" in machines.run(argv)
     assert what_must_match(record_of(first)) == undisturbed
+
+
+def test_each_part_runs_in_an_image(
+    machines: Machines, undisturbed: dict[str, Any], shards: Path, tmp_path: Path
+) -> None:
+    """With a stand-in for docker: what it gets of folders and credentials, and that the run is the same."""
+    programs, runs = tmp_path / "programs", tmp_path / "runs"
+    programs.mkdir()
+    runs.mkdir()
+    (programs / "docker").symlink_to(REPOSITORY / "tests/infra/container_stand_in.py")
+    env_file = tmp_path / "env"
+    path = f"{programs}:{Path(sys.executable).parent}:$PATH"
+    env_file.write_text(
+        f"export PATH={path} TMPDIR={machines.private} CUDA_VISIBLE_DEVICES= S3_ENDPOINT_URL= WANDB_API_KEY=of-the-machine\n"
+    )
+    image = {"IMAGE": "resnet-streaming", "ENV_FILE": str(env_file), "VENV": "/not/there"}
+    refused = machines.launch(command(shards, runs), **image)
+    assert "IMAGE wants MOUNTS" in refused.communicate(timeout=60)[0]
+    assert refused.returncode == 2
+    output = machines.run(command(shards, runs), MOUNTS=f"{shards} {runs}", **image)
+    assert what_must_match(record_of(runs)) == undisturbed
+    assert f"[n1] stand-in: {runs}, {shards}" in output and "[n2] stand-in: " in output
+    assert "WANDB_API_KEY" in output and "of-the-machine" not in output

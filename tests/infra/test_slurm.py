@@ -1,6 +1,8 @@
 """`train.sbatch` on a real Slurm cluster of two nodes that stream from a real S3 server and save to it."""
 
 import json
+import os
+import shutil
 import sys
 import tempfile
 import uuid
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.infra.hosts import forwarded
 from tests.infra.slurm_cluster import Cluster, running_cluster
 from tests.integration.problem import command, what_must_match
@@ -142,6 +145,26 @@ def test_what_is_refused_is_not_queued_again_and_a_failure_only_so_often(lab: La
     assert lab.cluster.wait_for_end(failing) == "FAILED", lab.cluster.output(failing)
     assert lab.cluster.starts(failing) == 2
     assert "not queued again" in lab.cluster.output(failing)
+
+
+def test_a_job_runs_in_an_image(lab: Lab, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """With a stand-in for Pyxis, which Debian does not have: what it gets, and that the run is the same."""
+    image, data = tmp_path / "image.sqsh", tmp_path / "scratch"
+    image.write_text("squash")
+    data.mkdir()
+    env = stand_ins(tmp_path) | {"IMAGE": str(image), "MOUNTS": f"{data} /not/there", "VENV": "/not/there"}
+    job = lab.submit("in-image", **env)
+    assert lab.cluster.wait_for_end(job) == "COMPLETED", lab.cluster.output(job)
+    assert what_must_match(lab.record("in-image")) == undisturbed
+    assert f"stand-in: {data}, /app" in lab.cluster.output(job)
+
+
+def stand_ins(folder: Path) -> dict[str, str]:
+    """Variables by which a job finds a `srun` that knows the options of containers."""
+    real = shutil.which("srun")
+    assert real
+    (folder / "srun").symlink_to(REPOSITORY / "tests/infra/container_stand_in.py")
+    return {"PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}", "REAL_SRUN": real}
 
 
 def test_a_job_takes_as_many_nodes_as_there_are(lab: Lab, undisturbed: dict[str, Any]) -> None:
