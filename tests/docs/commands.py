@@ -227,17 +227,27 @@ def cloud_dry_run(*expected: str) -> Way:
     return way
 
 
+NOBODY = {
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""Variables with which boto3 finds no credentials."""
+GIT = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+"""Variables with which git trusts a folder that is somebody else's."""
+
+
 def submit_dry_run(place: Place, command: str) -> None:
     """Without credentials it checks what is here, and says what it did not look at."""
-    nobody = {
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    allowed = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
-    printed = shell(place, command, nobody | allowed)
+    printed = shell(place, command, NOBODY | GIT)
     for text in ("a job on 2 x p4d.24xlarge, spot", "infra/launch/slurm/train.sbatch", "are not looked at"):
         assert text in printed, printed
+
+
+def trial(place: Place, command: str) -> None:
+    """Every step's own dry run."""
+    printed = shell(place, replaced(command, {"SHARDS": place.shards}), NOBODY | GIT | {"PYTHON": "python"})
+    assert "FAIL" not in printed and printed.count("PASS") == 9, printed
 
 
 def plan(place: Place, command: str) -> None:
@@ -309,6 +319,7 @@ HOW: dict[str, tuple[Way, bool]] = {
         cloud_dry_run("NAT gateway", "head node", "an hour while it exists"),
         False,
     ),
+    "infra/aws/trial.sh SHARDS you@example.com --dry-run": (trial, False),
     "python infra/aws/cli.py upload --name resnet SHARDS --dry-run": (cloud_dry_run("files,", "a month"), False),
     "python infra/aws/cli.py submit --name resnet --queue p4d-spot --nodes 2 yamls/full.yaml --dry-run": (
         submit_dry_run,

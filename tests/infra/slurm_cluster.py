@@ -14,12 +14,13 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.infra.hosts import Host, running_hosts
+from tests.s3_server import free_port
 
 CONFIGURATION = """
 ClusterName=lab
 SlurmctldHost={this}({gateway})
 SlurmUser=root
-SlurmctldPort=16817
+SlurmctldPort={port}
 SlurmdPort=16818
 AuthType=auth/munge
 # A job that is queued again has to wait for its old credential to expire, two minutes by default.
@@ -63,7 +64,9 @@ class Cluster:
         for name in ("state", "spool-n1", "spool-n2", "node-local"):
             (self.folder / name).mkdir()
         prefix, this = self.gateway.rpartition(".")[0], socket.gethostname()
-        text = CONFIGURATION.format(folder=self.folder, gateway=self.gateway, prefix=prefix, this=this)
+        text = CONFIGURATION.format(
+            folder=self.folder, gateway=self.gateway, prefix=prefix, this=this, port=free_port()
+        )
         (self.folder / "slurm.conf").write_text(text)
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))

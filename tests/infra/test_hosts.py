@@ -232,9 +232,8 @@ def test_each_part_runs_in_an_image(
     (programs / "docker").symlink_to(REPOSITORY / "tests/infra/container_stand_in.py")
     env_file = tmp_path / "env"
     path = f"{programs}:{Path(sys.executable).parent}:$PATH"
-    env_file.write_text(
-        f"export PATH={path} TMPDIR={machines.private} CUDA_VISIBLE_DEVICES= S3_ENDPOINT_URL= WANDB_API_KEY=of-the-machine\n"
-    )
+    variables = f"TMPDIR={machines.private} CUDA_VISIBLE_DEVICES= S3_ENDPOINT_URL= WANDB_API_KEY=of-the-machine"
+    env_file.write_text(f"export PATH={path} {variables}\n")
     image = {"IMAGE": "resnet-streaming", "ENV_FILE": str(env_file), "VENV": "/not/there"}
     refused = machines.launch(command(shards, runs), **image)
     assert "IMAGE wants MOUNTS" in refused.communicate(timeout=60)[0]

@@ -153,7 +153,7 @@ def test_a_job_runs_in_an_image(lab: Lab, undisturbed: dict[str, Any], tmp_path:
     image.write_text("squash")
     data.mkdir()
     env = stand_ins(tmp_path) | {"IMAGE": str(image), "MOUNTS": f"{data} /not/there", "VENV": "/not/there"}
-    job = lab.submit("in-image", **env)
+    job = lab.submit("in-image", options=(), **env)
     assert lab.cluster.wait_for_end(job) == "COMPLETED", lab.cluster.output(job)
     assert what_must_match(lab.record("in-image")) == undisturbed
     assert f"stand-in: {data}, /app" in lab.cluster.output(job)

@@ -9,7 +9,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 
 config = yaml.safe_load((ROOT / "infra/aws/skypilot/train.yaml").read_text())
-task = sky.Task.from_yaml_config(config, env_overrides=[("BUCKET", "my-bucket")])
+task = sky.Task.from_yaml_config(config, env_overrides=[("BUCKET", "my-bucket"), ("RUN", "full")])
 assert task.num_nodes == 2
 assert all(resources.use_spot for resources in task.resources)
 for commands in (task.setup, task.run):
