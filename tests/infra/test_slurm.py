@@ -156,7 +156,7 @@ def test_a_job_runs_in_an_image(lab: Lab, undisturbed: dict[str, Any], tmp_path:
     job = lab.submit("in-image", options=(), **env)
     assert lab.cluster.wait_for_end(job) == "COMPLETED", lab.cluster.output(job)
     assert what_must_match(lab.record("in-image")) == undisturbed
-    assert f"stand-in: {data}, /app" in lab.cluster.output(job)
+    assert f"stand-in: {data}, " in lab.cluster.output(job) and "/app/runs, /app\n" in lab.cluster.output(job)
 
 
 def stand_ins(folder: Path) -> dict[str, str]:
@@ -197,6 +197,10 @@ def test_nodes_that_do_not_divide_the_batch_are_given_back(lab: Lab) -> None:
     short = lab.submit("beside", "max_duration=2ba", options=("--nodes=1",))
     assert lab.cluster.wait_for_end(short) == "COMPLETED", lab.cluster.output(short)
     assert lab.cluster.state(long) == "RUNNING"
+    lab.cluster.signal(long, "USR1")
+    again = "the batch divides by 1 of 2 nodes; the others are given back"
+    lab.cluster.wait_until(
+        lambda: lab.cluster.output(long).count(again) == 2, 120, "both nodes at the job's second start", long
+    )
     lab.cluster.cancel(long)
     assert lab.cluster.wait_for_end(long) == "CANCELLED"
-    assert "the batch divides by 1 of 2 nodes; the others are given back" in lab.cluster.output(long)
