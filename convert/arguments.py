@@ -1,12 +1,14 @@
 """The command line of `convert/imagenet_to_mds.py`."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from convert.images import SUBSAMPLINGS, Resize, parse_resize
+from convert.parts import Part, parse_part, part_of_array
 from convert.sources import LAYOUTS
 from convert.sources.share import Share
 from convert.workers import OnBad
@@ -42,6 +44,7 @@ class Args:
     class_order: Literal["words", "numbers"] | None
     val_fraction: float | None
     labels: str | None
+    part: Part | None  # None: this machine converts alone
 
     @property
     def form(self) -> ShardFormat:
@@ -73,7 +76,15 @@ def parse_args(description: str, argv: Sequence[str] | None) -> Args:
         "Exit status: 0 converted; 1 failed (bad images, disk full, upload failed, another converter at work);\n"
         "2 the command needs correcting; 130, 143 interrupted. After 1, 130, 143 or a crash the same command goes on."
     )
-    args = Args(**vars(parser.parse_args(argv)))
+    values = vars(parser.parse_args(argv))
+    part = values.pop("part") or part_of_array(os.environ)
+    args = Args(**values, part=part if part and part.count > 1 else None)
+    if args.part and args.overwrite:
+        parser.error(
+            f"--overwrite does not go with part {args.part} (from {args.part.given_by}): a machine that comes late "
+            "would remove what the others have made. Delete the old dataset, choose another --out, or convert on one "
+            "machine, with --part 0/1"
+        )
     if args.resize is None and (args.quality, args.subsampling) != (DEFAULT_QUALITY, DEFAULT_SUBSAMPLING):
         parser.error("--quality and --subsampling are of images that --resize makes smaller; without it none is")
     return args
@@ -169,6 +180,14 @@ def _add_way_of_working(parser: argparse.ArgumentParser) -> None:
         default=available_cores(),
         metavar="N",
         help="processes (default: %(default)s, all cores)",
+    )
+    add(
+        "--part",
+        type=parse_part,
+        metavar="I/N",
+        help="N machines share this conversion, and this one begins with part I, from 0 to N - 1; then it helps with "
+        "the other parts. All give the same command but for I, and the last to finish completes the dataset. 0/1 is one"
+        " machine (default: what an array job of Slurm, AWS Batch or SkyPilot says of itself, else one machine)",
     )
     add("--seed", type=_at_least(0), default=0, metavar="N", help="of the samples' order (default: %(default)s)")
     add(

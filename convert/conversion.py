@@ -21,7 +21,7 @@ from PIL import __version__ as pillow_version
 from PIL import features
 
 from convert.arguments import Args
-from convert.files_table import write_files_table
+from convert.files_table import clear_scratch, write_files_table
 from convert.imagenet_classes import readable_name
 from convert.images import READERS
 from convert.journal import Journal
@@ -36,7 +36,7 @@ from imagestream.mds.files_table import FILES_NAME
 from imagestream.mds.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
 from imagestream.mds.shards import INDEX_NAME, encode_index, is_our_name
 from imagestream.storage.local import final_name
-from imagestream.storage.protocol import Place, read_if_there
+from imagestream.storage.protocol import Check, Place, read_if_there
 
 logger = logging.getLogger("convert")
 
@@ -46,6 +46,9 @@ FORMAT = "1"
 BAD_IMAGES_SHOWN = 50
 MOST_REFUSED_FRACTION = 0.5
 SHOWN_LEFT_OUT = 20  # names of files and folders
+
+
+def _nothing_to_check() -> None: ...
 
 
 class UsageError(ValueError):
@@ -87,6 +90,8 @@ class Conversion:
     manifest: Manifest | None  # what the output has so far
     readable: dict[str, str]  # names of classes, as far as the source knows any
     started: float = field(default_factory=time.monotonic)
+    made_shards: int = 0  # by this run
+    made_images: int = 0
 
 
 def look(args: Args, source: Source, found: Sequence[str], output: Place) -> Conversion:
@@ -122,26 +127,39 @@ def convert(conversion: Conversion) -> None:
     Raises:
         BadImagesError, OutputError, PlaceError, WorkerError: the message says what is the matter.
     """
-    args, output = conversion.args, conversion.output
-    if aborted := _abort_uploads(output):
-        logger.info("ended %s that an earlier run had left unfinished", counted(aborted, "upload"))
+    abort_uploads(conversion.output)
     for split in conversion.splits:
         if not split.complete:
-            _begin(conversion, split)
-    _warn_of_little_space(conversion)
+            begin(conversion, split)
+    warn_of_little_space(conversion)
     tasks = [task for split in conversion.splits for task in _open_tasks(conversion, split)]
     if tasks:
-        turn = args.exif == "apply"
-        _build(conversion, tasks, Job(conversion.source.files, output, args.on_bad, args.form, args.resizing, turn))
-    _publish(conversion)
+        build(conversion, tasks, job_of(conversion))
+    publish(conversion)
 
 
-def _abort_uploads(output: Place) -> int:
+def job_of(conversion: Conversion) -> Job:
+    """What is the same for all shards of a conversion."""
+    args = conversion.args
+    turn = args.exif == "apply"
+    return Job(conversion.source.files, conversion.output, args.on_bad, args.form, args.resizing, turn)
+
+
+def look_again(conversion: Conversion) -> None:
+    """See which splits the output has by now, where other machines may have completed some."""
+    conversion.manifest = _existing_manifest(conversion.output, conversion.args.out)
+    for split in conversion.splits:
+        split.complete = _is_complete(conversion, split)
+
+
+def abort_uploads(output: Place) -> None:
+    """End the uploads to a bucket that killed converters have left unfinished."""
     if output.path is not None:
-        return 0
-    from imagestream.storage.s3 import abort_uploads  # here, since boto3 takes long to import for those who need none
+        return
+    from imagestream.storage import s3  # here, since boto3 takes long to import for those who need none
 
-    return abort_uploads(output)
+    if aborted := s3.abort_uploads(output):
+        logger.info("ended %s that an earlier run had left unfinished", counted(aborted, "upload"))
 
 
 def _in_class_order(names: list[str], args: Args) -> list[str]:
@@ -232,6 +250,9 @@ def _is_complete(conversion: Conversion, split: Split) -> bool:
     output, out, manifest = conversion.output, conversion.args.out, conversion.manifest
     begun = Journal(output, split.name).identity()
     files = _our_files(output, split.name)
+    if begun is None and files and not (manifest and split.name in manifest.splits):
+        # Another machine may have completed it just now: the plan goes last.
+        manifest = conversion.manifest = _existing_manifest(output, out)
     listed = manifest.splits.get(split.name) if manifest else None
     there = begun or (listed.identity if listed and INDEX_NAME in files else None)
     if there:
@@ -311,15 +332,24 @@ def _kept(conversion: Conversion) -> Manifest | None:
     return Manifest.of(manifest.classes, kept) if kept else None
 
 
-def _begin(conversion: Conversion, split: Split) -> None:
+def has_begun(conversion: Conversion, split: Split) -> bool:
+    """Whether the output's journal has this split's plan."""
+    begun = Journal(conversion.output, split.name).identity()
+    return begun is not None and not _differences(conversion, split, begun)
+
+
+def begin(conversion: Conversion, split: Split) -> None:
     """Take the split's place in the output: note the plan, after anything of another plan is gone."""
-    output, journal = conversion.output, Journal(conversion.output, split.name)
-    begun = journal.identity()
-    if conversion.args.overwrite or begun is None or _differences(conversion, split, begun):
+    if conversion.args.overwrite or not has_begun(conversion, split):
         _clear(conversion, split)
-        journal.begin(split.identity)
-    halves = [name for name in output.sizes(split.name) if final_name(name) != name and is_our_name(final_name(name))]
-    output.delete([f"{split.name}/{name}" for name in halves])
+        Journal(conversion.output, split.name).begin(split.identity)
+    clear_halves(conversion.output, split.name)
+
+
+def clear_halves(output: Place, split: str) -> None:
+    """Remove what killed writers have left of a split's files."""
+    halves = [name for name in output.sizes(split) if final_name(name) != name and is_our_name(final_name(name))]
+    output.delete([f"{split}/{name}" for name in halves])
 
 
 def _clear(conversion: Conversion, split: Split) -> None:
@@ -341,18 +371,23 @@ def _open_tasks(conversion: Conversion, split: Split) -> list[ShardTask]:
     """The shards that are still to be made or, of a split that has begun, to be looked at."""
     if not split.complete:
         return split.tasks
-    there = conversion.output.sizes(split.name)
-    missing = {
-        int(entry["raw_data"]["basename"].split(".")[1])
-        for entry in _index(conversion.output, split.name)
-        if there.get((entry["zip_data"] or entry["raw_data"])["basename"])
-        != (entry["zip_data"] or entry["raw_data"])["bytes"]
-    }
+    missing = missing_shards(conversion.output, split.name)
     if missing:
         logger.warning(
             "warning: %s: %s missing; made anew", split.name, counted(len(missing), "shard is", "shards are")
         )
     return [task for task in split.tasks if task.index in missing]
+
+
+def missing_shards(output: Place, split: str) -> set[int]:
+    """The numbers of the shards of a complete split that are not there, or are of another size than its index says."""
+    there = output.sizes(split)
+    return {
+        int(entry["raw_data"]["basename"].split(".")[1])
+        for entry in _index(output, split)
+        if there.get((entry["zip_data"] or entry["raw_data"])["basename"])
+        != (entry["zip_data"] or entry["raw_data"])["bytes"]
+    }
 
 
 def _index(output: Place, split: str) -> list[dict[str, Any]]:
@@ -363,7 +398,7 @@ def _index(output: Place, split: str) -> list[dict[str, Any]]:
         raise OutputError(f"{split}/{INDEX_NAME} is damaged ({error}); replace the split with --overwrite") from error
 
 
-def _build(conversion: Conversion, tasks: Sequence[ShardTask], job: Job) -> None:
+def build(conversion: Conversion, tasks: Sequence[ShardTask], job: Job) -> None:
     """Have the shards built and add the results up."""
     workers = min(conversion.args.workers, len(tasks))
     logger.info("%s with %s", counted(len(tasks), "shard"), counted(workers, "worker"))
@@ -375,16 +410,19 @@ def _build(conversion: Conversion, tasks: Sequence[ShardTask], job: Job) -> None
             for result in results:
                 tallies[result.split].add(result)
                 progress.add(result)
-                made += not (result.refused and job.on_bad == "fail")
+                made += not (result.by_another or (result.refused and job.on_bad == "fail"))
+                if not result.by_another and not result.reused:
+                    conversion.made_shards += 1
+                    conversion.made_images += result.images
         if job.on_bad == "fail":
-            _refuse_bad_images(conversion)
+            refuse_bad_images(conversion)
     except BaseException:
         if made:
             logger.warning("%d of %s are made and stay; the same command goes on", made, counted(len(tasks), "shard"))
         raise
 
 
-def _refuse_bad_images(conversion: Conversion) -> None:
+def refuse_bad_images(conversion: Conversion) -> None:
     refused = [file for split in conversion.splits for file in split.tally.refused]
     if not refused:
         return
@@ -403,8 +441,12 @@ def _bad_line(file: RefusedFile) -> str:
     return f"{file.path}: {file.reason}"
 
 
-def _publish(conversion: Conversion) -> None:
-    """Write the manifest and then, last of all, the index files that make the splits readable."""
+def publish(conversion: Conversion, *, check: Check = _nothing_to_check) -> None:
+    """Write the manifest and then, last of all, the index files that make the splits readable.
+
+    Args:
+        check: called before anything is written; raises where another converter has the output by now.
+    """
     output, fresh = conversion.output, [split for split in conversion.splits if not split.complete]
     for split in conversion.splits:
         if split.complete:
@@ -418,11 +460,15 @@ def _publish(conversion: Conversion) -> None:
     kept = _kept(conversion)
     infos = {split.name: split.tally.info(split.identity) for split in fresh}
     manifest = Manifest.of(_class_infos(conversion), {**(kept.splits if kept else {}), **infos})
+    check()
     write_files_table(output, {split.name: split.tasks for split in fresh}, kept=kept.splits if kept else ())
+    check()
     output.write(MANIFEST_NAME, manifest.to_json())
     for split in fresh:
+        check()
         output.write(f"{split.name}/{INDEX_NAME}", encode_index(split.tally.entries))
         Journal(output, split.name).end()
+    clear_scratch(output)
 
 
 def warnings_of(split: Split, names: Sequence[str]) -> Iterator[str]:
@@ -484,7 +530,7 @@ def _describe(listing: Listing, names: Sequence[str]) -> None:
         logger.warning("warning: %s: %d of the classes have no files, such as %s", listing.split, len(empty), empty[0])
 
 
-def _warn_of_little_space(conversion: Conversion) -> None:
+def warn_of_little_space(conversion: Conversion) -> None:
     output = conversion.output
     if output.path is None:
         return

@@ -1,9 +1,8 @@
 """Write files.parquet, from which file each sample was made, out of a conversion's journal, a shard at a time."""
 
+import shutil
 import tempfile
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from convert.journal import Journal, Record
+from convert.journal import Journal
 from convert.plan import ShardTask
 from imagestream.mds.files_table import BATCH_ROWS, FILES_NAME, SCHEMA
 from imagestream.mds.names import printable
+from imagestream.storage.local import PART
 from imagestream.storage.protocol import Place
+
+SCRATCH = f"{PART}files-"  # folders for the table until it is whole
+
+
+def clear_scratch(output: Place) -> None:
+    """Remove what killed converters have left of the table on a disk."""
+    if output.path is not None:
+        for name in output.names():
+            if name.startswith(SCRATCH) and name.endswith("/"):
+                shutil.rmtree(output.path / name, ignore_errors=True)
 
 
 def write_files_table(output: Place, made: Mapping[str, Sequence[ShardTask]], *, kept: Collection[str]) -> None:
@@ -30,7 +40,7 @@ def write_files_table(output: Place, made: Mapping[str, Sequence[ShardTask]], *,
     Raises:
         PlaceError: it cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix=".files-", dir=output.path) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=output.path) as scratch:
         path = Path(scratch, FILES_NAME)
         before = None
         if kept and output.stat(FILES_NAME) is not None:
@@ -63,7 +73,12 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _rows_of(output: Place, split: str, tasks: Sequence[ShardTask]) -> Iterator[dict[str, Any]]:
-    for task, record in _records(Journal(output, split), tasks):
+    records = Journal(output, split).get_each(task.index for task in tasks)
+    for task, (_, record) in zip(tasks, records, strict=True):
+        if record is None:
+            raise RuntimeError(
+                f"{task.name} is made, and its record is gone from the journal; give the same command again"
+            )
         paths = {sample_id: printable(sample.key) for sample_id, sample in task.samples}
         for image in record.result.kept:
             yield {
@@ -76,22 +91,3 @@ def _rows_of(output: Place, split: str, tasks: Sequence[ShardTask]) -> Iterator[
                 "height": image.height_px,
                 "sha256": bytes.fromhex(image.sha256),
             }
-
-
-def _records(journal: Journal, tasks: Sequence[ShardTask]) -> Iterator[tuple[ShardTask, Record]]:
-    """Yield each shard's record; from a place that takes its time to answer, some are asked for ahead."""
-    with ThreadPoolExecutor(journal.output.concurrency) as pool:
-        ahead: deque[tuple[ShardTask, Future[Record | None]]] = deque()
-        for task in tasks:
-            ahead.append((task, pool.submit(journal.get, task.index)))
-            if len(ahead) > journal.output.concurrency:
-                yield _answered(*ahead.popleft())
-        while ahead:
-            yield _answered(*ahead.popleft())
-
-
-def _answered(task: ShardTask, answer: "Future[Record | None]") -> tuple[ShardTask, Record]:
-    record = answer.result()
-    if record is None:
-        raise RuntimeError(f"{task.name} is made, and its record is gone from the journal; give the same command again")
-    return task, record

@@ -34,17 +34,23 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 from convert.arguments import Args, parse_args
+from convert.claims import SessionOverError
 from convert.conversion import BadImagesError, Conversion, OutputError, UsageError, convert, look, warnings_of
 from convert.journal import FOLDER
 from convert.lock import LockedError, only_converter
-from convert.sources import SourceError, open_source
-from convert.sources.base import DEFAULT_SPLITS
+from convert.machines import OtherPlanError, is_session_of, joined, sweep
+from convert.sources import Source, SourceError, open_source
+from convert.sources.base import DEFAULT_SPLITS, counted
+from convert.together import convert_together, refuse_missing_shards
 from convert.workers import WorkerError
 from imagestream.mds.manifest import ManifestError
 from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError
+from imagestream.storage.local import LocalPlace
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
+
+logger = logging.getLogger("convert")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -58,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         run(args)
-    except (UsageError, SourceError, ManifestError) as error:
+    except (UsageError, SourceError, ManifestError, OtherPlanError) as error:
         return _report(error, EXIT_USAGE)
-    except (BadImagesError, LockedError, OutputError, WorkerError) as error:
+    except (BadImagesError, LockedError, OutputError, SessionOverError, WorkerError) as error:
         return _report(error, EXIT_FAILED)
     except PlaceError as error:
         full = ". Free some space or choose another --out; a dataset takes as much room as its images"
@@ -78,27 +84,53 @@ class _ShownFormatter(logging.Formatter):
 
 
 def run(args: Args) -> None:
-    """Convert, while no other converter works on the same output."""
-    output = _open_output(args.out)
+    """Convert, while no other converter works on the same output but those that share this conversion."""
+    output = _open_output(args)
     _refuse_out_inside_source(args.source, output)
     spool = _spool(args, output)
     labels = Path(args.labels) if args.labels else None
     source = open_source(args.source, args.layout, spool=spool, share=args.share, labels=labels)
     splits = source.splits(args.splits)
     _check_reachable(output)
-    with only_converter(output, args.out):
-        conversion = look(args, source, splits, output)
-        convert(conversion)
+    if args.part:
+        is_last, conversion = _convert_a_part(args, source, splits, output)
+    else:
+        with only_converter(output, args.out):
+            conversion = look(args, source, splits, output)
+            convert(conversion)
     if args.spool is None:
         _remove_spool(spool)
-    _summarise(conversion)
+    if args.part and not is_last:
+        _summarise_part(conversion)
+    else:
+        _summarise(conversion)
 
 
-def _open_output(out: str) -> Place:
+def _convert_a_part(args: Args, source: Source, splits: Sequence[str], output: Place) -> tuple[bool, Conversion]:
+    """Convert with other machines; return whether it was this one that completed the dataset, and the conversion."""
+    assert args.part
+    if args.part.given_by != "--part":
+        logger.info(
+            "part %s of a conversion by several machines, by %s; --part 0/1 would be one machine",
+            args.part,
+            args.part.given_by,
+        )
+    conversion = look(args, source, splits, output)
+    refuse_missing_shards(conversion)
+    plan = {split.name: split.identity for split in conversion.splits}
+    if all(split.complete for split in conversion.splits) and not is_session_of(output, plan):
+        sweep(output, plan)
+        return False, conversion
+    with joined(output, args.out, args.part, plan) as machine:
+        return convert_together(conversion, machine), conversion
+
+
+def _open_output(args: Args) -> Place:
     try:
-        return open_place(out)
+        output = open_place(args.out)
     except PlaceError as error:
         raise UsageError(f"--out {error}") from error
+    return LocalPlace(output.path, several_writers=True) if args.part and output.path is not None else output
 
 
 def _check_reachable(output: Place) -> None:
@@ -127,6 +159,8 @@ def _spool(args: Args, output: Place) -> Path:
     if output.path is not None:
         return output.path / FOLDER / "spool"
     name = hashlib.sha256(os.path.abspath(args.source).encode()).hexdigest()[:16]
+    if args.part:  # machines may be processes of one host, and the first to end removes its own
+        name += f"-{args.part.index}-of-{args.part.count}"
     return Path(tempfile.gettempdir()) / f"convert-spool-{os.getuid()}-{name}"
 
 
@@ -154,11 +188,21 @@ def _summarise(conversion: Conversion) -> None:
         print(shown(f"{made}, {tally.shard_bytes / 1e6:,.1f} MB; {counts}"))
         for warning in warnings_of(split, conversion.names):
             print(shown(f"warning: {split.name}: {warning}"), file=sys.stderr)
-    if images:
+    if args.part:
+        print(f"part {args.part}: made {counted(conversion.made_shards, 'shard')} and completed the dataset")
+    elif images:
         print(f"{images:,} images in {elapsed_s:.1f} s, {images / elapsed_s:,.0f} images/s")
     _warn_without_val(conversion)
     key = "data.remote" if args.out.startswith("s3://") else "data.local"
     print(shown(f"next: python train/main.py yamls/local.yaml {key}={shlex.quote(args.out)}"))
+
+
+def _summarise_part(conversion: Conversion) -> None:
+    elapsed_s = time.monotonic() - conversion.started
+    if conversion.made_shards:
+        images, shards = f"{conversion.made_images:,} images", counted(conversion.made_shards, "shard")
+        print(f"part {conversion.args.part}: made {shards} of {images} in {elapsed_s:.1f} s")
+    print(shown(f"part {conversion.args.part}: nothing left to do, {conversion.args.out} is complete"))
 
 
 def _warn_without_val(conversion: Conversion) -> None:

@@ -1,11 +1,15 @@
 """What a conversion has done so far, kept beside its shards until it is complete, so that it can go on after any end.
 
 `<out>/.convert/<split>/plan.json` says what is being made, and `<number>.json` beside it what came of each shard; it
-is written after the shard. Both are gone once the split is complete.
+is written after the shard. `<number>.claim` says which of several machines has taken it. All are gone once the split is
+complete.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import xxhash
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +20,7 @@ from imagestream.storage.protocol import Place, Stat, read_if_there
 
 FOLDER = ".convert"
 PLAN_NAME = "plan.json"
+CLAIM_ENDING = ".claim"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,13 @@ def is_as_written(output: Place, record: Record) -> bool:
     if seen is None or seen.size_bytes != record.file_bytes:
         return False
     return record.receipt == receipt_of(seen, b"" if seen.tag else output.read(record.file))
+
+
+class Found(NamedTuple):
+    """Numbers of shards: those with a record, and those that a machine has taken at some time."""
+
+    made: frozenset[int]
+    claimed: frozenset[int]
 
 
 class Journal:
@@ -75,6 +87,18 @@ class Journal:
         except ValidationError:
             return None
 
+    def get_each(self, indices: Iterable[int]) -> Iterator[tuple[int, Record | None]]:
+        """The records of many shards, in order; from a place that takes its time to answer, several at once."""
+        with ThreadPoolExecutor(self.output.concurrency) as pool:
+            ahead: deque[tuple[int, Future[Record | None]]] = deque()
+            for index in indices:
+                ahead.append((index, pool.submit(self.get, index)))
+                if len(ahead) > self.output.concurrency:
+                    first, answer = ahead.popleft()
+                    yield first, answer.result()
+            for index, answer in ahead:
+                yield index, answer.result()
+
     def records(self) -> Iterator[Record]:
         """All that are there and not damaged."""
         for name in sorted(self.output.sizes(self._folder)):
@@ -83,10 +107,41 @@ class Journal:
             if record:
                 yield record
 
+    def found(self) -> Found | None:
+        """What a listing shows, without reading the records; None where the plan is gone, so nothing is made here."""
+        names = self.output.sizes(self._folder)
+        if not self.is_open():  # asked last: `end` removes the plan first, so that a listing before it was whole
+            return None
+        made, claimed = (
+            {int(name.removesuffix(ending)) for name in names if name.removesuffix(ending).isdecimal()}
+            for ending in (".json", CLAIM_ENDING)
+        )
+        return Found(frozenset(made), frozenset(claimed))
+
+    def is_open(self) -> bool:
+        """Whether something is being made here."""
+        return self.output.stat(f"{self._folder}/{PLAN_NAME}") is not None
+
+    def claim_name(self, index: int) -> str:
+        """The file by which one of several machines takes a shard."""
+        return f"{self._folder}/{index:05}{CLAIM_ENDING}"
+
+    def forget(self, index: int) -> None:
+        """Remove a shard's record and claim: it is to be made anew."""
+        self.output.delete([self._name(index), self.claim_name(index)])
+
     def end(self) -> None:
         """Remove it all, the plan first: records without one count for nothing."""
-        names = sorted(self.output.sizes(self._folder), key=lambda name: name != PLAN_NAME)
-        self.output.delete([f"{self._folder}/{name}" for name in names])
+        self.output.delete([f"{self._folder}/{PLAN_NAME}"])
+        names = self.output.sizes(self._folder)
+        if names:
+            self.output.delete([f"{self._folder}/{name}" for name in names])
+
+    def sweep(self) -> None:
+        """Remove what a machine that came too late has left here after `end`; where there is a plan, nothing."""
+        names = self.output.sizes(self._folder)
+        if names and not self.is_open():  # asked last: what a new plan brings is not among the names
+            self.output.delete([f"{self._folder}/{name}" for name in names])
 
     def _name(self, index: int) -> str:
         return f"{self._folder}/{index:05}.json"

@@ -1,4 +1,8 @@
-"""One converter at a time for an output: the lock that the second one finds, and how a dead one's is told apart."""
+"""One converter at a time for an output: the lock that the second one finds, and how a dead one's is told apart.
+
+Machines that share a conversion (convert/machines.py) have one lock in common, which names its session instead of a
+process, and a file each, which they renew as a sign of life.
+"""
 
 import json
 import logging
@@ -20,6 +24,7 @@ from imagestream.storage.protocol import Place, read_if_there
 logger = logging.getLogger("convert")
 
 LOCK_NAME = f"{FOLDER}/lock"
+MACHINE_PREFIX = "machine."  # of the files of machines that share a conversion, beside the lock
 HEARTBEAT_S = 30
 SETTLING_S = 1
 STALE_AFTER_S = 600  # without a heartbeat; for locks of other hosts, whose processes cannot be looked up
@@ -41,15 +46,14 @@ def only_converter(output: Place, place: str) -> Iterator[None]:
     """
     mine = json.dumps(_identity()).encode()
     if not output.create(LOCK_NAME, mine):
-        holder, age_s = _read(output), _age_s(output)
-        if holder and age_s is not None and not _is_dead(holder, age_s):
-            raise LockedError(_held(holder, age_s, place))
-        logger.warning("warning: took over the lock of %s, which is gone", _name(holder))
+        holder = read_lock(output)
+        refuse_live_holder(output, holder, place)
+        logger.warning("warning: took over the lock of %s, which is gone", name_of(holder))
         output.delete([LOCK_NAME])
         taken = output.create(LOCK_NAME, mine)
         time.sleep(SETTLING_S)  # another may have found the dead lock too, and deleted ours for it
         if not taken or read_if_there(output, LOCK_NAME) != mine:
-            raise LockedError(_held(_read(output), 0, place))
+            raise LockedError(_held(read_lock(output), 0, place))
     stop = threading.Event()
     heartbeat = threading.Thread(target=_beat, args=(output, mine, stop), daemon=True)
     heartbeat.start()
@@ -76,33 +80,83 @@ def _beat(output: Place, content: bytes, stop: threading.Event) -> None:
             logger.debug("the lock's heartbeat failed: %s", error)
 
 
+def refuse_live_holder(output: Place, holder: dict[str, Any], place: str) -> None:
+    """Raise LockedError where what holds the lock is alive: one process, or any of several machines."""
+    if is_shared(holder):
+        if live := live_machine(output):
+            raise LockedError(_held(*live, place))
+        return
+    age_s = _age_s(output)
+    if holder and age_s is not None and not _is_dead(holder, age_s):
+        raise LockedError(_held(holder, age_s, place))
+
+
+def is_shared(holder: dict[str, Any]) -> bool:
+    """Whether a lock is that of machines that share a conversion."""
+    return "session" in holder
+
+
+def live_machine(output: Place, *, but: str = "") -> tuple[dict[str, Any], float] | None:
+    """One of the machines that share a conversion and are alive, and the age of its sign of life in seconds.
+
+    Args:
+        but: the name of a machine's file that does not count.
+    """
+    for name in output.sizes(FOLDER):
+        if not name.startswith(MACHINE_PREFIX) or name == but:
+            continue
+        machine, age_s = read_json(output, f"{FOLDER}/{name}"), _age_s(output, f"{FOLDER}/{name}")
+        if machine and age_s is not None and not _is_dead(machine, age_s):
+            return machine, age_s
+    return None
+
+
 def _identity() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_time(os.getpid()), "since": time.time()}
 
 
-def _read(output: Place) -> dict[str, Any]:
+def sign_of_life(**more: Any) -> bytes:
+    """What a machine's file holds: which process it is, and what else is to be known of it."""
+    return json.dumps({**_identity(), **more}).encode()
+
+
+def read_lock(output: Place) -> dict[str, Any]:
     """Who holds the lock; {} where it is gone, or just being written."""
+    return read_json(output, LOCK_NAME)
+
+
+def read_json(output: Place, name: str) -> dict[str, Any]:
+    """The content of a small file; {} where it is gone, or just being written."""
     try:
-        holder = json.loads(read_if_there(output, LOCK_NAME) or b"{}")
+        content = json.loads(read_if_there(output, name) or b"{}")
     except ValueError:
         return {}
-    return holder if isinstance(holder, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _age_s(output: Place) -> float | None:
-    """Seconds since the lock was written, by the clock of the place, the same for all hosts; None where it is gone."""
-    lock = output.stat(LOCK_NAME)
-    if lock is None:
+def _age_s(output: Place, name: str = LOCK_NAME) -> float | None:
+    """Seconds since a file was written, by the clock of the place, the same for all hosts; None where it is gone."""
+    file = output.stat(name)
+    if file is None:
         return None
     probe = f"{LOCK_NAME}.{uuid.uuid4().hex[:8]}.clock"
     now_s = output.write(probe, b"").written_s
     output.delete([probe])
-    return now_s - lock.written_s
+    return now_s - file.written_s
+
+
+def is_here(holder: dict[str, Any]) -> bool:
+    """Whether a process is of this host, so that it can be looked up."""
+    return bool(holder.get("host") == socket.gethostname())
 
 
 def _is_dead(holder: dict[str, Any], age_s: float) -> bool:
-    if holder.get("host") != socket.gethostname():
-        return age_s > STALE_AFTER_S
+    """Whether a process is gone, by its number here or, elsewhere, by the age of its sign of life."""
+    return is_gone(holder) if is_here(holder) else age_s > STALE_AFTER_S
+
+
+def is_gone(holder: dict[str, Any]) -> bool:
+    """Whether there is no such process here any more."""
     pid = int(holder.get("pid", 0))
     try:
         os.kill(pid, 0)
@@ -121,12 +175,15 @@ def _start_time(pid: int) -> str:
         return ""
 
 
-def _name(holder: dict[str, Any]) -> str:
+def name_of(holder: dict[str, Any]) -> str:
+    """Who it is, for messages."""
+    if is_shared(holder):
+        return "several machines"
     return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown host')}"
 
 
 def _held(holder: dict[str, Any], age_s: float, place: str) -> str:
     return (
-        f"{_name(holder)} is converting to {place} (sign of life {age_s:.0f} s ago). Wait for it, or choose another "
+        f"{name_of(holder)} is converting to {place} (sign of life {age_s:.0f} s ago). Wait for it, or choose another "
         f"--out. If it is gone for certain, delete {place}/{LOCK_NAME}"
     )

@@ -27,8 +27,8 @@ class Progress:
         self._bar.close()
 
     def add(self, result: ShardResult) -> None:
-        """Count a shard; those an earlier run has made tell nothing of the rate."""
-        if not result.reused:
+        """Count a shard; those an earlier run or another machine has made tell nothing of the rate."""
+        if not result.reused and not result.by_another:
             self._made += result.images
         elif not self._bar.disable:
             self._bar.initial += result.images

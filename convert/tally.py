@@ -31,6 +31,7 @@ class ShardResult:
     refused: list[RefusedFile] = field(default_factory=list)
     resized: int = 0
     ignored_turns: int = 0  # images with an EXIF orientation that was not applied
+    by_another: bool = False  # another machine has taken it, and nothing is known of it here
     reused: bool = False  # by an earlier run, or by this one just as another of its workers was killed
 
 

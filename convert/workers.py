@@ -13,6 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import Literal
 
+from convert.claims import Claims
 from convert.images import Checked, Resize, check_image
 from convert.journal import Journal, Record, is_as_written, receipt_of
 from convert.mending import BadImage
@@ -48,6 +49,7 @@ class Job:
     resize: Resize | None = None
     turn: bool = False  # as EXIF says
     deadly: dict[tuple[str, int], str] = field(default_factory=dict)
+    claims: Claims | None = None  # where several machines share the work
 
 
 def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Generator[ShardResult, None, None]:
@@ -60,6 +62,7 @@ def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Gener
     Raises:
         WorkerError: an image's file cannot be read, or a worker was killed and no image is to blame.
         PlaceError: a shard cannot be written.
+        SessionOverError: the other machines have completed the dataset.
     """
     stopped = False
 
@@ -131,11 +134,18 @@ def build_shard(task: ShardTask, job: Job) -> ShardResult:
     """
     journal = Journal(job.output, task.split)
     known = journal.get(task.index)
-    if known and is_as_written(job.output, known):
-        return replace(known.result, reused=True)
+    if known:
+        if (job.claims and not job.claims.checks_made) or is_as_written(job.output, known):
+            return replace(known.result, reused=True)
+        if job.claims:
+            journal.forget(task.index)
+    if job.claims and not job.claims.take(journal.claim_name(task.index)):
+        return ShardResult(task.split, task.index, images=len(task.samples), by_another=True)
     result, shard = make_shard(task, job)
     if result.refused and job.on_bad == "fail":
         return result
+    if job.claims:
+        job.claims.check_session()
     if shard is None:
         journal.add(Record(result, None, 0, ""))
         return result

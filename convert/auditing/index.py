@@ -22,7 +22,7 @@ UNFINISHED_FOLDER = ".convert/"
 OUR_COLUMNS = {"i": "int", "x": "jpeg", "y": "int"}
 
 _LIKE_A_SHARD = re.compile(r"shard\.\d+\..+|.+\.mds(\.\w+)?")
-_TEMPORARY = re.compile(r"\..+\.tmp|.+\.(tmp|part|partial)|\.nfs.+|.+~")
+_TEMPORARY = re.compile(r"\..+\.tmp|\.part-.+|.+\.(tmp|part|partial)|\.nfs.+|.+~")
 _KEPT_PRINTABLE = 60
 
 

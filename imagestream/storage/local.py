@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -15,15 +16,21 @@ from imagestream.storage.errors import PlaceError, all_of, cannot_be_written
 from imagestream.storage.protocol import Check, Stat
 
 PART = ".part-"
+_OWN_NAME = re.compile(rf"{re.escape(PART)}[0-9a-f]{{8}}-(.+)")
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPlace:
-    """A folder."""
+    """A folder.
+
+    Attributes:
+        several_writers: whether other processes may write files of the same names at the same time.
+    """
 
     path: Path
+    several_writers: bool = False
     concurrency: ClassVar[int] = 1
 
     def __str__(self) -> str:
@@ -66,7 +73,8 @@ class LocalPlace:
 
     def write(self, name: str, data: bytes) -> Stat:
         path = self.path / name
-        with self._part(path, temporary_name(path.name), size_bytes=len(data)) as part:
+        part_name = _own_name(path.name) if self.several_writers else temporary_name(path.name)
+        with self._part(path, part_name, size_bytes=len(data)) as part:
             _write_synced(part, data)
             os.replace(part, path)
             _flush(path.parent)
@@ -105,7 +113,8 @@ class LocalPlace:
         for name in names:
             with _named(self.path / name, "deleted"):
                 (self.path / name).unlink(missing_ok=True)
-        for folder in sorted({(self.path / name).parent for name in names} - {self.path}, reverse=True):
+        above = {folder for name in names for folder in (self.path / name).parents if self.path in folder.parents}
+        for folder in sorted(above, reverse=True):
             with contextlib.suppress(OSError):  # it is not empty, or gone
                 folder.rmdir()
 
@@ -141,6 +150,8 @@ def temporary_name(name: str) -> str:
 
 def final_name(name: str) -> str:
     """The name that a temporary file was to have; other names unchanged."""
+    if own := _OWN_NAME.fullmatch(name):
+        return own[1]
     return name[1:-4] if name.startswith(".") and name.endswith(".tmp") else name
 
 
