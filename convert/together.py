@@ -192,6 +192,8 @@ def _add_up(conversion: Conversion, split: Split) -> bool:
         is_there = record and (record.file is None or sizes.get(record.file.rpartition("/")[2]) == record.file_bytes)
         if record and is_there:
             split.tally.add(record.result)
+        elif not journal.is_open():
+            raise SessionOverError(f"another machine has completed {split.name}")
         else:
             logger.warning("warning: %s: shard %d is missing; made anew", split.name, index)
             journal.forget(index)

@@ -71,10 +71,10 @@ def save_source(root: Path) -> Path:
     return root
 
 
-def save_large_source(root: Path) -> Path:
-    """Write one image under 3,000 names, enough work to be interrupted in; return the folder."""
+def save_large_source(root: Path, images: int = 3000) -> Path:
+    """Write one image under so many names, enough work to be interrupted in; return the folder."""
     save_noise(root / "train/a/0.JPEG", 0)
-    for n in range(1, 3000):
+    for n in range(1, images):
         os.link(root / "train/a/0.JPEG", root / f"train/a/{n}.JPEG")
     return root
 
