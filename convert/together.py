@@ -169,10 +169,10 @@ def _is_completed(conversion: Conversion) -> bool:
 
 
 def _complete(conversion: Conversion, machine: Machine) -> bool:
-    """Write what one machine writes at the end; False where a shard turns out to be missing."""
+    """Write what one machine writes at the end; False where another has, or where a shard turns out to be missing."""
     look_again(conversion)  # the one that was at it before may have been killed in between
     splits = _open_splits(conversion)
-    if not all([_add_up(conversion, split) for split in splits]):
+    if not splits or not all([_add_up(conversion, split) for split in splits]):
         return False
     if conversion.args.on_bad == "fail":
         refuse_bad_images(conversion)

@@ -15,7 +15,7 @@ import pytest
 
 from convert import together
 from convert.arguments import parse_args
-from convert.conversion import Conversion
+from convert.conversion import Conversion, publish
 from convert.imagenet_to_mds import run as run_here
 from convert.machines import Machine
 from tests.integration.converter import (
@@ -257,26 +257,33 @@ def test_a_bad_image_stops_each_machine_that_meets_it_and_skipping_goes_on(sourc
     assert output.files() == alone.files()
 
 
+@pytest.mark.parametrize("one_is_late", [False, True])
 def test_two_that_complete_it_at_once_do_not_harm_each_other(
-    source: Path, converted: Path, new_output: Callable[[], Output], monkeypatch: pytest.MonkeyPatch
+    source: Path,
+    converted: Path,
+    new_output: Callable[[], Output],
+    monkeypatch: pytest.MonkeyPatch,
+    one_is_late: bool,
 ) -> None:
-    """As where one takes the other for gone. Each is stopped until both are at it."""
-    output, both = new_output(), threading.Barrier(2)
+    """As where one takes the other for gone. Each is stopped until both are at it, or one until the other is done."""
+    output, both, done = new_output(), threading.Barrier(2), threading.Event()
     for name, value in output.env.items():
         monkeypatch.setenv(name, value)
-    complete, take = together._complete, Machine.take
+    take = Machine.take
 
-    def at_once(conversion: Conversion, machine: Machine) -> bool:
-        both.wait(SECONDS)
-        return complete(conversion, machine)
+    def at_once(conversion: Conversion, *, check: Callable[[], None]) -> None:
+        if both.wait(SECONDS) == 0 and one_is_late:
+            assert done.wait(SECONDS)
+        publish(conversion, check=check)
 
-    monkeypatch.setattr(together, "_complete", at_once)
+    monkeypatch.setattr(together, "publish", at_once)
     monkeypatch.setattr(Machine, "take", lambda self, name: name == together.TO_COMPLETE or take(self, name))
     failed: list[BaseException] = []
 
     def convert_part(part: int) -> None:
         try:
             run_here(parse_args("", list(map(str, output.args(source, part)))))
+            done.set()
         except BaseException as error:
             failed.append(error)
 

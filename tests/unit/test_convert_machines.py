@@ -15,6 +15,7 @@ from convert.lock import LOCK_NAME, LockedError, only_converter
 from convert.machines import Machine, OtherPlanError, is_session_of, joined
 from convert.parts import Part
 from imagestream.mds.manifest import Identity, Options
+from imagestream.storage.local import LocalPlace
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
 
@@ -197,3 +198,21 @@ def test_what_came_too_late_is_swept_and_a_plan_with_its_records_is_not(output: 
     assert found and (found.made, found.claimed) == (frozenset(), frozenset({3}))
     journal.end()
     assert journal.found() is None and output.sizes(f"{FOLDER}/train") == {}
+
+
+def test_the_plan_is_gone_before_the_records_are_listed_to_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a machine that notes a shard late and still finds the plan knows that its record will be removed too."""
+    output = LocalPlace(tmp_path)
+    journal, plans, sizes = Journal(output, "train"), list[bool](), LocalPlace.sizes
+    journal.begin(TRAIN)
+    output.write(journal.claim_name(3), b"machine.x")
+
+    def listed(place: LocalPlace, folder: str = "") -> dict[str, int]:
+        plans.append(journal.is_open())
+        return sizes(place, folder)
+
+    monkeypatch.setattr(LocalPlace, "sizes", listed)
+    journal.end()
+    assert plans == [False] and output.names() == []
