@@ -40,13 +40,17 @@ def log_of(cluster: Cluster, job: int, task: int) -> str:
 def states(cluster: Cluster, job: int) -> dict[int, str]:
     """Slurm's word for where each task of an array is."""
     shown = cluster._run(["scontrol", "--oneliner", "show", "job", str(job)], {}).splitlines()
-    found = {}
+    found: dict[int, str] = {}
     for line in shown:
         tasks, state = re.search(r"\bArrayTaskId=(\S+)", line), re.search(r"\bJobState=(\S+)", line)
         assert tasks and state, line
         first, _, last = tasks[1].partition("%")[0].partition("-")  # those that wait are one line: 1-2
         found |= {task: state[1] for task in range(int(first), int(last or first) + 1)}
     return found
+
+
+def is_working(cluster: Cluster, job: int, task: int) -> bool:
+    return "shards with 1 worker" in log_of(cluster, job, task)
 
 
 def everything(cluster: Cluster, job: int) -> str:
@@ -62,10 +66,7 @@ def test_an_array_converts_though_a_node_is_lost_and_a_task_begins_when_all_is_d
         url = f"s3://{s3_server.bucket}/slurm"
         job = submit(cluster, env, "--source", str(source), "--out", url)
         node = cluster.hosts[1]
-        for task in (0, 1):
-            cluster.wait_until(
-                lambda task=task: "shards with 1 worker" in log_of(cluster, job, task), 120, f"task {task} to work"
-            )
+        cluster.wait_until(lambda: all(is_working(cluster, job, task) for task in (0, 1)), 120, "two tasks to work")
         assert "part 1/3 of a conversion by several machines, by SLURM_ARRAY_TASK_ID" in log_of(cluster, job, 1)
         node.kill_everything()
         cluster.wait_until(lambda: "n2" not in running_on(cluster, job), 60, "Slurm to notice")
