@@ -50,6 +50,7 @@ from infra.aws.spending import (
     show,
 )
 from infra.aws.upload import files_of, upload
+from infra.plan.machines import UnknownMachineError
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 CONTAINER_KEY = "code/containers.sh"

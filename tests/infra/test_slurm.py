@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,6 +137,18 @@ def test_scancel_ends_a_job_for_good(lab: Lab) -> None:
     assert "queued again" not in lab.cluster.output(job)
 
 
+def test_scancel_as_a_job_begins_is_not_undone(lab: Lab) -> None:
+    """Its script may not have come to its traps yet; srun then fails, which would queue the job again."""
+    for delay_s in (0.0, 0.1, 0.3):
+        job = lab.submit(f"early-{delay_s:g}", "max_duration=400ep")
+        lab.cluster.wait_until(lambda job=job: "train.sbatch" in lab.cluster.output(job), 60, "its first line", job)
+        time.sleep(delay_s)
+        lab.cluster.cancel(job)
+        assert lab.cluster.wait_for_end(job) == "CANCELLED"
+        assert lab.cluster.starts(job) == 1
+        assert "queued again\n" not in lab.cluster.output(job)
+
+
 def test_what_is_refused_is_not_queued_again_and_a_failure_only_so_often(lab: Lab) -> None:
     refused = lab.submit("refused", "data.crop_size=33")
     failing = lab.submit("failing", "optimizer.lr=1e18", "scheduler.t_warmup=0ba", MAX_FAILURES="2")
@@ -203,4 +216,4 @@ def test_nodes_that_do_not_divide_the_batch_are_given_back(lab: Lab) -> None:
         lambda: lab.cluster.output(long).count(again) == 2, 120, "both nodes at the job's second start", long
     )
     lab.cluster.cancel(long)
-    assert lab.cluster.wait_for_end(long) == "CANCELLED"
+    assert lab.cluster.wait_for_end(long) == "CANCELLED", lab.cluster.output(long)
