@@ -443,14 +443,15 @@ def cost(args: argparse.Namespace, account: Account) -> None:
     )
     spent = sum(float(row["Total"]["UnblendedCost"]["Amount"]) for row in answer["ResultsByTime"])
     print(f"this month  ${spent:.2f} of ${limit:.2f}, as far as AWS has billed it (about a day behind), by tag Project")
-    prices = {name: step for name in kinds().values() for step in [job_step(name, 1, spot=False)]}
-    show(
-        [
-            Step(f"{n} x {kind}", n * prices[kind].usd_per_hour)
-            for kind, n in account.running().items()
-            if kind in prices
-        ]
-    )
+    show([_running_step(kind, count) for kind, count in account.running().items()])
+
+
+def _running_step(instance: str, count: int) -> Step:
+    """What runs now, at its price on demand where the table has one."""
+    try:
+        return job_step(instance, count, spot=False)
+    except (RefusedError, UnknownMachineError):
+        return Step(f"{count} x {instance}, price not known")
 
 
 def down(args: argparse.Namespace, account: Account) -> None:

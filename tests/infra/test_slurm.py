@@ -1,5 +1,6 @@
 """`train.sbatch` on a real Slurm cluster of two nodes that stream from a real S3 server and save to it."""
 
+import functools
 import json
 import os
 import shutil
@@ -137,11 +138,15 @@ def test_scancel_ends_a_job_for_good(lab: Lab) -> None:
     assert "queued again" not in lab.cluster.output(job)
 
 
+def has_begun(lab: Lab, job: int) -> bool:
+    return "train.sbatch" in lab.cluster.output(job)
+
+
 def test_scancel_as_a_job_begins_is_not_undone(lab: Lab) -> None:
     """Its script may not have come to its traps yet; srun then fails, which would queue the job again."""
     for delay_s in (0.0, 0.1, 0.3):
         job = lab.submit(f"early-{delay_s:g}", "max_duration=400ep")
-        lab.cluster.wait_until(lambda job=job: "train.sbatch" in lab.cluster.output(job), 60, "its first line", job)
+        lab.cluster.wait_until(functools.partial(has_begun, lab, job), 60, "its first line", job)
         time.sleep(delay_s)
         lab.cluster.cancel(job)
         assert lab.cluster.wait_for_end(job) == "CANCELLED"
