@@ -1,6 +1,7 @@
 """What a process of a run is: one of a group, on a device, with its arithmetic and kernels."""
 
 import logging
+import sys
 import warnings
 
 import torch
@@ -10,6 +11,7 @@ from composer.utils import dist, get_device
 
 from imagestream.cores import threads_per_rank
 from train.config.run_config import Config, ConfigError
+from train.fallback import refused_fallback
 from train.resume.checkpoint_file import only_load_safely
 from train.step.upstream import replace_upstream
 
@@ -25,8 +27,15 @@ def start_process(dist_timeout: float) -> Device:
 
     Args:
         dist_timeout: seconds that a rank waits for the others before it gives up.
+
+    Raises:
+        ConfigError: the machine has GPUs, and torch cannot use them.
     """
     device = get_device(None)
+    if device.name == "cpu" and (reason := refused_fallback()):
+        if dist.get_global_rank() != 0 and dist.get_local_rank() == 0:  # the first rank of all says it by itself
+            print(reason, file=sys.stderr)
+        raise ConfigError(reason)
     if not dist.is_initialized():
         dist.initialize_dist(device, timeout=dist_timeout)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)

@@ -19,7 +19,7 @@ from infra.launch.gpu_checks import NOTE, OK, UNFIT, Finding, look_at_gpus
 from infra.launch.this_machine import preflight_is_wanted, this_machine
 from infra.plan.machines import machine
 from tests.conftest import REPOSITORY
-from tests.infra.gpu_stand_ins import kernel_log, nvidia_smi, program
+from tests.gpu_stand_ins import kernel_log, nvidia_smi, program
 
 LOST = "[ 99.1] NVRM: Xid (PCI:0000:10:1c): 79, pid=1, GPU has fallen off the bus."
 PROGRAMS_FAULT = "[ 12.3] NVRM: Xid (PCI:0000:10:1c): 31, pid=1, Ch 00000010, MMU Fault"

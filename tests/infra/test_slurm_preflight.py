@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.gpu_stand_ins import kernel_log, nvidia_smi, program
+from tests.gpu_stand_ins import kernel_log, nvidia_smi, program
 from tests.infra.slurm_cluster import Cluster, running_cluster
 from tests.integration.problem import command, record_of
 
