@@ -21,6 +21,7 @@ from train.process import choose_kernels, start_process, torch_device
 from train.record.heartbeat import Heartbeat
 from train.record.reading import RECORD_NAME
 from train.record.run_record import RunRecord
+from train.record.stragglers import Stragglers
 from train.resume.checkpoints import (
     DurableCheckpointSaver,
     on_every_node,
@@ -73,6 +74,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     record = RunRecord(describe(cfg, facts, start.contract), folder, guard, statistics)
     metrics = build_metrics(cfg, facts, folder, record, statistics)
     progress = build_progress(cfg, facts, metrics, record)
+    statistics.tell(Stragglers().take)
     saver = DurableCheckpointSaver(
         folder,
         statistics,

@@ -83,14 +83,16 @@ class BatchWatch(Callback):
         for optimizer in state.optimizers:
             optimizer.found_inf = self._nonfinite
 
-    def send(self, state: State, loss: Tensor) -> None:
+    def send(self, state: State, loss: Tensor, own_s: float | None = None) -> None:
         """Send a step's figures, and act on what is known of those before it. Collective.
 
         Args:
             loss: the rank's mean, float32 of one element.
+            own_s: what the rank needs for a step by itself (train/step/own_time.py).
         """
         assert self._nonfinite is not None
-        self.statistics.send(state, loss, self._nonfinite, is_stop_asked=self.signals.seen is not None)
+        is_asked = self.signals.seen is not None
+        self.statistics.send(state, loss, self._nonfinite, is_stop_asked=is_asked, own_s=own_s)
 
     def _read(self, step: Step) -> None:
         if not step.is_finite:

@@ -21,6 +21,7 @@ class Step:
         loss: mean over all ranks, in nats a sample.
         is_finite: whether the gradients were; where not, the step was left out, and every later one.
         is_stop_asked: whether a rank had been told to stop.
+        own_s: seconds that each rank needs for a step by itself, 0 where one does not know; empty where not measured.
     """
 
     batch: int
@@ -29,6 +30,7 @@ class Step:
     loss: float
     is_finite: bool
     is_stop_asked: bool
+    own_s: tuple[float, ...] = ()
 
 
 @dataclass
@@ -49,20 +51,27 @@ class StepStatistics:
         self.lag_steps = 1
         self._readers: list[Callable[[Step], None]] = []
         self._sent: deque[_Sent] = deque()
+        self._place: Tensor | None = None
 
     def tell(self, reader: Callable[[Step], None]) -> None:
         """Have every step handed to `reader`, in their order, after those who have asked before."""
         self._readers.append(reader)
 
-    def send(self, state: State, loss: Tensor, nonfinite: Tensor, *, is_stop_asked: bool) -> None:
+    def send(
+        self, state: State, loss: Tensor, nonfinite: Tensor, *, is_stop_asked: bool, own_s: float | None = None
+    ) -> None:
         """Add up a step's figures over the ranks, and read those of earlier ones. Collective.
 
         Args:
             loss: float32 of one element, the rank's mean.
             nonfinite: float32 of one element, 1 where gradients are not finite.
+            own_s: what this rank needs for a step by itself; given by all ranks or by none.
         """
         asked = torch.full((1,), float(is_stop_asked), device=loss.device)
-        values = torch.cat([loss.detach().reshape(1), nonfinite.reshape(1), asked])
+        parts = [loss.detach().reshape(1), nonfinite.reshape(1), asked]
+        if own_s is not None:
+            parts.append(self._in_its_place(loss.device) * own_s)
+        values = torch.cat(parts)
         dist.all_reduce(values, reduce_operation="SUM")
         arrival = None
         if values.is_cuda:
@@ -72,6 +81,13 @@ class StepStatistics:
         self._sent.append(_Sent(_reading(state), values, arrival))
         knows_alone = is_stop_asked and dist.get_world_size() == 1  # several ranks have to stop after the same batch
         self._read_to(0 if knows_alone else self.lag_steps)
+
+    def _in_its_place(self, device: torch.device) -> Tensor:
+        """Zeros, but for a one at this rank: the sum over the ranks then has each one's figure."""
+        if self._place is None:
+            self._place = torch.zeros(dist.get_world_size(), device=device)
+            self._place[dist.get_global_rank()] = 1
+        return self._place
 
     def settle(self) -> None:
         """Read what is under way: before an epoch's end, an evaluation, a checkpoint and the end."""
@@ -93,7 +109,8 @@ def _reading(state: State) -> Callable[[list[float]], Step]:
     name = f"batch {int(now.batch)} (batch {int(now.batch_in_epoch)} of epoch {int(now.epoch)})"
 
     def read(values: list[float]) -> Step:
-        loss, nonfinite, asked = values
-        return Step(int(now.batch), name, learning_rate, loss / dist.get_world_size(), nonfinite == 0, asked > 0)
+        loss, nonfinite, asked, *own_s = values
+        mean = loss / dist.get_world_size()
+        return Step(int(now.batch), name, learning_rate, mean, nonfinite == 0, asked > 0, tuple(own_s))
 
     return read

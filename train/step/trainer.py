@@ -17,11 +17,12 @@ from composer.algorithms.sam.sam import SAMOptimizer
 from composer.core import Event
 from composer.distributed import ddp_sync_context
 from composer.utils import dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from train.config.run_config import ConfigError
+from train.step.own_time import OwnTime
 from train.step.trial import compile_ahead, largest_microbatch
 from train.step.upstream import precision_context
 from train.stopping import BatchWatch
@@ -53,6 +54,8 @@ class StepTrainer(Trainer):
         self._is_prepared = False
         self.statistics = watch.statistics
         super().__init__(**kwargs)
+        waits_in_forward = any(isinstance(layer, nn.SyncBatchNorm) for layer in self.state.model.modules())
+        self._own_time = OwnTime(is_on=not waits_in_forward)
         self._original_model.has_unused_layers = self._find_unused_parameters
         if gradient_compression in COMPRESSIONS and isinstance(self.state.model, DistributedDataParallel):
             self.state.model.register_comm_hook(None, COMPRESSIONS[gradient_compression])
@@ -60,6 +63,7 @@ class StepTrainer(Trainer):
     def _train_batch(self, use_grad_scaling: bool) -> Any:
         """Train on `state.batch`; return None, which upstream's loop passes over: it would wait for the losses."""
         state = self.state
+        self._own_time.begin(state)
         if any(isinstance(optimizer, SAMOptimizer) for optimizer in state.optimizers):
             loss = super()._train_batch(use_grad_scaling)["loss/train/total"]  # SAM asks for gradients twice
         else:
@@ -73,7 +77,7 @@ class StepTrainer(Trainer):
                 else:
                     optimizer.step()
             self.first_train_batch_complete = True
-        self._watch.send(state, loss)
+        self._watch.send(state, loss, self._own_time.take(state))
         return None
 
     def _prepare(self) -> None:
@@ -115,7 +119,7 @@ class StepTrainer(Trainer):
         """Add the gradients of `state.batch`, which has that share of the batch's images; return its loss times it."""
         state = self.state
         self.engine.run_event(Event.BEFORE_FORWARD)
-        with precision_context(state.precision):
+        with precision_context(state.precision), self._own_time.forward(state.batch[0].device):
             state.outputs = state.model(state.batch)
         self.engine.run_event(Event.AFTER_FORWARD)
         self.engine.run_event(Event.BEFORE_LOSS)
