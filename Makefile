@@ -85,7 +85,7 @@ test-stack: test-fast  ## with STACK=composer: what the other versions have to p
 	$(BIN)/python -m pytest -m "not exhaustive and not machine and not gpu" tests/integration/test_resume.py tests/integration/test_step.py tests/unit/test_optimizers.py tests/unit/test_network.py
 
 test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server
-	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_slurm_preflight.py tests/infra/test_hosts.py
+	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_slurm_preflight.py tests/infra/test_hosts.py tests/infra/test_slurm_convert.py
 
 test-gpu: $(READY_DEV)  ## what only a GPU can show: copies beside training, exact resumption; on one GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu

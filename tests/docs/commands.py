@@ -309,6 +309,8 @@ HOW: dict[str, tuple[Way, bool]] = {
     "python train/runs.py runs": (list_runs, True),
     "python train/watch.py runs/local": (watch_in_browser, True),
     "python train/watch.py s3://BUCKET/runs/full --print": (watch_in_terminal, True),
+    "python convert/imagenet_to_mds.py --source IMAGES --out SHARDS --part 0/3": (convert, False),
+    "python infra/plan/conversion.py --images 14.2e6 --mean-kb 92 --machines 16": (plan, False),
     "python infra/plan/plan.py yamls/full.yaml --instance p4d.24xlarge --nodes 2": (plan, False),
     "python benchmarks/scaling.py --data SHARDS --ranks 1,2 --rounds 1 --steps 2 --images-a-rank 8 --json SCALING": (
         measure_scaling,
