@@ -80,6 +80,10 @@ class Machine:
         """Take a piece of work that is not a shard. Raises SessionOverError."""
         return self.claims(free=self.free([name])).take(name)
 
+    def holds(self, name: str) -> bool:
+        """Whether a piece of work that this machine has taken is still its own."""
+        return read_if_there(self.output, name) == self.name.encode()
+
     def give_back(self, name: str) -> None:
         """Let others have a piece of work that this machine has taken."""
         self.output.delete([name])

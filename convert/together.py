@@ -103,9 +103,8 @@ def _work(conversion: Conversion, machine: Machine) -> bool:
             machine.work_found()
             _build(conversion, machine, machine.part.in_order_of_help(tasks, open_tasks), free, checks_made=False)
         elif not left and machine.take(TO_COMPLETE):
-            if _complete(conversion, machine):
+            if _complete_or_leave(conversion, machine):
                 return True
-            machine.give_back(TO_COMPLETE)
         else:
             machine.wait()
     return False
@@ -166,6 +165,20 @@ def _is_completed(conversion: Conversion) -> bool:
         logger.debug("cannot see whether the others are done: %s", error)
         return False
     return not _open_splits(conversion)
+
+
+def _complete_or_leave(conversion: Conversion, machine: Machine) -> bool:
+    """Complete the dataset; False where there is more to do before, or where another machine is at it by now."""
+    try:
+        is_complete = _complete(conversion, machine)
+    except PlaceError as error:
+        if machine.holds(TO_COMPLETE):
+            raise
+        logger.debug("another machine completes it, and has ended this one's uploads: %s", error)
+        return False
+    if not is_complete:
+        machine.give_back(TO_COMPLETE)
+    return is_complete
 
 
 def _complete(conversion: Conversion, machine: Machine) -> bool:
