@@ -121,6 +121,19 @@ def look(args: Args, source: Source, found: Sequence[str], output: Place) -> Con
     return conversion
 
 
+def was_made(args: Args, found: Sequence[str], output: Place) -> bool:
+    """Whether the output has all of these splits, made by the same options; the source is not looked at."""
+    manifest = _existing_manifest(output, args.out)
+    for split in found:
+        listed = manifest.splits.get(split) if manifest else None
+        if listed is None or INDEX_NAME not in output.sizes(split) or Journal(output, split).identity():
+            return False
+        now = listed.identity.model_copy(update={"seed": args.seed, "options": _options(args), "tools": _tools()})
+        if listed.identity.differences(now):
+            return False
+    return True
+
+
 def convert(conversion: Conversion) -> None:
     """Do it. Whatever ends it, the same command goes on where it was.
 
@@ -209,23 +222,27 @@ def _plan(args: Args, listing: Listing, names: Sequence[str]) -> Split:
         listing=listing_hash(listing, names),
         samples=len(listing.samples),
         seed=args.seed,
-        options=Options(
-            on_bad=args.on_bad,
-            size_limit_bytes=args.size_limit,
-            hashes=args.hashes,
-            compression=args.compression,
-            resize=args.resize,
-            quality=args.quality,
-            subsampling=args.subsampling,
-            exif=args.exif,
-            classes=args.classes,
-            per_class=args.per_class,
-            val_fraction=args.val_fraction,
-        ),
+        options=_options(args),
         tools=_tools(),
     )
     tasks = plan_split(listing, seed=args.seed, form=args.form, stored_bytes=stored_bytes)
     return Split(listing, identity, tasks, SplitTally(len(names)))
+
+
+def _options(args: Args) -> Options:
+    return Options(
+        on_bad=args.on_bad,
+        size_limit_bytes=args.size_limit,
+        hashes=args.hashes,
+        compression=args.compression,
+        resize=args.resize,
+        quality=args.quality,
+        subsampling=args.subsampling,
+        exif=args.exif,
+        classes=args.classes,
+        per_class=args.per_class,
+        val_fraction=args.val_fraction,
+    )
 
 
 def _tools() -> dict[str, str]:

@@ -38,10 +38,10 @@ from convert.claims import SessionOverError
 from convert.conversion import BadImagesError, Conversion, OutputError, UsageError, convert, look, warnings_of
 from convert.journal import FOLDER
 from convert.lock import LockedError, only_converter
-from convert.machines import OtherPlanError, is_session_of, joined, sweep
-from convert.sources import Source, SourceError, open_source
-from convert.sources.base import DEFAULT_SPLITS, counted
-from convert.together import convert_together, refuse_missing_shards
+from convert.machines import OtherPlanError
+from convert.sources import SourceError, open_source
+from convert.sources.base import DEFAULT_SPLITS
+from convert.together import convert_part
 from convert.workers import WorkerError
 from imagestream.mds.manifest import ManifestError
 from imagestream.mds.names import shown
@@ -49,8 +49,6 @@ from imagestream.storage.errors import PlaceError
 from imagestream.storage.local import LocalPlace
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
-
-logger = logging.getLogger("convert")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -93,36 +91,17 @@ def run(args: Args) -> None:
     splits = source.splits(args.splits)
     _check_reachable(output)
     if args.part:
-        is_last, conversion = _convert_a_part(args, source, splits, output)
+        conversion = convert_part(args, source, splits, output)
     else:
         with only_converter(output, args.out):
             conversion = look(args, source, splits, output)
             convert(conversion)
     if args.spool is None:
         _remove_spool(spool)
-    if args.part and not is_last:
-        _summarise_part(conversion)
-    else:
+    if conversion:
         _summarise(conversion)
-
-
-def _convert_a_part(args: Args, source: Source, splits: Sequence[str], output: Place) -> tuple[bool, Conversion]:
-    """Convert with other machines; return whether it was this one that completed the dataset, and the conversion."""
-    assert args.part
-    if args.part.given_by != "--part":
-        logger.info(
-            "part %s of a conversion by several machines, by %s; --part 0/1 would be one machine",
-            args.part,
-            args.part.given_by,
-        )
-    conversion = look(args, source, splits, output)
-    refuse_missing_shards(conversion)
-    plan = {split.name: split.identity for split in conversion.splits}
-    if all(split.complete for split in conversion.splits) and not is_session_of(output, plan):
-        sweep(output, plan)
-        return False, conversion
-    with joined(output, args.out, args.part, plan) as machine:
-        return convert_together(conversion, machine), conversion
+    else:
+        print(shown(f"part {args.part}: nothing left to do, {args.out} is complete"))
 
 
 def _open_output(args: Args) -> Place:
@@ -189,20 +168,12 @@ def _summarise(conversion: Conversion) -> None:
         for warning in warnings_of(split, conversion.names):
             print(shown(f"warning: {split.name}: {warning}"), file=sys.stderr)
     if args.part:
-        print(f"part {args.part}: made {counted(conversion.made_shards, 'shard')} and completed the dataset")
+        print(f"part {args.part}: this machine completed the dataset")
     elif images:
         print(f"{images:,} images in {elapsed_s:.1f} s, {images / elapsed_s:,.0f} images/s")
     _warn_without_val(conversion)
     key = "data.remote" if args.out.startswith("s3://") else "data.local"
     print(shown(f"next: python train/main.py yamls/local.yaml {key}={shlex.quote(args.out)}"))
-
-
-def _summarise_part(conversion: Conversion) -> None:
-    elapsed_s = time.monotonic() - conversion.started
-    if conversion.made_shards:
-        images, shards = f"{conversion.made_images:,} images", counted(conversion.made_shards, "shard")
-        print(f"part {conversion.args.part}: made {shards} of {images} in {elapsed_s:.1f} s")
-    print(shown(f"part {conversion.args.part}: nothing left to do, {conversion.args.out} is complete"))
 
 
 def _warn_without_val(conversion: Conversion) -> None:

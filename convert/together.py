@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from convert.arguments import Args
 from convert.claims import SessionOverError
 from convert.conversion import (
     Conversion,
@@ -19,42 +20,76 @@ from convert.conversion import (
     clear_halves,
     has_begun,
     job_of,
+    look,
     look_again,
     missing_shards,
     publish,
     refuse_bad_images,
     warn_of_little_space,
+    was_made,
 )
 from convert.journal import FOLDER, Journal
-from convert.machines import Machine
+from convert.lock import read_lock
+from convert.machines import Machine, is_session_of, joined, sweep
 from convert.plan import ShardTask
+from convert.sources import Source
 from convert.sources.base import counted
 from convert.tally import SplitTally
 from convert.workers import WorkerError
 from imagestream.storage.errors import PlaceError
+from imagestream.storage.protocol import Place
 
 logger = logging.getLogger("convert")
 
 TO_BEGIN, TO_COMPLETE = f"{FOLDER}/begin.claim", f"{FOLDER}/complete.claim"
 
 
-def refuse_missing_shards(conversion: Conversion) -> None:
-    """Raise OutputError where a split that was complete lacks shards: that is work for one machine."""
-    for split in conversion.splits:
-        missing = missing_shards(conversion.output, split.name) if split.complete else ()
-        if missing:
+def convert_part(args: Args, source: Source, found: Sequence[str], output: Place) -> Conversion | None:
+    """Convert as one of several machines; return the conversion if it is this one that completed the dataset.
+
+    Raises:
+        OtherPlanError, UsageError: this machine would make something else than what is there.
+        BadImagesError, LockedError, OutputError, PlaceError, WorkerError, SessionOverError: the message says why not.
+    """
+    assert args.part
+    if args.part.given_by != "--part":
+        logger.info(
+            "part %s of a conversion by several machines, by %s; --part 0/1 would be one machine",
+            args.part,
+            args.part.given_by,
+        )
+    if was_made(args, found, output) and not read_lock(output):  # listing a source may take an hour
+        _leave_alone(found, output)
+        return None
+    conversion = look(args, source, found, output)
+    plan = {split.name: split.identity for split in conversion.splits}
+    if not _open_splits(conversion) and not is_session_of(output, plan):
+        _leave_alone(found, output)
+        return None
+    with joined(output, args.out, args.part, plan) as machine:
+        is_last = _convert_together(conversion, machine)
+    made = counted(conversion.made_shards, "shard")
+    logger.info("part %s: made %s of %s", args.part, made, counted(conversion.made_images, "image"))
+    return conversion if is_last else None
+
+
+def _leave_alone(found: Sequence[str], output: Place) -> None:
+    """End with a dataset that is complete.
+
+    Raises:
+        OutputError: shards of it are missing, which is work for one machine.
+    """
+    sweep(output, found)
+    for split in found:
+        if missing := missing_shards(output, split):
             raise OutputError(
-                f"{split.name} is complete, but {counted(len(missing), 'shard is', 'shards are')} missing; the same "
-                "command on one machine, with --part 0/1, makes them anew"
+                f"{split} is complete, but {counted(len(missing), 'shard is', 'shards are')} missing; the same command "
+                "on one machine, with --part 0/1, makes them anew"
             )
 
 
-def convert_together(conversion: Conversion, machine: Machine) -> bool:
-    """Do this machine's share, and what others leave undone; return whether it was this one that completed the dataset.
-
-    Raises:
-        BadImagesError, OutputError, PlaceError, WorkerError, SessionOverError: the message says what is the matter.
-    """
+def _convert_together(conversion: Conversion, machine: Machine) -> bool:
+    """Do this machine's share, and what others leave undone; return whether it was this one that completed it all."""
     try:
         _begin(conversion, machine)
         is_last = _work(conversion, machine)

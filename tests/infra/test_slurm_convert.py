@@ -74,7 +74,7 @@ def test_an_array_converts_though_a_node_is_lost_and_a_task_begins_when_all_is_d
         ended = {task: "COMPLETED" for task in range(3)}
         cluster.wait_until(lambda: states(cluster, job) == ended, SECONDS_FOR_A_JOB, everything(cluster, job))
     logs = [log_of(cluster, job, task) for task in range(3)]
-    assert sum("completed the dataset" in log for log in logs) == 1, everything(cluster, job)
+    assert sum("this machine completed the dataset" in log for log in logs) == 1, everything(cluster, job)
     assert sum("start 2, on" in log for log in logs) == 1, everything(cluster, job)
     convert(source, tmp_path / "alone")
     assert bucket_tree(s3_server, "slurm") == tree(tmp_path / "alone")

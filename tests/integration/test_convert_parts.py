@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -15,10 +16,14 @@ import pytest
 
 from convert import together
 from convert.arguments import parse_args
-from convert.conversion import Conversion, publish
+from convert.conversion import Conversion, look, publish
 from convert.imagenet_to_mds import run as run_here
+from convert.journal import Journal
 from convert.machines import Machine
+from convert.sources import open_source
+from imagestream.mds.manifest import Identity
 from imagestream.storage.errors import PlaceError
+from imagestream.storage.local import LocalPlace
 from tests.integration.converter import (
     SMALL_SHARDS,
     bucket_tree,
@@ -147,12 +152,29 @@ def test_each_does_its_part_one_completes_and_a_late_one_changes_nothing(
     output = local(tmp_path / "out")
     said = wait_for([output.start(source, part) for part in range(MACHINES)])
     assert output.files() == tree(converted)
-    assert sum("and completed the dataset" in text for text in said) == 1
+    assert sum("this machine completed the dataset" in text for text in said) == 1
     assert sum(f"nothing left to do, {output.url} is complete" in text for text in said) == MACHINES - 1
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    shutil.rmtree(source / "val/n01")  # which it does not see, since it does not list the images
     late = output.part(source, 2)
     assert late.returncode == 0 and f"part 2/3: nothing left to do, {output.url} is complete" in late.stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_a_split_that_is_completed_while_a_machine_looks_is_complete(
+    source: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, identity = tmp_path / "out", Journal.identity
+
+    def meanwhile(journal: Journal) -> Identity | None:
+        if not out.exists():
+            shutil.copytree(converted, out)
+        return identity(journal)
+
+    monkeypatch.setattr(Journal, "identity", meanwhile)
+    args = parse_args("", list(map(str, local(out).args(source, 0))))
+    conversion = look(args, open_source(str(source)), ["train", "val"], LocalPlace(out))
+    assert [split.complete for split in conversion.splits] == [True, True]
 
 
 def test_one_of_many_machines_does_the_others_parts_too(
@@ -160,7 +182,7 @@ def test_one_of_many_machines_does_the_others_parts_too(
 ) -> None:
     output = new_output()
     done = output.part(source, 1)
-    assert done.returncode == 0 and "part 1/3: made 9 shards and completed the dataset" in done.stdout, done.stderr
+    assert done.returncode == 0 and "part 1/3: made 9 shards of 52 images" in done.stderr, done.stderr
     assert output.files() == tree(converted)
 
 
@@ -239,6 +261,8 @@ def test_shards_missing_from_a_complete_dataset_are_work_for_one_machine(
     output = local(tmp_path / "out")
     assert output.run(source).returncode == 0
     next((tmp_path / "out/train").glob("shard.*")).unlink()
+    other = output.part(source, 0, "--seed", 1)
+    assert other.returncode == 2 and "--seed: 0 there, 1 now" in other.stderr
     done = output.part(source, 0)
     assert done.returncode == 1 and "train is complete, but 1 shard is missing; the same command on one" in done.stderr
     assert output.run(source, "--part", "0/1").returncode == 0
@@ -258,7 +282,17 @@ def test_a_bad_image_stops_each_machine_that_meets_it_and_skipping_goes_on(sourc
     assert output.files() == alone.files()
 
 
-@pytest.mark.parametrize("one", ["is as quick", "is late", "has its upload ended"])
+@pytest.mark.parametrize(
+    ("new_output", "one"),
+    [
+        *[("disk", one) for one in ("is as quick", "is late", "has its upload ended")],
+        *[
+            pytest.param("s3", one, marks=[pytest.mark.s3, pytest.mark.exhaustive])
+            for one in ("is as quick", "is late", "has its upload ended")
+        ],
+    ],
+    indirect=["new_output"],
+)
 def test_two_that_complete_it_at_once_do_not_harm_each_other(
     source: Path,
     converted: Path,
