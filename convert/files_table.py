@@ -13,19 +13,22 @@ import pyarrow.parquet as pq
 from convert.journal import Journal
 from convert.plan import ShardTask
 from imagestream.mds.files_table import BATCH_ROWS, FILES_NAME, SCHEMA
+from imagestream.mds.manifest import MANIFEST_NAME
 from imagestream.mds.names import printable
-from imagestream.storage.local import PART
+from imagestream.storage.local import PART, final_name
 from imagestream.storage.protocol import Place
 
+WHOLE_NAMES = (FILES_NAME, MANIFEST_NAME)
 SCRATCH = f"{PART}files-"  # folders for the table until it is whole
 
 
 def clear_scratch(output: Place) -> None:
-    """Remove what killed converters have left of the table on a disk."""
-    if output.path is not None:
-        for name in output.names():
-            if name.startswith(SCRATCH) and name.endswith("/"):
-                shutil.rmtree(output.path / name, ignore_errors=True)
+    """Remove what killed converters have left of the table and the manifest on a disk."""
+    names = output.names() if output.path is not None else []
+    for name in names:
+        if output.path is not None and name.startswith(SCRATCH) and name.endswith("/"):
+            shutil.rmtree(output.path / name, ignore_errors=True)
+    output.delete([name for name in names if final_name(name) != name and final_name(name) in WHOLE_NAMES])
 
 
 def write_files_table(output: Place, made: Mapping[str, Sequence[ShardTask]], *, kept: Collection[str]) -> None:

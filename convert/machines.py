@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -157,6 +157,9 @@ def sweep(output: Place, splits: Iterable[str]) -> None:
     """Remove what machines have left that noticed too late that a split was complete."""
     for split in splits:
         Journal(output, split).sweep()
+    if output.path is not None:
+        with suppress(OSError):  # there is none, or something else lies in it
+            (output.path / FOLDER).rmdir()
 
 
 @contextmanager

@@ -113,8 +113,7 @@ class LocalPlace:
         for name in names:
             with _named(self.path / name, "deleted"):
                 (self.path / name).unlink(missing_ok=True)
-        above = {folder for name in names for folder in (self.path / name).parents if self.path in folder.parents}
-        for folder in sorted(above, reverse=True):
+        for folder in sorted({(self.path / name).parent for name in names} - {self.path}, reverse=True):
             with contextlib.suppress(OSError):  # it is not empty, or gone
                 folder.rmdir()
 

@@ -269,17 +269,25 @@ def test_shards_missing_from_a_complete_dataset_are_work_for_one_machine(
     assert output.files() == tree(converted)
 
 
+HALVES = ("train/.part-01234567-shard.00000.mds", ".part-01234567-manifest.json", ".part-files-ab12/files.parquet")
+
+
 def test_a_bad_image_stops_each_machine_that_meets_it_and_skipping_goes_on(source: Path, tmp_path: Path) -> None:
+    """What killed machines have left half written goes, and nothing else."""
     output, bad = local(tmp_path / "out"), listing(source)[25]
     bad.write_bytes(bad.read_bytes()[:-40])
     for part in (0, 1):
         failed = output.part(source, part)
         assert failed.returncode == 1 and bad.name in failed.stderr and "--on-bad skip" in failed.stderr
     assert not list((tmp_path / "out").rglob("index.json"))
+    for name in (*HALVES, ".part-own"):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
     assert "1 refused" in output.part(source, 1, "--on-bad", "skip").stdout
     alone = local(tmp_path / "alone")
     assert alone.run(source, "--on-bad", "skip").returncode == 0
-    assert output.files() == alone.files()
+    assert output.files() == alone.files() | {".part-own": b"half"}
 
 
 @pytest.mark.parametrize(

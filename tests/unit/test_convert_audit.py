@@ -204,6 +204,7 @@ def test_ids_of_refused_files_are_missing_by_right(audit: Any, dataset: Path) ->
         ("shard.00099.mds", "looks like a shard, but train/index.json does not list it"),
         ("shard.00000.mds.zstd", "looks like a shard, but train/index.json does not list it"),
         (".shard.00000.mds.tmp", "a temporary file; delete it unless a conversion is under way"),
+        (".part-01234567-shard.00000.mds", "a temporary file; delete it unless a conversion is under way"),
     ],
 )
 def test_a_file_that_does_not_belong_is_named(audit: Any, dataset: Path, name: str, what: str) -> None:

@@ -109,6 +109,22 @@ def test_deleting_takes_empty_folders_along_and_no_others(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == [".convert"]
 
 
+def test_writers_of_one_name_at_one_moment_write_to_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, seen, sync = LocalPlace(tmp_path, several_writers=True), list[str](), os.fsync
+
+    def other_writes_too(file: int) -> None:
+        seen.extend(os.listdir(tmp_path))
+        monkeypatch.setattr(os, "fsync", sync)
+        place.write("index.json", b"other")
+
+    monkeypatch.setattr(os, "fsync", other_writes_too)
+    place.write("index.json", b"data")
+    assert [final_name(name) for name in seen] == ["index.json"] != seen
+    assert (os.listdir(tmp_path), place.read("index.json")) == (["index.json"], b"data")
+
+
 def test_a_temporary_name_leads_back_to_the_final_one() -> None:
     assert final_name(temporary_name("shard.00000.mds")) == "shard.00000.mds" == final_name("shard.00000.mds")
 
