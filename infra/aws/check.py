@@ -145,13 +145,15 @@ def zones_with(ec2: Any, types: Iterable[str]) -> dict[str, set[str]]:
 
 
 def choose_zone(ec2: Any, queues: Sequence[Queue]) -> str:
-    """The first zone that offers every queue's machine; '' where none does."""
+    """The first zone that offers every queue's machine, and has the reservations; '' where none does."""
     if not queues:
         zones = ec2.describe_availability_zones(
             Filters=[{"Name": "zone-type", "Values": ["availability-zone"]}, {"Name": "state", "Values": ["available"]}]
         )["AvailabilityZones"]
         return min(str(zone["ZoneName"]) for zone in zones)
     in_all = set.intersection(*zones_with(ec2, [queue.machine.name for queue in queues]).values())
+    for queue in queues:
+        in_all &= {queue.zone} if queue.zone else in_all
     return min(in_all, default="")
 
 
@@ -164,9 +166,16 @@ def offers(ec2: Any, queues: Sequence[Queue], zone: str) -> list[Finding]:
     lacking = [name for name in names if zone not in found[name]]
     if not lacking:
         return [Finding(OK, "machines", f"{zone} offers {', '.join(names)}")]
+    zones = ", ".join(f"{queue.reservation} in {queue.zone}" for queue in queues if queue.zone)
     lines = "; ".join(f"{name} in {', '.join(sorted(found[name])) or 'no zone of this region'}" for name in names)
     where = f"{zone} has no {', '.join(lacking)}" if zone else "no zone has all of them"
-    return [Finding(AMISS, "machines", f"{where}: {lines}. Give other --queues, --zone or --region")]
+    return [
+        Finding(
+            AMISS,
+            "machines",
+            f"{where}: {'; '.join(filter(None, [lines, zones]))}. Give other --queues, --zone or --region",
+        )
+    ]
 
 
 def quotas(client: Any, queues: Sequence[Queue], max_nodes: int) -> list[Finding]:

@@ -382,6 +382,8 @@ def _queue(args: argparse.Namespace, account: Account, job: submit.Job, commit: 
         "NODE_COUNTS": " ".join(map(str, job.nodes)),
         "METRICS_NAMESPACE": args.name,
     }
+    if job.queue.machine.efa and job.nodes[-1] > 1:
+        env["REQUIRE_EFA"] = "1"  # infra/launch/fabric.py: EFA, or the run ends
     if job.secrets:
         env |= {"SECRETS": ",".join(job.secrets), "SECRETS_PATH": f"/{args.name}"}
     lines = submit.lines_for_head(

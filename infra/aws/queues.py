@@ -30,12 +30,14 @@ class Queue:
         paid: ON_DEMAND, SPOT, BLOCK or RESERVED.
         reservation: the id of the block or reservation, else "".
         reserved_nodes: how many machines it has; 0 without one.
+        zone: where these are; "" without one.
     """
 
     machine: Machine
     paid: str
     reservation: str = ""
     reserved_nodes: int = 0
+    zone: str = ""
 
     @property
     def kind(self) -> str:
@@ -130,7 +132,8 @@ def reserved_queues(ec2: Any, blocks: Sequence[str], reservations: Sequence[str]
         if queue.machine.name != found[number]["InstanceType"]:
             raise RefusedError(f"{number} is for {found[number]['InstanceType']}; queues are of {queue.machine.name}")
         paid = BLOCK if number in blocks else RESERVED
-        queues.append(Queue(queue.machine, paid, number, int(found[number]["TotalInstanceCount"])))
+        nodes, where = int(found[number]["TotalInstanceCount"]), str(found[number]["AvailabilityZone"])
+        queues.append(Queue(queue.machine, paid, number, nodes, where))
     return queues
 
 

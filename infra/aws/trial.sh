@@ -54,9 +54,8 @@ on_one_gpu_machine() {
   queue --queue g6 --nodes 1 --run one yamls/full-s3-nvme.yaml "${tiny[@]}" && finished "$job" 60
 }
 
-over_efa() {
-  queue --queue g5-spot --nodes 2 --run two yamls/full-s3-nvme.yaml "${tiny[@]}" && finished "$job" 60 &&
-    { [[ -n $dry ]] || grep -q 'NET/OFI\|AWS Libfabric' "build/trial/job-$job.log"; }
+over_efa() { # without EFA the run ends: `submit` sets REQUIRE_EFA
+  queue --queue g5-spot --nodes 2 --run two yamls/full-s3-nvme.yaml "${tiny[@]}" && finished "$job" 60
 }
 
 # End one of the two instances of a job when it has come to batch 100; it has to finish nevertheless.
@@ -82,7 +81,7 @@ from_fsx() {
 fsx_is_in_the_bucket() {
   local bucket
   [[ -z $dry ]] || return 0
-  bucket=$name-data-$(aws sts get-caller-identity --query Account --output text)-$(aws configure get region)
+  bucket=$name-data-$(aws sts get-caller-identity --query Account --output text)-${AWS_REGION:-$(aws configure get region)}
   aws s3 ls "s3://$bucket/runs/full/run.json" # where full-fsx.yaml saves
 }
 

@@ -144,6 +144,20 @@ def test_a_capacity_block_becomes_a_queue_that_is_always_there() -> None:
     assert "PlacementGroup" not in rendered["Networking"]
 
 
+def test_the_zone_is_that_of_the_block() -> None:
+    ec2 = boto3.client("ec2")
+    with Stubber(ec2) as stubber:
+        stubber.add_response("describe_capacity_reservations", reservation())
+        queues = [*queues_of("g5"), *reserved_queues(ec2, ["cr-1"], [], "")]
+        offers(stubber, p5_48xlarge=["us-east-1a", "us-east-1b"], g5_48xlarge=["us-east-1a", "us-east-1b"])
+        assert check.choose_zone(ec2, queues) == "us-east-1b"
+        offers(stubber, p5_48xlarge=["us-east-1b"], g5_48xlarge=["us-east-1a"])
+        assert check.choose_zone(ec2, queues) == ""
+        offers(stubber, p5_48xlarge=["us-east-1b"], g5_48xlarge=["us-east-1a"])
+        (finding,) = check.offers(ec2, queues, "")
+    assert finding.level == check.AMISS and "cr-1 in us-east-1b" in finding.seen
+
+
 def test_a_reservation_on_demand_becomes_a_queue_that_starts_nothing_by_itself() -> None:
     ec2 = boto3.client("ec2")
     with Stubber(ec2) as stubber:

@@ -51,6 +51,7 @@ def test_a_run_is_queued_in_the_commits_image(ready: list[str], capsys: pytest.C
     assert f'IMAGE="$HOME/images/{COMMIT[:12]}.sqsh"' in script and "make setup" not in script
     assert f"docker://AWS@123456789012.dkr.ecr.us-east-1.amazonaws.com#resnet/resnet-streaming:{COMMIT[:12]}" in script
     assert 'NODE_USD_PER_HOUR="12.0000"' in script and 'NODE_COUNTS="4"' in script
+    assert 'REQUIRE_EFA="1"' in script
     stored = boto3.client("s3").get_object(Bucket=DATA, Key=f"code/{COMMIT}.tar.gz")["Body"].read()
     assert stored == b"an archive" and submit.digest(stored) in script
 
