@@ -41,6 +41,7 @@ def test_enroot_is_turned_on_on_each_node_and_pyxis_on_the_head(kind: str, tmp_p
     for folder in ("var/enroot", "run/enroot", "run/pyxis"):
         assert (root / folder).stat().st_mode & 0o7777 == 0o1777
     assert "apparmor_restrict_unprivileged_userns = 0" in (root / "etc/sysctl.d/99-enroot.conf").read_text()
+    assert (root / "sysctl.calls").read_text() == "--quiet --system\n" * 2
     plugin = root / "opt/slurm/etc/plugstack.conf.d/pyxis.conf"
     assert plugin.exists() == (kind == "HeadNode")
     assert (root / "scontrol.calls").exists() == (kind == "HeadNode")
