@@ -99,8 +99,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--zone", help="availability zone, such as us-east-1a; by default one that has all machines")
         sub.add_argument("--queues", help=f"of {', '.join(kinds())}, with -spot for spot ({DEFAULT_QUEUES})")
         sub.add_argument("--max-nodes", type=int, help="of each queue (4)")
-        sub.add_argument("--capacity-block", action="append", metavar="CR-ID", help="a capacity block that was bought")
-        sub.add_argument("--reservation", action="append", metavar="CR-ID", help="a capacity reservation on demand")
+        sub.add_argument(
+            "--capacity-block", action="append", metavar="CR-ID", help="a bought capacity block; '' for none"
+        )
+        sub.add_argument("--reservation", action="append", metavar="CR-ID", help="a reservation on demand; '' for none")
         sub.add_argument("--no-cluster", action="store_true", help="the foundation alone")
 
     sub = add("check", check_account, "can a cluster be had here? reads only")
@@ -180,13 +182,16 @@ def _choices(args: argparse.Namespace, account: Account, made_with: dict[str, st
         value = getattr(args, option, None)
         return had.get(option, default) if value is None else value
 
+    def ids(given: Sequence[str] | None, key: str) -> tuple[str, ...]:
+        return tuple(filter(None, had.get(key, ()) if given is None else given))
+
     choices = Choices(
         queues=str(said("queues", DEFAULT_QUEUES)),
         max_nodes=int(str(said("max_nodes", 4))),
         key_name=str(said("key_name", "")),
         ssh_cidr=str(said("ssh_cidr", "")),
-        blocks=tuple(args.capacity_block or had.get("blocks", ())),
-        reservations=tuple(args.reservation or had.get("reservations", ())),
+        blocks=ids(args.capacity_block, "blocks"),
+        reservations=ids(args.reservation, "reservations"),
         budget_usd=float(str(said("budget_usd", 0.0))),
         email=str(said("email", "")),
     )
@@ -222,6 +227,7 @@ def up(args: argparse.Namespace, account: Account) -> None:
     queues, zone = _queues_and_zone(args, account, choices, made_with)
     check.show(check.check(account, queues, zone, choices.max_nodes, with_cluster=not args.no_cluster))
     fsx_gib = args.fsx_gib if args.fsx_gib is not None else int(made_with.get("FsxStorageGiB", "0"))
+    check_fsx(fsx_gib)
     show(foundation_steps(args.name, fsx_gib, cluster=not args.no_cluster))
     print(
         f"  in {zone}; mail to {choices.email} at half of ${choices.budget_usd:g} a month, at 80 %, at a forecast above"
@@ -248,10 +254,21 @@ def up(args: argparse.Namespace, account: Account) -> None:
         _cluster_up(args, account, choices, queues)
 
 
+def check_fsx(gib: int) -> None:
+    """Refuse a size that FSx does not have (PERSISTENT_2, SSD).
+
+    Raises:
+        RefusedError: naming the sizes.
+    """
+    if gib not in (0, 1200) and (gib < 0 or gib % 2400):
+        raise RefusedError(f"--fsx-gib {gib}: must be 0 (none), 1200, or a multiple of 2400")
+
+
 def _check_up_words(args: argparse.Namespace) -> None:
     """What can be refused without asking AWS."""
     if not args.budget_usd or not args.budget_usd > 0 or not args.email:
         raise RefusedError("give --budget-usd and --email: without a budget nothing is made that costs money")
+    check_fsx(args.fsx_gib or 0)
     cluster.check_ssh(args.key_name or "", args.ssh_cidr or "")
     queues_of(args.queues or DEFAULT_QUEUES)
 

@@ -144,6 +144,7 @@ def _check_reservation(entry: dict[str, Any], zone: str, *, block: bool) -> None
         right = "--capacity-block" if is_block else "--reservation"
         raise RefusedError(f"{number} is a {'capacity block' if is_block else 'reservation on demand'}; give {right}")
     if state not in ("active", "scheduled", "pending", "payment-pending", "assessing", "delayed"):
-        raise RefusedError(f"{number} is {state}; it gives no machines any more")
+        option = "--capacity-block" if block else "--reservation"
+        raise RefusedError(f"{number} is {state}; it gives no machines any more. {option} '' leaves it out")
     if zone and entry["AvailabilityZone"] != zone:
         raise RefusedError(f"{number} is in {entry['AvailabilityZone']}, the cluster in {zone}; give --zone")

@@ -13,7 +13,7 @@ from botocore.stub import ANY, Stubber
 
 from infra.aws import check, cli, cluster, head, stack, submit
 from infra.aws.account import Account
-from infra.aws.choices import recall
+from infra.aws.choices import Choices, recall, remember
 from infra.aws.queues import queues_of
 from tests.infra.accounts import ACCOUNT, DATA, OUTPUTS, describe, git_says, gone, has_budget, stubbed
 
@@ -56,6 +56,14 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(
     assert cli.main(argv) == 0
     assert len(capsys.readouterr().out) > 30
     assert boto3.client("s3").list_buckets()["Buckets"] == []
+    assert boto3.client("cloudformation").list_stacks()["StackSummaries"] == []
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("gib", ["-1200", "1000", "3600"])
+def test_a_size_that_fsx_does_not_have_is_refused(gib: str, dry: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*UP, f"--fsx-gib={gib}", *dry]) == 2
+    assert "must be 0 (none), 1200, or a multiple of 2400" in capsys.readouterr().err
     assert boto3.client("cloudformation").list_stacks()["StackSummaries"] == []
 
 
@@ -206,6 +214,26 @@ def test_up_with_a_cluster_makes_it_and_the_next_up_changes_it(
     assert queue["Name"] == "g5-spot" and queue["ComputeResources"][0]["MaxCount"] == 8
     calls = (pcluster / "calls").read_text()
     assert calls.count("create-cluster") == 2 and calls.count("update-cluster") == 3, "a dry run before each"
+
+
+def test_a_block_is_remembered_until_it_is_left_out(
+    bucket: None, monkeypatch: pytest.MonkeyPatch, pcluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that has expired would be in the way of every later `up`."""
+    stack_is_there(monkeypatch)
+    s3 = boto3.client("s3")
+    remember(s3, DATA, Choices(queues="g5", max_nodes=2, budget_usd=9, email="me@here.org", blocks=("cr-1",)))
+    block = {"CapacityReservationId": "cr-1", "State": "expired", "ReservationType": "capacity-block"}
+
+    def prepare(stubber: Stubber) -> None:
+        stubber.add_response("describe_capacity_reservations", {"CapacityReservations": [block]})
+
+    with monkeypatch.context() as patch:
+        stubbed(patch, "ec2", prepare)
+        assert cli.main(["up", "--yes"]) == 2
+    assert "--capacity-block '' leaves it out" in capsys.readouterr().err
+    assert cli.main(["up", "--yes", "--capacity-block", ""]) == 0
+    assert recall(s3, DATA)["blocks"] == ()
 
 
 def test_a_change_of_the_cluster_wants_a_yes(
