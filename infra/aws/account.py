@@ -1,6 +1,7 @@
 """An AWS account in one region: its clients, its number, the names of this project's buckets."""
 
 import argparse
+import functools
 from typing import Any
 
 import boto3
@@ -20,23 +21,27 @@ class Account:
         self._dry_run: bool = args.dry_run
         self._session = boto3.Session(region_name=args.region)
         self.region = str(self._session.region_name or "us-east-1")
+        self._clients: dict[str, Any] = {}  # one takes a quarter of a second to make
 
     def client(self, service: str) -> Any:
-        session: Any = self._session  # its stubs know each service's name alone
-        return session.client(service, region_name=self.region, config=RETRIES)
+        """botocore's client of a service in this region."""
+        if service not in self._clients:
+            session: Any = self._session  # its stubs know each service's name alone
+            self._clients[service] = session.client(service, region_name=self.region, config=RETRIES)
+        return self._clients[service]
 
     @property
     def has_credentials(self) -> bool:
         return self._session.get_credentials() is not None
 
-    @property
+    @functools.cached_property
     def number(self) -> str:
         """The account's; a word in its place where a dry run has nobody to ask."""
         if self._dry_run and not self.has_credentials:
             return "ACCOUNT"
         return str(self.client("sts").get_caller_identity()["Account"])
 
-    @property
+    @functools.cached_property
     def partition(self) -> str:
         """The first part of each ARN: "aws", "aws-cn" or "aws-us-gov"."""
         return str(self.client("sts").get_caller_identity()["Arn"]).split(":")[1]

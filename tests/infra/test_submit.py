@@ -72,29 +72,27 @@ def test_a_range_of_nodes_keeps_to_those_that_divide_the_batch(
     assert "--nodes=2-8" in ready[0] and 'NODE_COUNTS="2 4 8"' in ready[0]
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["--nodes", "-1"], "must be a number from 1 on"),
-        (["--nodes", "0"], "must be a number from 1 on"),
-        (["--nodes", "two"], "must be a number from 1 on"),
-        (["--nodes", "8-2"], "must go up"),
-        (["--nodes", "3"], "must be a multiple of the 24 ranks"),
-        (["--nodes", "5-7"], "must be a multiple of the 40 ranks"),
-        (["--queue", "p99"], "queue p99: there is none"),
-        (["--run", "../x"], "must be 1 to 100 letters"),
-        (["--run", "a b"], "must be 1 to 100 letters"),
-        (["--secret", "a;b"], "must be an environment variable's name"),
-        (["optimizer.lr=-1"], "optimizer.lr"),
-        (["stray"], "stray"),
-    ],
-)
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_what_is_wrong_is_refused_dry_or_not(
-    argv: list[str], words: str, dry: list[str], ready: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main([*FULL, *argv, *dry]) == 2
-    assert words in capsys.readouterr().err
+WRONG = [
+    (["--nodes", "-1"], "must be a number from 1 on"),
+    (["--nodes", "0"], "must be a number from 1 on"),
+    (["--nodes", "two"], "must be a number from 1 on"),
+    (["--nodes", "8-2"], "must go up"),
+    (["--nodes", "3"], "must be a multiple of the 24 ranks"),
+    (["--nodes", "5-7"], "must be a multiple of the 40 ranks"),
+    (["--queue", "p99"], "queue p99: there is none"),
+    (["--run", "../x"], "must be 1 to 100 letters"),
+    (["--run", "a b"], "must be 1 to 100 letters"),
+    (["--secret", "a;b"], "must be an environment variable's name"),
+    (["optimizer.lr=-1"], "optimizer.lr"),
+    (["stray"], "stray"),
+]
+
+
+def test_what_is_wrong_is_refused_dry_or_not(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, words in WRONG:
+        for dry in ([], ["--dry-run"]):
+            assert cli.main([*FULL, *argv, *dry]) == 2, argv
+            assert words in capsys.readouterr().err
     assert ready == []
 
 
