@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -19,12 +20,13 @@ from convert.arguments import parse_args
 from convert.conversion import Conversion, look, publish
 from convert.imagenet_to_mds import run as run_here
 from convert.journal import Journal
-from convert.machines import Machine
+from convert.machines import GONE_AFTER_S, Machine
 from convert.sources import open_source
 from imagestream.mds.manifest import Identity
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.local import LocalPlace
 from tests.integration.converter import (
+    ROOT,
     SMALL_SHARDS,
     bucket_tree,
     convert,
@@ -144,6 +146,50 @@ def test_any_of_three_machines_killed_at_twenty_random_moments(
     many: Path, new_output: Callable[[], Output], converted_many: dict[str, bytes]
 ) -> None:
     kill_at_random(many, new_output, converted_many, 20)
+
+
+def is_at_a_shard(output: Output) -> bool:
+    """Whether a machine has taken a shard and not made it yet."""
+    made, taken = (
+        {name.removesuffix(ending) for name in output.files() if name.startswith(".convert/train") and ending in name}
+        for ending in (".json", ".claim")
+    )
+    return bool(taken - made)
+
+
+@pytest.mark.exhaustive
+def test_a_machine_that_is_suspended_is_done_without_and_changes_nothing_when_it_wakes(
+    many: Path, tmp_path: Path, new_output: Callable[[], Output], converted_many: dict[str, bytes]
+) -> None:
+    """On a host of its own, by its name: that its process is still there does not show elsewhere."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a process another hostname")
+    output = new_output()
+    command = [sys.executable, "convert/imagenet_to_mds.py", *map(str, output.args(many, 0))]
+    suspended = subprocess.Popen(
+        ["unshare", "--uts", "bash", "-c", 'hostname suspended; exec "$@"', "bash", *command],
+        cwd=ROOT,
+        env=os.environ | output.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + SECONDS
+    while not is_at_a_shard(output):
+        os.killpg(suspended.pid, signal.SIGCONT)
+        time.sleep(0.1)
+        assert suspended.poll() is None and time.monotonic() < deadline
+        os.killpg(suspended.pid, signal.SIGSTOP)
+    others = [output.start(many, part) for part in (1, 2)]
+    for other in others:
+        _, stderr = other.communicate(timeout=2 * GONE_AFTER_S + SECONDS)
+        assert other.returncode == 0, stderr
+    assert output.files() == converted_many
+    os.killpg(suspended.pid, signal.SIGCONT)
+    (said,) = wait_for([suspended])
+    assert "nothing left to do" in said
+    assert output.files() == converted_many
 
 
 def test_each_does_its_part_one_completes_and_a_late_one_changes_nothing(
