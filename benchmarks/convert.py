@@ -61,6 +61,8 @@ def ours(*options: str) -> Callable[[Path, Path], list[str]]:
             str(out),
             "--splits",
             "train",
+            "--part",
+            "0/1",
             *SIZE,
             *options,
         ]

@@ -58,7 +58,7 @@ class Stores:
     def _shards(self, out: Path, storage: str) -> None:
         options = [] if storage == "original" else ["--resize", storage]
         command = [sys.executable, str(ROOT / "convert/imagenet_to_mds.py"), "--source", str(self.folder)]
-        command += ["--out", str(out), "--splits", "train", "--overwrite", *options]
+        command += ["--out", str(out), "--splits", "train", "--overwrite", "--part", "0/1", *options]
         subprocess.run(command, check=True, capture_output=True)
 
     def _tars(self, out: Path) -> None:

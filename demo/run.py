@@ -181,7 +181,7 @@ class Demo:
 
     def _convert(self) -> None:
         command = ["python", "convert/imagenet_to_mds.py", "--source", self.shown(self.images)]
-        command += ["--out", self.shown(self.mds), "--size-limit", SHARD_SIZE, "--overwrite"]
+        command += ["--out", self.shown(self.mds), "--size-limit", SHARD_SIZE, "--overwrite", "--part", "0/1"]
         for line in self._run(command, "convert").text.splitlines():
             if "samples in" in line:
                 self.say(line)

@@ -112,7 +112,7 @@ def convert_images(images: Path, shards: Path) -> None:
             return
         print(f"{newer} has changed since {images} was converted; it is converted again")
     command = [sys.executable, str(_HERE.parent / "convert/imagenet_to_mds.py")]
-    command += ["--source", str(images), "--out", str(shards), "--overwrite"]
+    command += ["--source", str(images), "--out", str(shards), "--overwrite", "--part", "0/1"]  # in an array job too
     code = subprocess.run(command, check=False).returncode
     if code:
         raise CheckError(

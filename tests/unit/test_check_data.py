@@ -48,3 +48,14 @@ def test_each_kind_of_change_is_seen(tmp_path: Path, change: Callable[[Path], No
     assert newer_than(tmp_path, 2000) is None
     change(tmp_path)
     assert newer_than(tmp_path, 2000) is not None
+
+
+@pytest.mark.slow
+def test_within_an_array_job_the_images_are_converted_by_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "3"}.items():
+        monkeypatch.setenv(name, value)
+    make_images(tmp_path / "images", {"train": 3, "val": 2}, classes=2)
+    convert_images(tmp_path / "images", tmp_path / "shards")
+    assert load_manifest(tmp_path / "shards").splits["train"].samples == 6
