@@ -131,6 +131,8 @@ class Machine:
         """Whether the machine that a claim names has left, or has given no sign of life for long."""
         if holder == self.name.encode():  # which has come back from it without a result
             return True
+        if not holder.startswith(MACHINE_PREFIX.encode()) or b"/" in holder:
+            return True  # no machine has written this, and what it names is not to be read
         content = read_if_there(self.output, f"{FOLDER}/{holder.decode(errors='replace')}")
         if content is None:
             return True
@@ -202,7 +204,8 @@ def _join(machine: Machine, place: str, plan: Mapping[str, Identity]) -> bytes:
     for _ in range(TRIES_TO_JOIN):
         if output.create(LOCK_NAME, mine):
             return mine
-        there, holder = read_if_there(output, LOCK_NAME), read_lock(output)
+        there = read_if_there(output, LOCK_NAME)
+        holder = _parsed(there or b"")
         if is_shared(holder):
             differences = _differences(holder, plan)
             if there is not None and not differences:

@@ -134,6 +134,22 @@ def test_the_claim_of_a_killed_process_of_this_host_is_free_at_once(output: Plac
         assert machine.take(CLAIM)
 
 
+@pytest.mark.parametrize("content", [b"machine./../../lock", b"../secret", b"\xff", b"x"])
+def test_a_claim_that_no_machine_has_written_is_free_and_leads_nowhere(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, read, asked = LocalPlace(tmp_path / "out"), LocalPlace.read, list[str]()
+
+    def noted(place: LocalPlace, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+        asked.append(name)
+        return read(place, name, offset_bytes, size_bytes)
+
+    output.write(CLAIM, content)
+    monkeypatch.setattr(LocalPlace, "read", noted)
+    assert Machine(output, PART).free([CLAIM]) == {CLAIM: content}
+    assert asked == [CLAIM]
+
+
 def test_a_machine_elsewhere_is_gone_when_it_gives_no_sign_for_long_whatever_its_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,4 +231,4 @@ def test_the_plan_is_gone_before_the_records_are_listed_to_be_removed(
 
     monkeypatch.setattr(LocalPlace, "sizes", listed)
     journal.end()
-    assert plans == [False] and output.names() == []
+    assert plans == [False] and output.path and not (output.path / FOLDER / "train").exists()
