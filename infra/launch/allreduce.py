@@ -2,7 +2,7 @@
 
 Each rank is a process, told by torch's usual variables which one (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
 MASTER_ADDR, MASTER_PORT). The first rank of each machine prints a line of JSON: the bus bandwidth over the machine's
-own ranks and over all of them in GB/s, or null where there is one rank alone. Bus bandwidth is what nccl-tests calls
+own ranks and over all of them in GB/s, or null where there is one rank or one machine alone. Bus bandwidth is what nccl-tests calls
 so: bytes / seconds x 2 (n - 1) / n, which is comparable for any number of ranks n.
 """
 
@@ -40,7 +40,7 @@ def main() -> int:
     numbers = torch.ones((GPU_BYTES if on_gpu else CPU_BYTES) // 4, device="cuda" if on_gpu else "cpu")
     own_s, all_s = GPU_SECONDS if on_gpu else CPU_SECONDS
     own = bus_bandwidth(numbers, groups[rank // local_world], local_world, own_s)
-    of_all = bus_bandwidth(numbers, None, world, all_s)
+    of_all = bus_bandwidth(numbers, None, world, all_s) if len(machines) > 1 else None
     if local_rank == 0:
         print(json.dumps({"machine_gb_per_sec": own, "all_gb_per_sec": of_all}), flush=True)
     dist.barrier()

@@ -17,7 +17,7 @@ Settings, by environment variables
   INSTANCE_TYPE   of infra/plan/machines.yaml, where EC2 does not say it
   EFA_DEVICES     how many EFA devices there have to be, if fewer than the type can have
 
-Exit status: 0 fit (or not looked at), 1 the ranks could not meet, 69 unfit.
+Exit status: 0 fit (or not looked at), 1 the ranks could not meet, 2 a setting makes no sense, 69 unfit.
 """
 
 import argparse
@@ -38,11 +38,11 @@ from infra.launch.allreduce_check import NotMetError, look_at_allreduce
 from infra.launch.disk_check import look_at_disk
 from infra.launch.gpu_checks import NOTE, OK, UNFIT, Finding, look_at_gpus
 from infra.launch.this_machine import preflight_is_wanted, this_machine
-from infra.launch.verdicts import node_name, write_verdict
+from infra.launch.verdicts import forget_verdict, node_name, write_verdict
 from infra.plan.machines import Machine
 from train.config.run_config import ConfigError, load_config
 
-EXIT_FAILED, EXIT_UNFIT = 1, 69  # 69 is sysexits.h's EX_UNAVAILABLE
+EXIT_FAILED, EXIT_REFUSED, EXIT_UNFIT = 1, 2, 69  # 69 is sysexits.h's EX_UNAVAILABLE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,6 +56,10 @@ def main(argv: Sequence[str]) -> int:
     env = os.environ
     if not preflight_is_wanted(env):
         return 0
+    if not (env.get("EFA_DEVICES") or "0").isdecimal():
+        print(f"preflight: EFA_DEVICES={env['EFA_DEVICES']} must be a whole number", file=sys.stderr)
+        return EXIT_REFUSED
+    forget_verdict(env)
     this = this_machine(env)
     print(f"preflight: {node_name(env)}, {this.name if this else 'an instance type that is not known'}", flush=True)
     findings = [

@@ -14,9 +14,19 @@ def node_name(env: Mapping[str, str]) -> str:
 
 
 def unfit_nodes(env: Mapping[str, str]) -> list[str]:
-    """Machines that have said that they are unfit."""
+    """Machines of a Slurm job that have said that they are unfit in this start of it.
+
+    Without Slurm none: the folder may be a machine's own, or hold what an earlier run has left.
+    """
     folder = _folder(env)
+    if not env.get("SLURM_JOB_ID"):
+        return []
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def forget_verdict(env: Mapping[str, str]) -> None:
+    """Take back what this machine has said in an earlier run."""
+    (_folder(env) / node_name(env)).unlink(missing_ok=True)
 
 
 def write_verdict(env: Mapping[str, str], unfit: Sequence[Finding]) -> None:

@@ -17,6 +17,7 @@ from infra.launch import node as launcher
 from infra.launch.allreduce_check import NotMetError, look_at_allreduce
 from infra.launch.gpu_checks import NOTE, OK, UNFIT, Finding, look_at_gpus
 from infra.launch.this_machine import preflight_is_wanted, this_machine
+from infra.launch.verdicts import forget_verdict, unfit_nodes, write_verdict
 from infra.plan.machines import machine
 from tests.conftest import REPOSITORY
 from tests.gpu_stand_ins import kernel_log, nvidia_smi, program
@@ -246,9 +247,20 @@ def test_nobody_waits_for_a_machine_that_has_said_that_it_is_unfit(tmp_path: Pat
     (tmp_path / "unfit").mkdir()
     (tmp_path / "unfit/n2").write_text("GPUs: 7 of 8 are there\n")
     more = {"CUDA_VISIBLE_DEVICES": "", "NODES": "2", "RANKS": "1", "NODE_RANK": "0", "LOG_DIR": str(tmp_path)}
+    more |= {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "n1"}
     env = os.environ | more | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(allreduce_check._free_port())}
     with pytest.raises(NotMetError, match="unfit: n2"):
         look_at_allreduce(env, None)
+    without_slurm = {name: value for name, value in more.items() if name != "SLURM_JOB_ID"}
+    assert unfit_nodes(more) == ["n2"] and unfit_nodes(without_slurm) == []
+
+
+def test_a_machine_takes_back_what_it_said_in_an_earlier_run(tmp_path: Path) -> None:
+    env = {"LOG_DIR": str(tmp_path), "SLURMD_NODENAME": "n2", "SLURM_JOB_ID": "1"}
+    write_verdict(env, [Finding(UNFIT, "GPUs", "7 of 8 are there"), Finding(UNFIT, "EFA", "3 devices of 4")])
+    assert (tmp_path / "unfit/n2").read_text() == "GPUs: 7 of 8 are there\nEFA: 3 devices of 4\n"
+    forget_verdict(env)
+    assert unfit_nodes(env) == []
 
 
 # The command ----------------------------------------------------------------------------------------------------------
