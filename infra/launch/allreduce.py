@@ -2,8 +2,8 @@
 
 Each rank is a process, told by torch's usual variables which one (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
 MASTER_ADDR, MASTER_PORT). The first rank of each machine prints a line of JSON: the bus bandwidth over the machine's
-own ranks and over all of them in GB/s, or null where there is one rank or one machine alone. Bus bandwidth is what nccl-tests calls
-so: bytes / seconds x 2 (n - 1) / n, which is comparable for any number of ranks n.
+own ranks and over all of them in GB/s, or null where there is one rank or one machine alone. Bus bandwidth is what
+nccl-tests calls so: bytes / seconds x 2 (n - 1) / n, which is comparable for any number of ranks n.
 """
 
 import json
