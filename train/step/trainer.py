@@ -63,7 +63,6 @@ class StepTrainer(Trainer):
     def _train_batch(self, use_grad_scaling: bool) -> Any:
         """Train on `state.batch`; return None, which upstream's loop passes over: it would wait for the losses."""
         state = self.state
-        self._own_time.begin(state)
         if any(isinstance(optimizer, SAMOptimizer) for optimizer in state.optimizers):
             loss = super()._train_batch(use_grad_scaling)["loss/train/total"]  # SAM asks for gradients twice
         else:
@@ -92,6 +91,7 @@ class StepTrainer(Trainer):
         """Give the parameters the batch's gradients; return its mean loss on this rank, float32 of one element."""
         state, spec = self.state, self._train_data_spec
         assert spec is not None and state.device_train_microbatch_size is not None
+        self._own_time.begin(state)
         batch, images = state.batch, spec.get_num_samples_in_batch(state.batch)
         microbatches = spec.split_batch(batch, state.device_train_microbatch_size)
         if len(microbatches) > 1 and self._original_model.training_step == "cuda_graphs":
