@@ -308,6 +308,53 @@ def test_a_machine_that_is_fit_goes_on_to_train(tmp_path: Path, tools: Path) -> 
     assert off.returncode == 3 and off.stdout == "the ranks start\n"
 
 
+def test_by_ssh_the_machine_that_is_not_fit_is_named_and_all_are_stopped(tmp_path: Path, tools: Path) -> None:
+    """Through an ssh that starts what it is told on this machine."""
+    nvidia_smi(tools, 7)
+    program(tools, "ssh-here", '#!/bin/sh\nfor last; do :; done\nexec bash -c "$last"\n')
+    (tmp_path / "hosts").write_text("n1\n")
+    more = {"SSH": "ssh-here", "VENV": sys.prefix, "RANKS": "1", "PREFLIGHT": "1", "INSTANCE_TYPE": "p4d.24xlarge"}
+    done = subprocess.run(
+        ["infra/launch/launch_hosts.sh", str(tmp_path / "hosts"), "yamls/full.yaml"],
+        cwd=REPOSITORY,
+        env=os.environ | more,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 69, done.stderr
+    assert "[n1] UNFIT  GPUs           7 of 8 are there; take another machine" in done.stdout
+    assert "launch_hosts.sh: n1 ended with status 69" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "sudo", "code", "words"),
+    [
+        ("exit 0", "exit 1", 0, "n1 is drained"),
+        ('[ "$SUDO" = 1 ]', 'shift; SUDO=1 exec "$@"', 0, "n1 is drained"),
+        ("exit 1", "exit 1", 69, "n1 may not be drained by"),
+    ],
+    ids=["allowed", "by sudo", "not allowed"],
+)
+def test_a_node_is_drained_by_whoever_may(
+    tmp_path: Path, tools: Path, scontrol: str, sudo: str, code: int, words: str
+) -> None:
+    """drain.sh before a Slurm that notes what it was told."""
+    program(tools, "scontrol", f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/called\n{scontrol}\n')
+    program(tools, "sudo", f"#!/bin/sh\n{sudo}\n")
+    write_verdict({"LOG_DIR": str(tmp_path), "SLURMD_NODENAME": "n1"}, [Finding(UNFIT, "GPUs", "7 of 8 are there")])
+    script = 'set -euo pipefail; say() { echo "$*"; }; source infra/launch/slurm/drain.sh'
+    env = os.environ | {"LOG_DIR": str(tmp_path), "SLURM_NNODES": "2", "MAX_BAD_NODES": "2"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code and words in done.stdout, done.stderr
+    told = ["update", "nodename=n1", "state=DRAIN", "reason=preflight: GPUs: 7 of 8 are there"]
+    assert (tmp_path / "called").read_text().splitlines() == told
+    assert (tmp_path / "drained").exists() == (code == 0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_while_a_machine_is_looked_at_ends_it_and_trains_nothing(
     tmp_path: Path, tools: Path, number: signal.Signals
