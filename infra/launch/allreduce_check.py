@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imagestream.data.worker import end_with_parent
+from infra.launch.fabric import EFA_NETWORK, EFA_NETWORK_NAMES
 from infra.launch.gpu_checks import NOTE, OK, UNFIT, Finding
 from infra.launch.verdicts import unfit_nodes
 from infra.plan.machines import Machine
@@ -62,12 +63,20 @@ def _uses_gpus(env: Mapping[str, str]) -> bool:
 
 
 def _network(env: Mapping[str, str]) -> str:
-    """Which network NCCL says that it uses, for the text."""
+    """Which network NCCL says that it uses, for the text.
+
+    Raises:
+        NotMetError: another one than EFA, where it was told to use that.
+    """
     log = _nccl_log(env)
     if not log.is_file():
         return ""
     lines = log.read_text(errors="replace").splitlines()
     names = sorted({name.strip() for line in lines if (name := line.partition("Using network ")[2])})
+    if env.get("NCCL_NET") == EFA_NETWORK and not set(names) <= set(EFA_NETWORK_NAMES):
+        raise NotMetError(
+            f"NCCL says that it uses {' and '.join(names)}, and was told to use EFA (NCCL_NET={EFA_NETWORK})"
+        )
     return f", by {' and '.join(names)}" if names else ", by a network that NCCL does not name"
 
 

@@ -211,6 +211,20 @@ def test_what_the_ranks_get_is_held_against_the_type(
     assert ("SLOW" in findings[1].seen) == (levels[1] == NOTE)
 
 
+@pytest.mark.parametrize("network", ["AWS Libfabric", "Libfabric", "Socket"])
+def test_nccl_has_to_say_that_it_uses_efa_where_it_was_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    (tmp_path / "nccl-preflight-node0.log").write_text(f"n1:9:9 [0] NCCL INFO Using network {network}\n")
+    monkeypatch.setattr(allreduce_check, "measured", lambda *_: result(231.0, 57.0))
+    env = {"NODES": "2", "RANKS": "8", "LOG_DIR": str(tmp_path), "NCCL_NET": "AWS Libfabric"}
+    if network != "Socket":
+        assert look_at_allreduce(env, None)[1].seen.endswith(f"by {network}")
+        return
+    with pytest.raises(NotMetError, match="NCCL says that it uses Socket, and was told to use EFA"):
+        look_at_allreduce(env, None)
+
+
 def test_one_rank_alone_has_nobody_to_add_up_with() -> None:
     assert look_at_allreduce({"NODES": "1", "RANKS": "1"}, machine("g5.xlarge")) == []
 
