@@ -20,6 +20,7 @@ Exit status: 0 done, 1 AWS could not do it, 2 refused (nothing was done).
 import argparse
 import base64
 import datetime
+import re
 import shlex
 import sys
 import tempfile
@@ -89,7 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     def add(name: str, verb: Callable[[argparse.Namespace, Account], None], words: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=words, description=words)
         sub.set_defaults(verb=verb)
-        sub.add_argument("--name", default="resnet", help="prefix of everything's name (resnet)")
+        sub.add_argument("--name", type=_name, default="resnet", help="prefix of everything's name (resnet)")
         sub.add_argument("--region", help="by default what AWS_REGION or the profile says")
         sub.add_argument("--dry-run", action="store_true", help="print what would be done and its price, do nothing")
         sub.add_argument("--yes", action="store_true", help="answer yes to what is asked")
@@ -137,6 +138,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("cost", cost, "what was spent this month, and what is spent an hour now")
     add("down", down, "remove everything but the buckets")
     return _with_words(parser, argv)
+
+
+def _name(text: str) -> str:
+    """Buckets have it in their names, and so has the stack (infra/aws/foundation.yaml, AllowedPattern)."""
+    if not re.fullmatch(r"[a-z][a-z0-9-]{2,20}", text):
+        raise argparse.ArgumentTypeError(f"{text} must be 3 to 21 of a-z, 0-9 and dashes, the first a letter")
+    return text
 
 
 def _with_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

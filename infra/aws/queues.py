@@ -92,9 +92,13 @@ def queues_of(names: str) -> list[Queue]:
     """The queues that are asked for by name, each once.
 
     Raises:
-        RefusedError: one is unknown, named twice, or wants a reservation.
+        RefusedError: there is none, or one is unknown, named twice, or wants a reservation.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise RefusedError(
+            f"--queues names none; of {', '.join(kinds())}, with -spot for spot, such as {DEFAULT_QUEUES}"
+        )
     repeated = sorted({name for name in wanted if wanted.count(name) > 1})
     if repeated:
         raise RefusedError(f"--queues names {', '.join(repeated)} twice")

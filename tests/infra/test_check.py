@@ -31,7 +31,7 @@ def test_a_queues_name_says_machine_and_price(name: str, instance: str, paid: st
     assert (queue.machine.name, queue.paid, queue.name) == (instance, paid, name)
 
 
-@pytest.mark.parametrize("names", ["x", "p4d,,p4d", "p5-block", "spot", "p4d-cheap"])
+@pytest.mark.parametrize("names", ["", " , ", "x", "p4d,,p4d", "p5-block", "spot", "p4d-cheap"])
 def test_queues_that_cannot_be_are_refused(names: str) -> None:
     with pytest.raises(RefusedError):
         queues_of(names)

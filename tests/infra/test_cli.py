@@ -59,6 +59,14 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(
     assert boto3.client("cloudformation").list_stacks()["StackSummaries"] == []
 
 
+@pytest.mark.parametrize("name", ["Resnet", "re", "my_runs", "-x-", "a" * 22, "x/../y"])
+def test_a_name_that_no_bucket_can_have_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", f"--name={name}"])
+    assert ended.value.code == 2
+    assert "must be 3 to 21 of a-z" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 @pytest.mark.parametrize("gib", ["-1200", "1000", "3600"])
 def test_a_size_that_fsx_does_not_have_is_refused(gib: str, dry: list[str], capsys: pytest.CaptureFixture[str]) -> None:
