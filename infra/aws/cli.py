@@ -278,7 +278,7 @@ def _check_up_words(args: argparse.Namespace) -> None:
         raise RefusedError("give --budget-usd and --email: without a budget nothing is made that costs money")
     check_fsx(args.fsx_gib or 0)
     cluster.check_ssh(args.key_name or "", args.ssh_cidr or "")
-    queues_of(args.queues or DEFAULT_QUEUES)
+    queues_of(DEFAULT_QUEUES if args.queues is None else args.queues)
 
 
 def _cluster_up(args: argparse.Namespace, account: Account, choices: Choices, queues: Sequence[Queue]) -> None:
