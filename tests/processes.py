@@ -136,7 +136,7 @@ def start(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        variables = {name: str(value) for name, value in world.items()} | (env or {})
+        variables = dict(os.environ) | {name: str(value) for name, value in world.items()} | (env or {})
         disk = disks[rank] if nodes > 1 else None
         args = (program, list(argv), f"{log}.{rank}", variables, disk, real_network)
         process = _server.Process(target=_rank_main, args=args)
@@ -227,11 +227,12 @@ def _rank_main(
     program: str, argv: list[str], log: str, variables: dict[str, str], disk: Path | None, real_network: bool
 ) -> None:
     os.setpgid(0, 0)
+    os.environ.clear()  # the fork server's is that of the test which happened to start it
+    os.environ.update(variables)
     if disk:
         leave_this_machine(disk)
     multiprocessing.set_start_method("fork", force=True)  # for its loader workers, as in a process started by hand
     os.chdir(REPOSITORY)
-    os.environ.update(variables)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -358,8 +358,8 @@ def test_a_node_is_drained_by_whoever_may(
     program(tools, "scontrol", f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/called\n{scontrol}\n')
     program(tools, "sudo", f"#!/bin/sh\n{sudo}\n")
     write_verdict({"LOG_DIR": str(tmp_path), "SLURMD_NODENAME": "n1"}, [Finding(UNFIT, "GPUs", "7 of 8 are there")])
-    script = 'set -euo pipefail; say() { echo "$*"; }; source infra/launch/slurm/drain.sh'
-    env = os.environ | {"LOG_DIR": str(tmp_path), "SLURM_NNODES": "2", "MAX_BAD_NODES": "2"}
+    script = 'set -euo pipefail; say() { echo "$*"; }; count=2; source infra/launch/slurm/drain.sh'
+    env = os.environ | {"LOG_DIR": str(tmp_path), "MAX_BAD_NODES": "2"}
     done = subprocess.run(
         ["bash", "-c", script], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=60, check=False
     )
