@@ -20,7 +20,12 @@ PYXIS_FLAGS = ("--no-container-mount-home", "--no-container-entrypoint")
 PYXIS_VALUES = ("--container-image", "--container-mounts", "--container-workdir")
 DOCKER_FLAGS = ("--rm", "--interactive")
 DOCKER_VALUES = ("--gpus", "--network", "--ipc", "--ulimit", "--volume", "--env", "--device", "--workdir")
-IN_THE_IMAGE = {"PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
+# A container has a /tmp of its own; here the caller's machine has a /dev/shm of its own.
+IN_THE_IMAGE = {
+    "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/tmp",
+    "TMPDIR": "/dev/shm/tmp",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -85,7 +90,7 @@ def inside(mounts: str, folder: str, command: list[str]) -> int:
     for mount in filter(None, mounts.split(",")):
         source, _, target = mount.partition(":")
         pairs.append((source, target.partition(":")[0]))
-    script = ["set -e"]
+    script = ["set -e", "mkdir -p /dev/shm/tmp"]
     for number, (source, target) in enumerate(pairs):
         if not Path(source).exists():
             return fail(f"mount of {source}: no such file or directory")
