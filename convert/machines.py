@@ -100,7 +100,7 @@ class Machine:
 
     def wait(self) -> None:
         """Give the others time, more of it each time until `work_found`."""
-        time.sleep(self._wait_s)
+        time.sleep(self._wait_s)  # nothing tells a machine of the others but a look; together.py bounds how often
         self._wait_s = min(1.5 * self._wait_s, LONGEST_WAIT_S)
 
     def work_found(self) -> None:

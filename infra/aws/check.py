@@ -6,6 +6,7 @@
 """
 
 import datetime
+import functools
 import re
 import shutil
 import subprocess
@@ -215,7 +216,7 @@ def _quota(client: Any, code: str, queues: Sequence[Queue], max_nodes: int) -> C
 def spot_prices(ec2: Any, queues: Sequence[Queue], zone: str) -> list[Finding]:
     """Today's price of each spot queue's machine in the zone."""
     return [
-        _safely("spot price", lambda queue=queue: _spot_price(ec2, queue, zone))  # type: ignore[misc]  # mypy#12557
+        _safely("spot price", functools.partial(_spot_price, ec2, queue, zone))
         for queue in queues
         if queue.paid == SPOT and zone
     ]

@@ -9,7 +9,6 @@ in the price; traffic within a region costs nothing.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parents[1])
 
+from infra.plan.arguments import positive, whole_number
 from infra.plan.dataset import KB_PER_IMAGE
 from infra.plan.speed import HYPERTHREAD_GAIN, S3_SHARE_OF_NETWORK
 
@@ -207,24 +207,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="files of it that a machine lists a second (default: %(default)s, an assumption)",
     )
     return parser.parse_args(argv)
-
-
-def whole_number(text: str) -> int:
-    """Return an argument that must be a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    """Return an argument that must be a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
-    return value
 
 
 def lines(task: Task, machine: Converter, machines: int) -> Iterator[str]:

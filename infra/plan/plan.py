@@ -25,6 +25,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parents[1])
 
 from imagestream.mds.index import DataError
+from infra.plan.arguments import positive, whole_number
 from infra.plan.dataset import KB_PER_IMAGE, Dataset, dataset_of
 from infra.plan.fsx import MB_PER_SEC_PER_TIB, fsx_usd_per_hour
 from infra.plan.machines import (
@@ -132,24 +133,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the scaling from 1 to 64 nodes (PNG)")
     return parser.parse_intermixed_args(argv)
-
-
-def whole_number(text: str) -> int:
-    """Return an argument that must be a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    """Return an argument that must be a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
-    return value
 
 
 def choose_machine(args: argparse.Namespace) -> Machine:

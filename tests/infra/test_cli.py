@@ -132,6 +132,27 @@ def test_up_waits_for_what_an_interrupted_up_has_begun(
     assert "an earlier call's work is waited for" in capsys.readouterr().out
 
 
+def test_what_an_interrupted_up_left_half_made_is_made_anew_with_the_buckets_that_are_there(
+    bucket: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(stubber: Stubber) -> None:
+        for status in ("CREATE_IN_PROGRESS", "CREATE_IN_PROGRESS", "ROLLBACK_COMPLETE"):
+            stubber.add_response("describe_stacks", describe(status, AvailabilityZone="us-east-1b"))
+        stubber.add_response("delete_stack", {}, {"StackName": "resnet-foundation"})
+        gone(stubber)
+        parameters = {
+            **{"AvailabilityZone": "us-east-1b", "BucketsExist": "true", "Email": "me@example.com"},
+            **{"FsxStorageGiB": "0", "Name": "resnet"},
+        }
+        listed = [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()]
+        stubber.add_response("create_stack", {"StackId": "x"}, _create() | {"Parameters": listed})
+        stubber.add_response("describe_stacks", describe("CREATE_COMPLETE"))
+
+    stubber = stubbed(monkeypatch, "cloudformation", prepare)
+    assert cli.main(UP) == 0
+    stubber.assert_no_pending_responses()
+
+
 def no_changes(stubber: Stubber) -> None:
     """CloudFormation compares, and finds the stack as it should be."""
     stubber.add_response("describe_stacks", describe("CREATE_COMPLETE", AvailabilityZone="us-east-1b"))
