@@ -170,28 +170,57 @@ def test_a_variable_that_makes_no_sense_is_named(env: dict[str, str], words: str
         Settings.of(env)
 
 
-def test_the_container_gets_the_same_part(tmp_path: Path) -> None:
-    """train.sbatch with IMAGE, before a Slurm that notes how it was called."""
-    for name, text in {
-        "scontrol": "echo n1",
-        "srun": f'printf "%s\\n" "$@" > {tmp_path}/called',
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    env = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+def sbatch(folder: Path, commands: dict[str, str], *argv: str, **env: str) -> int:
+    """Run train.sbatch before a Slurm of these shell commands; return its exit status."""
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
         "SLURM_SUBMIT_DIR": str(REPOSITORY),
         "SLURM_JOB_ID": "5",
         "SLURM_NNODES": "1",
         "SLURM_JOB_NODELIST": "n1",
-        "LOG_ROOT": str(tmp_path),
-        "IMAGE": "/fsx/resnet.sqsh",
+        "LOG_ROOT": str(folder),
+        **env,
     }
-    script = ["bash", str(REPOSITORY / "infra/launch/slurm/train.sbatch"), "yamls/full.yaml", "seed=3"]
-    subprocess.run(script, env=env, check=True, timeout=60)
+    script = ["bash", str(REPOSITORY / "infra/launch/slurm/train.sbatch"), *argv]
+    return subprocess.run(script, env=environment, timeout=60, check=False).returncode
+
+
+def test_the_container_gets_the_same_part(tmp_path: Path) -> None:
+    """train.sbatch with IMAGE, before a Slurm that notes how it was called."""
+    slurm = {"scontrol": "echo n1", "srun": f'printf "%s\n" "$@" > {tmp_path}/called'}
+    assert sbatch(tmp_path, slurm, "yamls/full.yaml", "seed=3", IMAGE="/fsx/resnet.sqsh") == 0
     called = (tmp_path / "called").read_text().split("\n")
     assert "--container-image=/fsx/resnet.sqsh" in called
     assert called[-5:-1] == ["python", "infra/launch/node.py", "yamls/full.yaml", "seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("beats", "starts"),
+    [
+        pytest.param([(0, 1), (0, 2), (0, 1)], 2, id="the_last_sign_of_life_comes_sooner_or_later"),
+        pytest.param([(0, 7), (4, 6), (4, 9), (8, 9)], 3, id="a_checkpoint_was_saved_between"),
+        pytest.param([(4, 6), None, (4, 7)], 2, id="one_ends_before_it_trains"),
+        pytest.param([None, None, None], 2, id="none_comes_so_far"),
+        pytest.param([(4, 6), (8, 9), None, (8, 9)], 3, id="one_ends_early_after_a_checkpoint"),
+    ],
+)
+def test_a_run_that_fails_again_and_again_ends(
+    tmp_path: Path, beats: list[tuple[int, int] | None], starts: int
+) -> None:
+    """train.sbatch with MAX_FAILURES=2; `beats`: of each start its first batch and that of its last sign of life."""
+    asked = f"""case "$1" in requeue) touch {tmp_path}/queued ;; --oneliner) echo JobState=RUNNING ;; *) echo n1 ;; esac"""
+    heartbeat, queued = tmp_path / "5" / "heartbeat-node0.json", tmp_path / "queued"
+    for number, beat in enumerate(beats, start=1):
+        said = beat and json.dumps({"batch": beat[1], "start_batch": beat[0]})
+        srun = f"rm -f {heartbeat}; " + (f"echo '{said}' > {heartbeat}; " if said else "") + "exit 1"
+        code = sbatch(tmp_path, {"scontrol": asked, "srun": srun}, "yamls/full.yaml", MAX_FAILURES="2")
+        assert (code, queued.exists()) == ((0, True) if number < starts else (1, False)), f"start {number}"
+        if number == starts:
+            return
+        queued.unlink()
 
 
 def test_fsx_is_loaded_until_nothing_is_left_in_s3(tmp_path: Path) -> None:

@@ -99,13 +99,14 @@ def test_a_heartbeat_goes_on_over_the_last_one_when_its_disk_is_full(
     path = disk.path / "heartbeat.json"
     monkeypatch.setenv(HEARTBEAT_VARIABLE, str(path))
     beats = Heartbeat()
+    state.timestamp = Timestamp(batch=Time(123000, TimeUnit.BATCH))
     beats.fit_start(state, logger)
     disk.fill()
     beats._beaten_at = 0.0
     state.timestamp = Timestamp(batch=Time(123456, TimeUnit.BATCH), sample=Time(252837888, TimeUnit.SAMPLE))
     beats.batch_end(state, logger)
     beat = json.loads(path.read_text())
-    assert (beat["batch"], beat["sample"]) == (123456, 252837888)
+    assert (beat["batch"], beat["sample"], beat["start_batch"]) == (123456, 252837888, 123000)
     assert path.stat().st_size == BEAT_BYTES
     assert sorted(file.name for file in disk.path.iterdir()) == ["filler", "heartbeat.json"]
     path.unlink()

@@ -15,12 +15,14 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_VARIABLE = "HEARTBEAT_FILE"
 SECONDS_BETWEEN_BEATS = 1.0
-BEAT_BYTES = 120  # always the same number, so that a beat can be written over the one before it
+BEAT_BYTES = 160  # always the same number, so that a beat can be written over the one before it
 
 
 class Heartbeat(Callback):
     """Writes batch, epoch, sample and time into the file that $HEARTBEAT_FILE names; nothing without one.
 
+    `start_batch` is where this process began: 0, or the batch of the checkpoint that it resumed from. A launcher tells
+    by it whether a failed run had moved on; `batch` depends on when the last beat before the failure happened to be.
     The first rank of each machine writes, at most once a second, after batches of training and of evaluation. A beat
     that cannot be written, as on a full disk, does not end the run.
     """
@@ -30,8 +32,10 @@ class Heartbeat(Callback):
         self._path = Path(wanted) if wanted else None
         self._beaten_at = 0.0
         self._told = False
+        self._start_batch = 0
 
     def fit_start(self, state: State, logger: Logger) -> None:
+        self._start_batch = int(state.timestamp.batch)
         self._beat(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -47,7 +51,7 @@ class Heartbeat(Callback):
         self._beaten_at = now
         done = state.timestamp
         counts = {"batch": int(done.batch), "epoch": int(done.epoch), "sample": int(done.sample)}
-        beat = {**counts, "unix_time_s": round(now, 1)}
+        beat = {**counts, "start_batch": self._start_batch, "unix_time_s": round(now, 1)}
         try:
             _write(self._path, (json.dumps(beat).ljust(BEAT_BYTES - 1) + "\n").encode())
         except OSError as error:
