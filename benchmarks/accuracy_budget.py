@@ -5,7 +5,7 @@ With E epochs of P px in batches of B images:
 - the run has E epochs, and every time in the recipe, be it in epochs or in batches, keeps its share of the run;
 - every image size is multiplied by P / crop_size: a crop is then the next multiple of 16 px;
 - the learning rate is multiplied by B / global_batch_size, and so is the decay of `decoupled_sgdw`, which is taken once
-  a step (`scale_with_batch` does the same).
+  a step (`scale_with_batch` would do the same once more, and is turned off).
 
 Everything else stands as the recipe has it.
 """
@@ -59,6 +59,7 @@ def shortened(recipe: Config, budget: Budget) -> list[str]:
         "max_duration": f"{budget.epochs}ep",
         "eval_interval": f"{budget.epochs}ep",
         "global_batch_size": budget.batch,
+        "scale_with_batch": "null",
         "model.name": budget.model,
         "data.crop_size": budget.px,
         "data.eval_crop_size": round(recipe.data.eval_crop_size * scale),

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import accuracy, accuracy_report
 from benchmarks.accuracy_budget import Budget, shortened
 from tests.conftest import REPOSITORY
+from train.config.batch_scale import scaled
 from train.config.run_config import load_config
 
 BUDGET = Budget(train_images=9_469, epochs=5, px=128, batch=64, model="resnet50")  # 735 steps
@@ -15,8 +16,9 @@ RECIPES = sorted(path.stem for path in (REPOSITORY / "yamls/recipes").glob("*.ya
 
 
 def recipe(name: str, *overrides: str) -> dict[str, object]:
+    """What a run of it trains by."""
     cfg = load_config(REPOSITORY / f"yamls/recipes/{name}.yaml", ["data.local=x", *overrides], check_paths=False)
-    plain: dict[str, object] = cfg.model_dump(mode="json")
+    plain: dict[str, object] = scaled(cfg).model_dump(mode="json")
     return plain
 
 
