@@ -114,17 +114,29 @@ def test_resume_after_kill_9_ends_with_identical_weights(
 
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept_across_kills(shards: Path, tmp_path: Path) -> None:
-    """At a learning rate that is too high the best epoch is not the last one."""
+    """At too high a learning rate a middle epoch is the best with some seed; with which, the processor decides."""
     more = ["checkpoint.keep=1", "checkpoint.keep_best=top1", "algorithms=[]", "max_duration=5ep"]
-    argv = command(shards, tmp_path, *TWELVE[:2], *DEFAULTS, "optimizer.lr=0.1", "scheduler.alpha_f=1.0", *more)
+    more += [*TWELVE[:2], *DEFAULTS, "optimizer.lr=0.1", "scheduler.alpha_f=1.0"]
+    for seed in range(8):
+        undisturbed = tmp_path / f"seed{seed}"
+        code, output = run(command(shards, undisturbed, *more, f"seed={seed}"), tmp_path / "log")
+        assert code == 0, output
+        scores = {evaluation["batch"]: evaluation["top1"] for evaluation in record_of(undisturbed)["evaluations"]}
+        best = max(scores, key=lambda batch: (scores[batch], -batch))
+        assert sorted(scores) == [8, 16, 24, 32, 40]
+        if best in (16, 24, 32):
+            break
+    else:
+        pytest.fail("none of the seeds has its best epoch in the middle")
+    kept = [f"ep{best // 8}-ba{best}.pt", "ep5-ba40.pt"]
+    assert sorted(path.name for path in undisturbed.glob("ep*.pt")) == kept
+    argv = command(shards, tmp_path / "killed", *more, f"seed={seed}")
     started = start(argv, tmp_path / "log")
-    started.kill_when((tmp_path / "ep3-ba24.pt").exists)
+    started.kill_when((tmp_path / "killed" / kept[0]).exists)
     code, output = run(argv, tmp_path / "again")
-    assert code == 0, output
-    scores = {evaluation["batch"]: evaluation["top1"] for evaluation in record_of(tmp_path)["evaluations"]}
-    best = max(scores, key=lambda batch: (scores[batch], -batch))
-    assert len(scores) == 5 and 24 <= best < 40, scores
-    assert sorted(path.name for path in tmp_path.glob("ep*.pt")) == [f"ep{best // 8}-ba{best}.pt", "ep5-ba40.pt"]
+    assert code == 0 and "resume: from" in output, output
+    assert sorted(path.name for path in (tmp_path / "killed").glob("ep*.pt")) == kept
+    assert what_must_match(record_of(tmp_path / "killed")) == what_must_match(record_of(undisturbed))
 
 
 BF16 = ("precision=amp_bf16", "device_train_microbatch_size=2", "gradient_compression=bf16")
