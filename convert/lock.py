@@ -8,16 +8,15 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from convert.journal import FOLDER
+from imagestream.process_identity import can_be_looked_up, is_gone, process_identity
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.protocol import Place, read_if_there
 
@@ -27,7 +26,7 @@ LOCK_NAME = f"{FOLDER}/lock"
 MACHINE_PREFIX = "machine."  # of the files of machines that share a conversion, beside the lock
 HEARTBEAT_S = 30
 SETTLING_S = 1
-STALE_AFTER_S = 600  # without a heartbeat; for locks of other hosts, whose processes cannot be looked up
+STALE_AFTER_S = 600  # without a heartbeat; for processes that cannot be looked up
 
 
 class LockedError(RuntimeError):
@@ -38,8 +37,8 @@ class LockedError(RuntimeError):
 def only_converter(output: Place, place: str) -> Iterator[None]:
     """Hold the lock of an output, which is given back at the end.
 
-    The lock of a dead process is taken over: one of this host at once, one of another host when it has given no sign
-    of life for STALE_AFTER_S.
+    The lock of a dead process is taken over: at once where it can be looked up, and when it has given no sign of life
+    for STALE_AFTER_S where it is of another host, of another container, or from before a reboot.
 
     Raises:
         LockedError: another converter holds it; the message names its process and host.
@@ -112,7 +111,7 @@ def live_machine(output: Place, *, but: str = "") -> tuple[dict[str, Any], float
 
 
 def _identity() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_time(os.getpid()), "since": time.time()}
+    return {**process_identity(), "since": time.time()}
 
 
 def sign_of_life(**more: Any) -> bytes:
@@ -145,34 +144,9 @@ def _age_s(output: Place, name: str = LOCK_NAME) -> float | None:
     return now_s - file.written_s
 
 
-def is_here(holder: dict[str, Any]) -> bool:
-    """Whether a process is of this host, so that it can be looked up."""
-    return bool(holder.get("host") == socket.gethostname())
-
-
 def _is_dead(holder: dict[str, Any], age_s: float) -> bool:
     """Whether a process is gone, by its number here or, elsewhere, by the age of its sign of life."""
-    return is_gone(holder) if is_here(holder) else age_s > STALE_AFTER_S
-
-
-def is_gone(holder: dict[str, Any]) -> bool:
-    """Whether there is no such process here any more."""
-    pid = int(holder.get("pid", 0))
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return bool(_start_time(pid) != holder.get("start"))  # the number may have been given to another process
-
-
-def _start_time(pid: int) -> str:
-    """Clock ticks between boot and the process's start (field 22 of /proc/PID/stat); "" off Linux."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+    return is_gone(holder) if can_be_looked_up(holder) else age_s > STALE_AFTER_S
 
 
 def name_of(holder: dict[str, Any]) -> str:

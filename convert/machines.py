@@ -2,8 +2,8 @@
 
 All of them have one lock in common, which says what is being made; a machine with another plan is refused. Each has a
 file beside it, `.convert/machine.<name>`, whose content it changes every BEAT_S seconds. Clocks are not compared: a
-machine is gone when another one has seen its file unchanged for GONE_AFTER_S by its own clock, or at once where both
-are on one host and the process is not there. A machine that is taken for gone by mistake costs work and nothing else.
+machine is gone when another one has seen its file unchanged for GONE_AFTER_S by its own clock, or at once where it is a
+process of the same machine, and not there. A machine that is taken for gone by mistake costs work and nothing else.
 """
 
 import json
@@ -27,8 +27,6 @@ from convert.lock import (
     MACHINE_PREFIX,
     SETTLING_S,
     LockedError,
-    is_gone,
-    is_here,
     is_shared,
     live_machine,
     name_of,
@@ -38,6 +36,7 @@ from convert.lock import (
 )
 from convert.parts import Part
 from imagestream.mds.manifest import Identity
+from imagestream.process_identity import can_be_looked_up, is_gone
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.protocol import Place, read_if_there
 
@@ -140,7 +139,7 @@ class Machine:
         if known is None or known[0] != content:
             known = self._others[holder] = (content, time.monotonic())
         machine = _parsed(content)
-        return is_gone(machine) if is_here(machine) else time.monotonic() - known[1] > GONE_AFTER_S
+        return is_gone(machine) if can_be_looked_up(machine) else time.monotonic() - known[1] > GONE_AFTER_S
 
     def _is_late(self, name: str, holder: bytes) -> bool:
         known = self._held.get(name)

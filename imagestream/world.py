@@ -4,10 +4,11 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from torch import distributed
+
+from imagestream.process_identity import boot_id
 
 T = TypeVar("T")
 
@@ -87,14 +88,6 @@ def in_environment(world: World) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def boot_id() -> str:
-    """Return what tells two running machines apart, however alike they are; the same in all containers of one."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        return socket.gethostname()
 
 
 def local_rank() -> int:

@@ -26,6 +26,7 @@ from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLE
 from streaming.base.shared import prefix
 
 from imagestream import world
+from imagestream.process_identity import boot_id
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def _check_machines() -> None:
     """Raise ValueError, on all ranks, where nodes share a machine's shared memory and temporary folder."""
     _jobs_root().mkdir(parents=True, exist_ok=True)
     places = [(SHARED_MEMORY, os.stat(SHARED_MEMORY)), (_jobs_root(), os.stat(_jobs_root()))]
-    mine = (world.node_rank(), world.boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
+    mine = (world.node_rank(), boot_id(), [(str(path), seen.st_dev, seen.st_ino) for path, seen in places])
     nodes: dict[tuple[Any, ...], int] = {}
     for node, boot, seen in world.gathered(mine):
         for place in seen:

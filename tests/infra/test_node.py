@@ -211,7 +211,9 @@ def test_a_run_that_fails_again_and_again_ends(
     tmp_path: Path, beats: list[tuple[int, int] | None], starts: int
 ) -> None:
     """train.sbatch with MAX_FAILURES=2; `beats`: of each start its first batch and that of its last sign of life."""
-    asked = f"""case "$1" in requeue) touch {tmp_path}/queued ;; --oneliner) echo JobState=RUNNING ;; *) echo n1 ;; esac"""
+    asked = (
+        f"""case "$1" in requeue) touch {tmp_path}/queued ;; --oneliner) echo JobState=RUNNING ;; *) echo n1 ;; esac"""
+    )
     heartbeat, queued = tmp_path / "5" / "heartbeat-node0.json", tmp_path / "queued"
     for number, beat in enumerate(beats, start=1):
         said = beat and json.dumps({"batch": beat[1], "start_batch": beat[0]})

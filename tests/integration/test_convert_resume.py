@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.process_identity import process_identity
 from tests.integration.converter import (
     SMALL_SHARDS,
     assert_only_whole_shards,
@@ -209,20 +210,27 @@ def test_a_second_converter_is_told_who_holds_the_output(large_source: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("host", "age_s", "taken_over"),
-    [("another-machine", 0, False), ("another-machine", 700, True), (socket.gethostname(), 0, True)],
+    ("other", "age_s", "taken_over"),
+    [
+        pytest.param({"host": "another-machine", "boot_id": "another"}, 0, False, id="another_machine"),
+        pytest.param({"host": "another-machine", "boot_id": "another"}, 700, True, id="another_machine_long_ago"),
+        pytest.param({"pid_namespace": "pid:[1]"}, 0, False, id="another_container_with_this_machines_name"),
+        pytest.param({}, 0, True, id="this_machine"),
+    ],
 )
 def test_the_lock_of_a_dead_process_is_taken_over(
-    source: Path, tmp_path: Path, host: str, age_s: float, taken_over: bool
+    source: Path, tmp_path: Path, other: dict[str, str], age_s: float, taken_over: bool
 ) -> None:
     lock = tmp_path / "out/.convert/lock"
     lock.parent.mkdir(parents=True)
-    pid = subprocess.Popen(["true"]).pid if host == socket.gethostname() else 1
-    lock.write_text(json.dumps({"host": host, "pid": pid, "start": "1", "since": 0}))
+    process = subprocess.Popen(["true"])
+    process.wait()
+    holder = process_identity() | {"pid": process.pid, "start_ticks": "1", "since": 0} | other
+    lock.write_text(json.dumps(holder))
     os.utime(lock, (time.time() - age_s,) * 2)
     done = run("--source", source, "--out", tmp_path / "out")
     assert done.returncode == (0 if taken_over else 1)
-    words = "took over the lock of" if taken_over else f"process 1 on {host} is converting"
+    words = "took over the lock of" if taken_over else f"process {process.pid} on {holder['host']} is converting"
     assert words in done.stderr
     assert lock.exists() is not taken_over
 

@@ -33,7 +33,7 @@ def test_a_dead_one_s_lock_is_taken_over_and_what_killed_ones_left_goes_with_it(
     output: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(lock, "SETTLING_S", 0.1)
-    output.write(LOCK_NAME, json.dumps(lock._identity() | {"start": "another's"}).encode())
+    output.write(LOCK_NAME, json.dumps(lock._identity() | {"start_ticks": "another's"}).encode())
     output.write(f"{FOLDER}/{PART}01234567-lock", b"{}")  # of one that was killed while it asked for the lock
     with caplog.at_level(logging.WARNING), only_converter(output, "OUT"):
         assert json.loads(output.read(LOCK_NAME)) == lock._identity() | {
@@ -49,7 +49,7 @@ def test_another_host_s_lock_is_stale_after_a_while_by_the_clock_of_the_output(
 ) -> None:
     monkeypatch.setattr(lock, "SETTLING_S", 0.1)
     monkeypatch.setattr(lock, "STALE_AFTER_S", stale_after_s)
-    output.write(LOCK_NAME, json.dumps(lock._identity() | {"host": "another"}).encode())
+    output.write(LOCK_NAME, json.dumps(lock._identity() | {"host": "another", "boot_id": "another"}).encode())
     if stale_after_s > 0:
         with pytest.raises(LockedError, match="on another is converting"), only_converter(output, "OUT"):
             pass

@@ -54,7 +54,7 @@ def join(output: Place, plan: dict[str, Identity] = PLAN) -> None:
 
 def elsewhere(machine: Machine, beat: int) -> None:
     """Have a machine's file be one of another host, whose processes cannot be looked up."""
-    content = {"host": "another", "pid": 1, "start": "1", "part": "1/2", "beat": beat}
+    content = {"host": "another", "pid": 1, "start_ticks": "1", "part": "1/2", "beat": beat}
     machine.output.write(machine._file, json.dumps(content).encode())
 
 
@@ -130,7 +130,7 @@ def test_the_claim_of_a_machine_that_has_left_is_free_at_once(output: Place) -> 
 def test_the_claim_of_a_killed_process_of_this_host_is_free_at_once(output: Place) -> None:
     with joined(output, "OUT", PART, PLAN) as machine, joined(output, "OUT", PART, PLAN) as killed:
         killed.take(CLAIM)
-        output.write(killed._file, lock.sign_of_life(start="another's"))
+        output.write(killed._file, lock.sign_of_life(start_ticks="another's"))
         assert machine.take(CLAIM)
 
 
@@ -196,7 +196,7 @@ def test_one_converter_alone_and_several_machines_keep_out_of_each_other_s_way(o
     with only_converter(output, "OUT"), refused:  # of the machine there is a lock, and no sign of life
         join(output)
     assert output.sizes(FOLDER) == {}
-    output.write(LOCK_NAME, lock.sign_of_life(start="another's"))
+    output.write(LOCK_NAME, lock.sign_of_life(start_ticks="another's"))
     with joined(output, "OUT", PART, PLAN) as machine:
         assert output.read(LOCK_NAME) == machine.session
 

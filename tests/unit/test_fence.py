@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from imagestream import process_identity
 from imagestream.storage.local import LocalPlace
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
@@ -108,7 +109,7 @@ def test_a_disk_without_hard_links_has_exclusive_files(tmp_path: Path, monkeypat
 def test_a_live_run_of_this_machine_keeps_its_folder_and_is_named(
     folder: Place, process: subprocess.Popen[bytes]
 ) -> None:
-    owner = write_owner(folder, pid=process.pid, start_ticks=fence._state_and_start(process.pid)[1])
+    owner = write_owner(folder, pid=process.pid, start_ticks=process_identity._state_and_start(process.pid)[1])
     with pytest.raises(HeldError) as refused:
         claim(folder, run_name="second", patience_s=0.5)
     assert str(refused.value).startswith(f"{folder} is in use by run first (process {process.pid} on {owner['host']}, ")
@@ -126,7 +127,7 @@ def test_one_that_is_about_to_end_is_waited_for(folder: Place) -> None:
 def test_a_killed_run_s_folder_is_taken_over_at_once(
     folder: Place, process: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture, waited_for: bool
 ) -> None:
-    write_owner(folder, pid=process.pid, start_ticks=fence._state_and_start(process.pid)[1])
+    write_owner(folder, pid=process.pid, start_ticks=process_identity._state_and_start(process.pid)[1])
     process.send_signal(signal.SIGKILL)
     if waited_for:
         process.wait()

@@ -12,7 +12,6 @@ import datetime
 import json
 import logging
 import os
-import socket
 import tempfile
 import time
 import uuid
@@ -20,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imagestream.process_identity import can_be_looked_up, is_gone, process_identity
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.protocol import Check, Place, Stat, read_if_there
-from imagestream.world import boot_id
 
 log = logging.getLogger(__name__)
 
@@ -178,17 +177,7 @@ def read_owner(folder: Place) -> Owner | None:
 
 def lives_here(owner: Owner) -> bool:
     """Return whether an owner is for certain a live process of this machine (and of this container)."""
-    if (owner.get("boot_id"), owner.get("pid_namespace")) != (boot_id().strip(), _pid_namespace()):
-        return False
-    try:
-        pid = int(owner["pid"])
-        os.kill(pid, 0)
-    except PermissionError:  # another user's
-        pass
-    except (KeyError, TypeError, ValueError, OverflowError, ProcessLookupError):
-        return False
-    state, started = _state_and_start(pid)
-    return state not in ("Z", "X") and started == owner.get("start_ticks")
+    return can_be_looked_up(owner) and not is_gone(owner)
 
 
 def describe(owner: Owner) -> str:
@@ -203,41 +192,16 @@ def describe(owner: Owner) -> str:
 
 
 def _why(owner: Owner) -> str:
-    if owner.get("boot_id") == boot_id().strip() and owner.get("pid_namespace") == _pid_namespace():
+    if can_be_looked_up(owner):
         return "is dead"
     return "ends at its next save if it still runs: it is on another machine, or in another container"
 
 
 def _identity(run_name: str) -> Owner:
-    pid = os.getpid()
     return {
         "nonce": uuid.uuid4().hex,
         "run_name": run_name,
-        "host": socket.gethostname(),
-        "pid": pid,
-        "start_ticks": _state_and_start(pid)[1],
-        "pid_namespace": _pid_namespace(),
-        "boot_id": boot_id().strip(),
+        **process_identity(),
         "unix_time_s": round(time.time(), 1),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
-
-
-def _state_and_start(pid: int) -> tuple[str, str]:
-    """Return fields 3 and 22 of /proc/PID/stat: the state's letter, and clock ticks from boot to start; "" off Linux.
-
-    A process that is dead and not yet waited for, in state Z, can still be signalled.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return "", ""
-    return fields[0], fields[19]
-
-
-def _pid_namespace() -> str:
-    """Return the kernel's name for what the numbers of processes belong to: each container has its own."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
