@@ -20,7 +20,7 @@ from tests.s3_server import S3Server
 from train.record.metrics_csv import METRICS_NAME
 
 ALL_PLACES = ("loggers.tensorboard=true", "loggers.wandb={project: test, mode: offline}", "checkpoint.keep=9")
-ENV = {"WANDB_SILENT": "true"}
+ENV = {"WANDB_SILENT": "true", "WANDB_INIT_TIMEOUT": "240"}  # on a busy machine its service needs more than 90 s
 STEPS = list(range(1, 13))
 
 
