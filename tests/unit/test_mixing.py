@@ -10,6 +10,7 @@ from composer.core import Event
 from composer.utils import batch_get, batch_set
 from streaming.base.partition import get_partitions
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from train.mixing import MixUpOrCutMix, box_of, cut, generator_of, partners
 
@@ -72,6 +73,35 @@ def test_how_often_and_how_much_is_as_configured() -> None:
             shares.append(float(targets[0, 0]))
     assert [counts[kind] / 2000 for kind in counts] == pytest.approx([0.2, 0.6, 0.2], abs=0.03)
     assert np.mean(shares) == pytest.approx(0.5, abs=0.05) and np.std(shares) == pytest.approx(12**-0.5, abs=0.03)
+
+
+def own_shares(wanted: MixUpOrCutMix, batches: int) -> tuple[list[float], list[float]]:
+    """How much of themselves images keep, batch by batch: those of MixUp, and those of CutMix."""
+    shares: tuple[list[float], list[float]] = ([], [])
+    for batch in range(batches):
+        new, targets = mixed(wanted, *painted(8), batch=batch)
+        shares[set(new.unique().tolist()) <= {0.0, 1.0}].append(float(targets[0, 0]))
+    return shares
+
+
+def distance(one: list[float], other: list[float]) -> float:
+    """Kolmogorov's and Smirnov's: the largest between two cumulative distributions; below 1.95 sqrt(1/n + 1/m)."""
+    at = np.sort([*one, *other])
+    below = [np.searchsorted(np.sort(values), at, side="right") / len(values) for values in (one, other)]
+    return float(np.abs(below[0] - below[1]).max() / np.sqrt(1 / len(one) + 1 / len(other)))
+
+
+@pytest.mark.slow
+def test_images_keep_as_much_of_themselves_as_by_torchvisions_own() -> None:
+    """torchvision-v2's figures: RandomChoice of MixUp(0.2) and CutMix(1.0), in references/classification."""
+    torch.manual_seed(3)
+    theirs: tuple[list[float], list[float]] = ([], [])
+    for shares, change in zip(theirs, (v2.MixUp(alpha=0.2, num_classes=8), v2.CutMix(num_classes=8)), strict=True):
+        shares += [float(change(torch.zeros(8, 3, 16, 24), torch.arange(8))[1][0, 0]) for _ in range(800)]
+    ours = own_shares(algorithm(), 1600)
+    assert len(ours[0]) / 1600 == pytest.approx(0.5, abs=0.05)
+    assert distance(ours[0], theirs[0]) < 1.95 and distance(ours[1], theirs[1]) < 1.95
+    assert distance(own_shares(algorithm(mixup_alpha=1.0), 800)[0], theirs[0]) > 3  # it would tell others
 
 
 def test_the_draws_follow_from_seed_and_batch_alone() -> None:
