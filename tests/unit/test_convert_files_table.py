@@ -70,6 +70,7 @@ def read(split: Path) -> list[tuple[int, bytes]]:
     return [(records.sample_id(*place) or 0, records.read(*place)[0]) for place in places]
 
 
+@pytest.mark.slow
 def test_it_is_the_same_for_any_workers_after_an_end_and_split_by_split(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

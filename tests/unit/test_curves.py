@@ -37,6 +37,7 @@ def test_one_value_that_dwarfs_the_rest_needs_a_logarithm(values: list[float], e
     assert needs_log(values) is expected
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_of_a_run_at_its_beginning_and_at_its_end(tmp_path: Path) -> None:
     for batches, evaluations in ((0, 0), (1, 0), (40, 2)):
         path = draw(a_record(batches=batches, evaluations=evaluations), tmp_path / f"{batches}.png")

@@ -107,6 +107,7 @@ def test_stochastic_depth_becomes_a_part_of_the_weights(tmp_path: Path) -> None:
     assert not is_folded(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_a_graph_takes_any_number_of_pixels_and_carries_its_description(kind: str, tmp_path: Path) -> None:
     network = a_network()
@@ -143,6 +144,7 @@ def described_in(kind: str, path: Path) -> Any:
     return json.loads(next(entry.value for entry in model.metadata_props if entry.key == CONFIG_NAME))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_a_graph_of_other_weights_is_refused(kind: str, tmp_path: Path) -> None:
     network = a_network()

@@ -102,6 +102,7 @@ PAIRS: dict[str, tuple[Policy, Callable[[Image.Image], Image.Image]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_policy_is_what_it_is_named_after(name: str) -> None:
     """The same pixels by Pillow, in C, and by the original, which leaves its generators at the same place."""

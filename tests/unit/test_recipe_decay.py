@@ -63,6 +63,7 @@ def test_every_recipe_is_here() -> None:
     assert SOURCES.keys() == {path.stem for path in (YAMLS / "recipes").glob("*.yaml")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", SOURCES)
 def test_what_decays_is_what_decays_there_but_for_what_its_head_says(recipe: str) -> None:
     decays, weight_decay, differs = SOURCES[recipe]

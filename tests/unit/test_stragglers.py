@@ -118,6 +118,7 @@ def test_one_rank_alone_or_ranks_that_wait_in_their_forward_passes_measure_nothi
         assert measure.take(state) is None
 
 
+@pytest.mark.slow
 def test_a_run_names_the_rank_that_is_slow(shards: Path, tmp_path: Path) -> None:
     """Two ranks, of which the second has a slow forward pass; half a second counts for minutes."""
     argv = command(shards, tmp_path / "run", "max_duration=30ba", "eval_interval=30ba", "algorithms=[]")
