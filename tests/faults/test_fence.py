@@ -14,8 +14,9 @@ from imagestream.storage.local import LocalPlace
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
 from tests.faults.conftest import SHORT
-from tests.integration.problem import command, record_of, what_must_match
+from tests.integration.problem import command, metrics_of, record_of, what_must_match
 from tests.processes import Run, run, start
+from train.record.metrics_csv import METRICS_NAME
 from train.resume.checkpoints import list_checkpoints
 from train.resume.fence import OWNER_NAME, read_owner
 
@@ -93,8 +94,10 @@ def test_a_run_that_was_suspended_while_another_took_over_ends_and_changes_nothi
     assert owner and owner["pid"] == lost.ranks[0].pid
     folder.write(OWNER_NAME, json.dumps(owner | {"boot_id": "another machine's"}).encode())
 
+    table = folder.path / METRICS_NAME
+    lost_ones = table.stat().st_ino
     second = start([*argv, "run_name=second"], tmp_path / "second", ranks=2)
-    until(lambda: owner_pid(folder) == second.ranks[0].pid, second)
+    until(lambda: owner_pid(folder) == second.ranks[0].pid and table.stat().st_ino != lost_ones, second)
     signal_all(second, signal.SIGSTOP)  # so that what is there can be compared
     before = contents(folder)
     signal_all(lost, signal.SIGCONT)
@@ -110,6 +113,7 @@ def test_a_run_that_was_suspended_while_another_took_over_ends_and_changes_nothi
     assert second.wait() == 0, second.output()
     assert f"is taken over from run lost (process {lost.ranks[0].pid} on" in second.output()
     assert what_must_match(record_of(folder.path)) == calm(2)
+    assert list(metrics_of(folder.path)) == list(range(1, record_of(folder.path)["batches"] + 1))
     assert OWNER_NAME not in folder.names()
 
 
