@@ -9,10 +9,12 @@ import multiprocessing
 import os
 import signal
 import struct
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
@@ -133,11 +135,32 @@ def _submit(
 ) -> list[tuple[Task, "Future[Result]"]]:
     """Submit tasks. Workers are born in here with Ctrl-C blocked, which a terminal sends to every process: the parent
     alone answers it, and ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _put_off(signal.SIGINT, signal.SIGTERM):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return [(task, _future(pool, work, task)) for task in tasks]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _put_off(*numbers: signal.Signals) -> Iterator[None]:
+    """Answer signals at the end: an exception in between would leave a worker without what it starts with.
+
+    To block them is not enough: another thread takes the signal, and the main thread answers it all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where nothing is answered
+        yield
+        return
+    came = list[int]()
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
     try:
-        return [(task, _future(pool, work, task)) for task in tasks]
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for came_number in came:
+            signal.raise_signal(came_number)
 
 
 def _future(pool: ProcessPoolExecutor, work: Callable[[Task], Result], task: Task) -> "Future[Result]":

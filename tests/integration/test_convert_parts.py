@@ -161,13 +161,24 @@ def is_at_a_shard(output: Output) -> bool:
 def test_a_machine_that_is_suspended_is_done_without_and_changes_nothing_when_it_wakes(
     many: Path, tmp_path: Path, new_output: Callable[[], Output], converted_many: dict[str, bytes]
 ) -> None:
-    """On a host of its own, by its name: that its process is still there does not show elsewhere."""
+    """In a container of its own: that its process is still there does not show elsewhere."""
     if os.geteuid() != 0:
-        pytest.skip("only root can give a process another hostname")
+        pytest.skip("only root can give a process a namespace of its own")
     output = new_output()
     command = [sys.executable, "convert/imagenet_to_mds.py", *map(str, output.args(many, 0))]
     suspended = subprocess.Popen(
-        ["unshare", "--uts", "bash", "-c", 'hostname suspended; exec "$@"', "bash", *command],
+        [
+            "unshare",
+            "--uts",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "bash",
+            "-c",
+            'hostname suspended; "$@"',
+            "bash",
+            *command,
+        ],
         cwd=ROOT,
         env=os.environ | output.env,
         stdout=subprocess.PIPE,

@@ -2,6 +2,8 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from convert.workers import Job, OnBad, WorkerError, build_shard, build_shards
 from imagestream.decode.limits import MAX_FILE_BYTES
 from imagestream.mds.shards import ShardFormat
 from imagestream.storage.local import LocalPlace
+from tests.conftest import REPOSITORY
 
 
 class SlowFiles(LocalPlace):
@@ -114,3 +117,36 @@ def test_a_shard_is_made_once_and_again_only_if_its_file_is_not_whole(tmp_path: 
         assert shard.read_bytes() == whole
     (tmp_path / "out/.convert/train/00000.json").write_text("{")
     assert build_shard(work, job) == first
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+from multiprocessing import resource_tracker, util
+from convert.pool import in_order
+
+resource_tracker.ensure_running()
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # takes what the main thread has blocked
+spawn = util.spawnv_passfds
+
+def interrupted(*args):
+    pid = spawn(*args)
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(0.3)
+    return pid
+
+util.spawnv_passfds = interrupted
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    list(in_order(abs, range(3), workers=1))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_between_a_workers_birth_and_its_first_word_leaves_no_traceback(name: str) -> None:
+    script = INTERRUPTED.format(name=name)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
