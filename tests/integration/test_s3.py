@@ -45,7 +45,8 @@ def test_a_run_from_and_to_s3_resumes_after_kill_9_with_the_weights_of_a_local_r
     record = json.loads(open_place(f"{s3_folder}/run").read("run.json"))
     assert what_must_match(record) == what_must_match(undisturbed)
     assert len(list_checkpoints(saved)) == 2  # older ones were deleted
-    assert saved.names() == [*sorted(list_checkpoints(saved)), "report.png", "run.json"]
+    record_files = ["metrics.csv", "report.html", "report.png", "run.json"]
+    assert saved.names() == [*sorted(list_checkpoints(saved)), *record_files]
 
 
 def test_a_corrupt_shard_stops_the_run_rather_than_shortening_the_epoch(
