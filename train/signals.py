@@ -63,7 +63,8 @@ class StopSignals:
         while True:
             is_orphan = self._launcher is not None and os.getppid() != self._launcher
             here, _, _ = select.select([self._reader], [], [], SECONDS_BETWEEN_LOOKS if self._launcher else None)
-            for number in os.read(self._reader, 4096) if here else b"":
+            # SIGINT to the group, then SIGTERM by the launcher: of two that wait, Linux has the higher answered first.
+            for number in sorted(os.read(self._reader, 4096)) if here else ():
                 if number in STOP_SIGNALS:
                     self._hear(signal.Signals(number))
             if is_orphan:

@@ -70,6 +70,15 @@ def test_a_signal_is_noted_and_the_launchers_sigterm_after_it_changes_nothing(
     one.read_until(str(int(number)))
 
 
+def test_of_two_that_came_while_it_could_not_run_ctrl_c_is_the_first(program: Callable[..., Program]) -> None:
+    """Linux has the one with the higher number answered first: the SIGTERM that the launcher sends after it."""
+    one = program("heard = listen(saves=True)")
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        one.send(number)
+    assert one.process.stdout
+    assert next(line.strip() for line in one.process.stdout if line.strip() != "None") == str(int(signal.SIGINT))
+
+
 def test_a_second_sigterm_counts_after_some_seconds(program: Callable[..., Program]) -> None:
     one = program("import train.signals\ntrain.signals.SECOND_TERM_COUNTS_AFTER_S = 0.3\nheard = listen(saves=True)")
     one.send(signal.SIGTERM)
