@@ -20,13 +20,15 @@ from train.capacity import (
     node_count,
     too_few_for_batchnorm,
 )
+from train.config.algorithms import SizeSchedule
 from train.config.batch_scale import scaled, scaling_in_words
 from train.config.run_config import Config, device_batch_size, resolved_yaml
 from train.data import dataset_files, workers_of
 from train.model import build_model, parameter_count
 from train.networks import check_timms, environment_of_network, normalises_by_batches
-from train.process import check_training_step, precision_on
+from train.process import check_smallest_image, check_training_step, precision_on
 from train.record.logger_ids import check_loggers
+from train.resolution import Resolution
 from train.resume.checkpoints import (
     list_checkpoints,
 )
@@ -92,7 +94,7 @@ def gather_facts(cfg: Config) -> Facts:
     check_samples(cfg.data.num_canonical_nodes, train_samples)
     length = int(cfg.max_duration[:-2])
     decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
-    return Facts(
+    facts = Facts(
         files=files,
         fingerprint=fingerprint,
         val_fingerprint=val_fingerprint,
@@ -109,6 +111,15 @@ def gather_facts(cfg: Config) -> Facts:
         decoder_version=decoder.version,
         weights=read_initial_weights(cfg.model),
     )
+    check_smallest_image(get_device(None), cfg, min(sizes_of(cfg, facts)))
+    return facts
+
+
+def sizes_of(cfg: Config, facts: Facts) -> list[int]:
+    """Return the edges, px, of the images that are trained on, wherever they are made so small."""
+    schedule = next((algorithm for algorithm in cfg.algorithms if isinstance(algorithm, SizeSchedule)), None)
+    sizes = Resolution(cfg.data.crop_size, facts.steps_per_epoch, cfg.max_duration, schedule)
+    return sorted({sizes(step) for step in range(facts.total_steps)})
 
 
 def count_classes(cfg: Config, files: DatasetFiles) -> int:

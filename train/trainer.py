@@ -13,10 +13,9 @@ from composer.utils import reproducibility
 
 from imagestream.data.labels import Labels
 from imagestream.loader import Loader
-from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config
 from train.data import eval_loader, eval_spec, train_loader, train_spec
-from train.facts import Facts
+from train.facts import Facts, sizes_of
 from train.loggers import build_loggers
 from train.model import build_model, parameter_count
 from train.optim import build_optimizer, build_scheduler
@@ -119,13 +118,6 @@ def build_trainer(
             spin_dataloaders=False,  # the dataset finds its place by itself, and no generator needs winding forward
             dist_timeout=cfg.dist_timeout,
         )
-
-
-def sizes_of(cfg: Config, facts: Facts) -> list[int]:
-    """Return the edges, px, of the images that are trained on, wherever they are made so small."""
-    schedule = next((algorithm for algorithm in cfg.algorithms if isinstance(algorithm, SizeSchedule)), None)
-    sizes = Resolution(cfg.data.crop_size, facts.steps_per_epoch, cfg.max_duration, schedule)
-    return sorted({sizes(step) for step in range(facts.total_steps)})
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ def test_the_best_checkpoint_is_kept_across_kills(shards: Path, tmp_path: Path) 
     assert what_must_match(record_of(tmp_path / "killed")) == what_must_match(record_of(undisturbed))
 
 
-BF16 = ("precision=amp_bf16", "device_train_microbatch_size=2", "gradient_compression=bf16")
+BF16 = ("precision=amp_bf16", "device_train_microbatch_size=2", "gradient_compression=bf16", "data.crop_size=64")
 SECONDS_TO_COMPILE = 900  # two sizes on a busy processor, anew in each process
 COMPILED = (
     "training_step=compile",

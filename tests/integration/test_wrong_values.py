@@ -33,10 +33,11 @@ REFUSED = [
     ("loggers.wandb={project: x}", "loggers.wandb: there is no key for api.wandb.ai; set WANDB_API_KEY, run"),
 ]
 SOME = (
-    "precision=amp_bf16",
+    "precision=amp_fp16",
     "global_batch_size=1",
     "loggers.wandb={project: x}",
 )  # the others at `make test-exhaustive`
+assert {*SOME} <= {override for override, _ in REFUSED}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,17 @@ def test_it_is_refused_in_a_line(
     env = {"NETRC": str(tmp_path / "none")}
     code, output = run(argv, tmp_path / "log", env=env)
     assert (code, words in output, "Traceback" in output) == (2, True, False), output
+
+
+def test_images_that_become_too_small_for_bfloat16_on_a_cpu_are_refused(shards: Path, tmp_path: Path) -> None:
+    argv = command(shards, tmp_path / "run", "precision=amp_bf16")  # begins with half of 32 px
+    code, output = run(argv, tmp_path / "log")
+    words = (
+        "precision: 'amp_bf16' on a CPU gives wrong gradients for images below 32 px, and this run has some of 16 px"
+    )
+    assert (code, words in output, "Traceback" in output) == (2, True, False), output
+    code, output = run([*argv, "data.crop_size=64", "max_duration=2ba"], tmp_path / "log")
+    assert code == 0, output
 
 
 def test_a_checkpoint_that_was_changed_is_refused_by_its_field(shards: Path, tmp_path: Path) -> None:

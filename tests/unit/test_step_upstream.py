@@ -77,6 +77,22 @@ def test_a_cpu_computes_in_the_precision_that_is_asked_for(precision: str, dtype
         assert layer(images).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("px", "is_right"), [(1, False), (2, True), (3, True)])
+def test_a_strided_layer_over_one_pixel_has_no_gradient_in_bfloat16(px: int, is_right: bool) -> None:
+    """Why `train.process.check_smallest_image` refuses: oneDNN computes it from memory that nobody has written."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor does not compute in bfloat16")
+    images, weight = torch.randn(8, 16, px, px).bfloat16(), torch.randn(32, 16, 3, 3).bfloat16().requires_grad_()
+    found = set()
+    for _ in range(60):
+        for count in (2**power for power in range(6, 19)):
+            torch.full((count,), float("nan"))  # is freed at once, and given out again
+        loss = nn.functional.conv2d(images, weight, stride=2, padding=1).sum()
+        (gradient,) = torch.autograd.grad(loss, weight)
+        found.add(gradient.view(torch.int16).numpy().tobytes())
+    assert (len(found) == 1) == is_right
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 3), (3, 5), (7, 1)])
 def test_half_a_filter_is_as_much_as_composers(height: int, width: int) -> None:
     filt = torch.zeros(4, 1, height, width)
