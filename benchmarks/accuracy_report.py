@@ -111,10 +111,11 @@ def readme_row(rows: Sequence[Row]) -> str:
     theirs = [row for row in mine if row["name"] in REFERENCES]
     best = next(row for row in mine if row not in theirs)
     beside = " and ".join(f"{figure(row)} by {REFERENCES[row['name']]}" for row in theirs)
+    beside = f", beside {beside}" if theirs else ""
     model, epochs, px, _ = chosen
     return (
         f"| accuracy | on Imagenette (10 classes, {int(best['images']):,} images to test on), {model} from scratch in "
-        f"{epochs} epochs of {px} px: {figure(best)} by {shown_name(best)}, beside {beside}, n = {best['seeds']} "
+        f"{epochs} epochs of {px} px: {figure(best)} by {shown_name(best)}{beside}, n = {best['seeds']} "
         f"([docs/accuracy.md](docs/accuracy.md)) |\n"
     )
 

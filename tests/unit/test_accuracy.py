@@ -94,6 +94,10 @@ def test_the_documents_say_what_the_figures_are(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
+def test_readme_the_page_and_the_recipes_say_what_was_measured() -> None:
+    assert accuracy_report.main(["--check"]) == 0
+
+
 def test_the_report_writes_every_document_and_sees_one_that_is_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
