@@ -58,6 +58,7 @@ def timm_loop(args: argparse.Namespace, steps: int) -> tuple[nn.Module, Any, Any
     """The same of timm's script."""
     import timm
     from timm.data import create_transform
+    from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
 
@@ -76,7 +77,7 @@ def timm_loop(args: argparse.Namespace, steps: int) -> tuple[nn.Module, Any, Any
         updates_per_epoch=steps // args.epochs,
     )
     schedule.step_update(0)
-    return network, train, evaluate, timm.loss.LabelSmoothingCrossEntropy(0.1), optimizer, schedule.step_update
+    return network, train, evaluate, LabelSmoothingCrossEntropy(0.1), optimizer, schedule.step_update
 
 
 LOOPS = {"torchvision": torchvision_loop, "timm": timm_loop}

@@ -152,7 +152,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.annotate(row["name"], (seconds, top1), xytext=(6, 3), textcoords="offset points", fontsize=8)
         model, epochs, px = budget[:3]
         axes.set(title=f"{model}, {epochs} epochs, {px} px", xlabel="seconds of a run", ylabel="top-1, %")
-        axes.margins(0.2)
+        axes.margins(0.35, 0.2)  # room for the names
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
