@@ -1,5 +1,7 @@
 """rsb-a3 beside timm's own functions: which weights decay, and how much of themselves mixed images keep."""
 
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, make_images
 from tests.unit.test_mixing import algorithm, distance, own_shares
 from tests.unit.test_recipe_decay import all_but_one_dimension
 from train.config.run_config import load_config
@@ -58,3 +60,16 @@ def test_images_keep_as_much_of_themselves_as_by_timms_mixup(timm: Any) -> None:
     ours = own_shares(algorithm(mixup_alpha=0.1), 1600)
     assert len(ours[0]) / 1600 == pytest.approx(len(theirs[0]) / 1600, abs=0.05)
     assert distance(ours[0], theirs[0]) < 1.95 and distance(ours[1], theirs[1]) < 1.95
+
+
+@pytest.mark.slow
+def test_its_loop_for_the_benchmark_of_accuracies_trains_and_is_evaluated_on_all_images(
+    timm: Any, tmp_path: Path
+) -> None:
+    make_images(tmp_path / "images", {"train": 12, "val": 3}, classes=3)
+    sizes = ["--epochs=1", "--px=32", "--batch=12", "--model=resnet18", "--seed=1", "--workers=0"]
+    program = [sys.executable, "benchmarks/accuracy_loops.py", "timm", f"--images={tmp_path}/images", *sizes]
+    done = subprocess.run([*program, f"--out={tmp_path}/out.json"], cwd=REPOSITORY, timeout=300, check=False)
+    assert done.returncode == 0
+    figures = json.loads((tmp_path / "out.json").read_text())
+    assert figures["samples_evaluated"] == 9 and 0 <= figures["top1"] <= 1
