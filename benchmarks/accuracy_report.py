@@ -111,7 +111,7 @@ def readme_row(rows: Sequence[Row]) -> str:
     theirs = [row for row in mine if row["name"] in REFERENCES]
     best = next(row for row in mine if row not in theirs)
     beside = " and ".join(f"{figure(row)} by {REFERENCES[row['name']]}" for row in theirs)
-    beside = f", beside {beside}" if theirs else ""
+    beside = f", beside {beside}, each with its script's defaults" if theirs else ""
     model, epochs, px, _ = chosen
     return (
         f"| accuracy | on Imagenette (10 classes, {int(best['images']):,} images to test on), {model} from scratch in "
