@@ -69,7 +69,7 @@ test: $(READY_DEV)  ## the tests, four at a time; without those of examples and 
 test-exhaustive: $(READY_DEV)  ## the same and the whole of each matrix: every fault, algorithm, number of ranks and workers
 	$(BIN)/python -m pytest $(FOUR_AT_A_TIME) -m "not machine and not gpu"
 
-test-fast: $(READY_DEV)  ## the quick unit tests, without a server; about two minutes
+test-fast: $(READY_DEV)  ## the quick unit tests, without a server; a minute or two
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(FAST)
 
 # Processes that the tests start count too; what only slow tests run, with ranks, kills and servers, does not show here.
