@@ -44,6 +44,7 @@ COLUMNS = (
 )  # fmt: skip
 KEY = ("name", "model", "epochs", "px", "batch")
 LIMIT_S = 12 * 3600.0  # of one run
+MEASURED = "measured.json"  # in a run's folder: its seconds, and with what it was trained
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,19 @@ def train(contestant: Contestant, seed: int, work: Path) -> None:
     if contestant.figures(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "output.txt"
+    log, measured = folder / "output.txt", folder / MEASURED
+    before = json.loads(measured.read_text())["seconds"] if measured.exists() else 0.0
     began = time.monotonic()
-    with open(log, "ab") as output:
-        command = contestant.with_seed(seed, folder)
-        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, timeout=LIMIT_S, check=False)
+    command = contestant.with_seed(seed, folder)
+    try:
+        with open(log, "ab") as output:
+            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, timeout=LIMIT_S, check=False)
+    finally:
+        seconds = before + time.monotonic() - began
+        found = {"seconds": seconds, "hardware": hardware(), "versions": versions(), "commit": commit()}
+        measured.write_text(json.dumps(found))
     if done.returncode or contestant.figures(folder) is None:
         sys.exit(f"{contestant.name}, seed {seed}: exit {done.returncode}; see {log}\n{log.read_text()[-1500:]}")
-    before = json.loads((folder / "seconds.json").read_text()) if (folder / "seconds.json").exists() else 0.0
-    (folder / "seconds.json").write_text(json.dumps(before + time.monotonic() - began))
 
 
 def folder_of(contestant: Contestant, seed: int, work: Path) -> Path:
@@ -167,7 +172,7 @@ def row_of(contestant: Contestant, seeds: Sequence[int], work: Path) -> dict[str
     if not ended:
         return None
     top1 = [100 * found["top1"] for _, found in ended]
-    seconds = [json.loads((folder / "seconds.json").read_text()) for folder, _ in ended]
+    measured = [json.loads((folder / MEASURED).read_text()) for folder, _ in ended]
     counts = {found["samples_evaluated"] for _, found in ended}
     if len(counts) > 1:
         raise ValueError(f"{contestant.name} was evaluated on {sorted(counts)} images; begin with an empty --work")
@@ -184,10 +189,8 @@ def row_of(contestant: Contestant, seeds: Sequence[int], work: Path) -> dict[str
         "top1_each": " ".join(f"{one:.2f}" for one in top1),
         "images": counts.pop(),
         "images_per_sec": f"{statistics.mean(found['images_per_sec'] for _, found in ended):.0f}",
-        "seconds": f"{statistics.mean(seconds):.0f}",
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": commit(),
+        "seconds": f"{statistics.mean(one['seconds'] for one in measured):.0f}",
+        **{key: ", ".join(sorted({one[key] for one in measured})) for key in ("hardware", "versions", "commit")},
     }
 
 

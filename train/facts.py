@@ -111,7 +111,7 @@ def gather_facts(cfg: Config) -> Facts:
         decoder_version=decoder.version,
         weights=read_initial_weights(cfg.model),
     )
-    check_smallest_image(get_device(None), cfg, min(sizes_of(cfg, facts)))
+    check_smallest_image(get_device(None), cfg, lambda: min(sizes_of(cfg, facts)))
     return facts
 
 

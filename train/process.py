@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 
 import torch
 from composer.core import Precision
@@ -90,19 +91,21 @@ SMALLEST_BF16_PX = 32
 """Of an image whose last but one features are more than a pixel: five times, networks halve it."""
 
 
-def check_smallest_image(device: Device, cfg: Config, px: int) -> None:
+def check_smallest_image(device: Device, cfg: Config, smallest_px: Callable[[], int]) -> None:
     """Refuse images for which torch's bfloat16 gradients on a CPU are not what they should be.
 
     Where features of one pixel go through a strided convolution, oneDNN (torch 2.7 to 2.15, on a processor with AVX-512
     BF16) computes the gradient of its weights from memory that nobody has written (tests/unit/test_step_upstream.py).
 
     Args:
-        px: edge of the run's smallest training images.
+        smallest_px: returns the edge of the run's smallest training images; asked only where it counts.
 
     Raises:
         ConfigError: there are such images.
     """
-    if precision_on(device, cfg) == Precision.AMP_BF16 and device.name != "gpu" and px < SMALLEST_BF16_PX:
+    if device.name == "gpu" or precision_on(device, cfg) != Precision.AMP_BF16:
+        return
+    if (px := smallest_px()) < SMALLEST_BF16_PX:
         raise ConfigError(
             f"precision: 'amp_bf16' on a CPU gives wrong gradients for images below {SMALLEST_BF16_PX} px, and this "
             f"run has some of {px} px; give precision=fp32, or larger images (data.crop_size, initial_scale)"
