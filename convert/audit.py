@@ -4,7 +4,8 @@
     python convert/audit.py s3://bucket/imagenet --decode 0.01 --report audit-report
 
 reads every shard once and checks: each index.json; each shard's size and hashes; the bounds of each record; that
-every image decodes; labels, ids and class counts against manifest.json; fingerprints; files that do not belong.
+every image decodes; labels, ids and class counts against manifest.json; files.parquet against the images;
+fingerprints; files that do not belong.
 Images that are stored twice are warnings, since ImageNet has some: within a split, in two splits, or with two
 labels. Shards of other writers, which have no manifest, are checked as far as that goes; images that the converter
 would have mended or refused are warnings there. Nothing is changed.
@@ -28,6 +29,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from tqdm import tqdm
 
+from convert.auditing.files_table import check_files_table
 from convert.auditing.findings import Finding, Findings, Kind
 from convert.auditing.index import UNFINISHED_FOLDER, SplitIndex, find_splits, leftovers, read_index
 from convert.auditing.report import ReportError, check_report_folder, write_report
@@ -139,6 +141,8 @@ def audit(args: Args) -> Audited:
     rows, decoded = _read_shards(files, indexes, rules, findings, workers=args.workers)
     for split in rows:
         findings.add(check_records(split, manifest))
+    if ours:
+        findings.add(check_files_table(files, rows))
     findings.add(duplicates(rows))
     return Audited(args.dataset, files, manifest, rows, findings, decoded, args.decode, args.workers)
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from imagestream.mds.files_table import FILES_NAME, SCHEMA
 from imagestream.mds.manifest import dataset_fingerprint, index_fingerprint
 
 Record = tuple[int, bytes, int]  # id, image, label
@@ -56,12 +59,51 @@ def records_of(path: Path) -> list[Record]:
     return found
 
 
+def files_of(dataset: Path) -> list[dict[str, Any]]:
+    """The rows of files.parquet."""
+    rows: list[dict[str, Any]] = pq.read_table(dataset / FILES_NAME).to_pylist()
+    return rows
+
+
+def write_files(dataset: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), dataset / FILES_NAME)
+
+
+def _replace_rows(table: Path, split: str, before: list[int], records: list[Record]) -> None:
+    """Have a shard's records in place of those with the ids of before, which lie side by side."""
+    rows = files_of(table.parent)
+    at = [place for place, row in enumerate(rows) if row["split"] == split and row["id"] in before]
+    paths = {row["id"]: row["path"] for row in rows[at[0] : at[-1] + 1]}
+    rows[at[0] : at[-1] + 1] = [
+        {
+            "id": number,
+            "split": split,
+            "path": paths.get(number, "new.jpg"),
+            "label": label if abs(label) < 2**31 else -1,
+            "bytes": len(image),
+            **dict(zip(("width", "height"), _size(image), strict=True)),
+            "sha256": hashlib.sha256(image).digest(),
+        }
+        for number, image, label in records
+    ]
+    write_files(table.parent, rows)
+
+
+def _size(image: bytes) -> tuple[int, int]:
+    try:
+        return Image.open(BytesIO(image)).size
+    except OSError:
+        return 0, 0
+
+
 def rewrite(dataset: Path, path: str, change: Callable[[list[Record]], None]) -> None:
     """Change a shard's records, and make sizes, hashes, fingerprints and counts fit, as if it had been made so."""
     xxhash = pytest.importorskip("xxhash")
     records, old = records_of(dataset / path), (dataset / path).read_bytes()
     config = old[4 * (len(records) + 2) : struct.unpack_from("<I", old, 4)[0]]
+    before = [number for number, _, _ in records]
     change(records)
+    _replace_rows(dataset / FILES_NAME, path.split("/")[0], before, records)
     encoded = [
         struct.pack("<Iq", len(image), number) + image + struct.pack("<q", label) for number, image, label in records
     ]

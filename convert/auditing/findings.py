@@ -17,6 +17,7 @@ class Kind(StrEnum):
 
     INDEX = "faults of index.json"
     MANIFEST = "disagreements with manifest.json"
+    FILES = "disagreements with files.parquet"
     SPLITS = "splits that do not belong, or are missing"
     LEFTOVER = "files that do not belong"
     UNFINISHED = "traces of an unfinished conversion"

@@ -51,7 +51,7 @@ class PicturesOfShard:
 def choose(splits: Sequence[SplitRows]) -> dict[int, list[list[RecordAt]]]:
     """The records shown for each class: label -> for each split, up to PER_CLASS in all.
 
-    The choice goes by the images' digests: it looks random, and is the same for the same images.
+    The choice goes by the images' hashes: it looks random, and is the same for the same images.
     """
     largest = max(range(len(splits)), key=lambda number: len(splits[number].rows), default=0)
     others = PER_CLASS_OF_OTHERS
@@ -61,7 +61,7 @@ def choose(splits: Sequence[SplitRows]) -> dict[int, list[list[RecordAt]]]:
     chosen: dict[int, list[list[RecordAt]]] = {}
     for number, split in enumerate(splits):
         rows = split.rows
-        order = np.lexsort((rows["digest"][:, 0], rows["width_px"] == 0, rows["label"]))  # decoded ones first
+        order = np.lexsort((rows["sha256"][:, 0], rows["width_px"] == 0, rows["label"]))  # decoded ones first
         labels = rows["label"][order]
         for label in np.unique(labels[labels >= 0]):
             first = int(np.searchsorted(labels, label))

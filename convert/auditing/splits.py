@@ -127,20 +127,22 @@ def _incomplete_ids(rows: SplitRows, info: SplitInfo) -> Iterator[Finding]:
     ids, refused = np.unique(rows.rows["id"]), np.array(sorted(file.id for file in info.refused), "i8")
     listed = info.samples + len(info.refused)
     where = path_in(rows.split, INDEX_NAME)
-    for first, last in _runs(np.setdiff1d(np.setdiff1d(np.arange(listed), refused), ids)):
-        what = f"{_ids(first, last)} in no shard, and not among those that {MANIFEST_NAME} lists as refused"
+    for first, last in runs(np.setdiff1d(np.setdiff1d(np.arange(listed), refused), ids)):
+        what = f"{shown_ids(first, last)} in no shard, and not among those that {MANIFEST_NAME} lists as refused"
         yield Finding(Kind.ID, where, what)
-    for first, last in _runs(np.intersect1d(ids, refused)):
-        yield Finding(Kind.ID, where, f"{_ids(first, last)} in a shard, though {MANIFEST_NAME} lists it as refused")
-    for first, last in _runs(ids[(ids < 0) | (ids >= listed)]):
-        yield Finding(Kind.ID, where, f"{_ids(first, last)} in a shard, but must lie in 0 to {listed - 1}")
+    for first, last in runs(np.intersect1d(ids, refused)):
+        yield Finding(
+            Kind.ID, where, f"{shown_ids(first, last)} in a shard, though {MANIFEST_NAME} lists it as refused"
+        )
+    for first, last in runs(ids[(ids < 0) | (ids >= listed)]):
+        yield Finding(Kind.ID, where, f"{shown_ids(first, last)} in a shard, but must lie in 0 to {listed - 1}")
 
 
-def _ids(first: int, last: int) -> str:
+def shown_ids(first: int, last: int) -> str:
     return f"id {first} is" if first == last else f"ids {first} to {last}: each is"
 
 
-def _runs(numbers: Sequence[int] | Rows) -> Iterator[tuple[int, int]]:
+def runs(numbers: Sequence[int] | Rows) -> Iterator[tuple[int, int]]:
     """The first and last of each run of consecutive numbers."""
     values = np.asarray(numbers)
     if len(values):
@@ -163,8 +165,8 @@ def duplicates(splits: Sequence[SplitRows]) -> Iterator[Finding]:
     Each occurrence after the first is one finding, and tells where the first one is.
     """
     starts = np.cumsum([0, *(len(split.rows) for split in splits)])
-    digests = np.concatenate([split.rows["digest"] for split in splits]) if splits else np.empty((0, 2), "u8")
-    for first, *others in _equal(digests[:, 0], digests[:, 1]):
+    hashes = np.concatenate([split.rows["sha256"] for split in splits]) if splits else np.empty((0, 4), "u8")
+    for first, *others in _equal(hashes[:, 0], hashes[:, 1]):  # 16 of 32 bytes: two alike by chance are out of reach
         for other in others:
             yield _duplicate(*_located(splits, starts, first), *_located(splits, starts, other))
 

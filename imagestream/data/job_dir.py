@@ -107,11 +107,13 @@ def _numbers_that_are_free() -> Iterator[None]:
 
 def first_free_number() -> int:
     """Return the first number that no block of shared memory has, and no lock file of one."""
-    places = {SHARED_MEMORY: SHM_TO_CLEAN, Path(tempfile.gettempdir()): [BARRIER_FILELOCK, CACHE_FILELOCK]}
+    temporary = Path(tempfile.gettempdir())
+    places = [(SHARED_MEMORY, name) for name in SHM_TO_CLEAN]  # pairs, for TMPDIR may be /dev/shm itself
+    places += [(temporary, name) for name in (BARRIER_FILELOCK, CACHE_FILELOCK)]
     return next(
         number
         for number in itertools.count()
-        if not any(os.path.lexists(place / f"{number:06}_{name}") for place, names in places.items() for name in names)
+        if not any(os.path.lexists(place / f"{number:06}_{name}") for place, name in places)
     )
 
 

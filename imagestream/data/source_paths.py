@@ -1,7 +1,7 @@
 """From which file a sample was made, out of a dataset's files.parquet."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imagestream.mds.files_table import BATCH_ROWS, FILES_NAME
+from imagestream.mds.files_table import BATCH_ROWS, FILES_NAME, SCHEMA
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.protocol import Place
+
+
+def files_table_rows(place: Place, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a dataset's files.parquet, some ten thousand rows at a time; nothing where there is none.
+
+    The columns have the types of `imagestream.mds.files_table`, but `split` is plain strings, and no field is empty.
+
+    Raises:
+        PlaceError: it cannot be read, or is damaged.
+    """
+    if place.stat(FILES_NAME) is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="files-") as scratch:
+        path = place.get(FILES_NAME, Path(scratch))
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+                    yield _as_written(batch, columns)
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise PlaceError(f"{place}/{FILES_NAME} is damaged: {error}; copy it again, or remove it") from error
+
+
+def _as_written(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    empty = [name for name in columns if batch[name].null_count]
+    if empty:
+        raise pa.ArrowInvalid(f"its column {empty[0]!r} has empty fields")
+    types = [pa.string() if name == "split" else SCHEMA.field(name).type for name in columns]
+    return pa.record_batch([batch[name].cast(kind) for name, kind in zip(columns, types, strict=True)], list(columns))
 
 
 class SourcePaths:
@@ -29,19 +57,10 @@ class SourcePaths:
 
     def __init__(self, place: Place, split: str) -> None:
         ids, paths = [], []
-        with tempfile.TemporaryDirectory(prefix="files-") as scratch:
-            if place.stat(FILES_NAME) is not None:
-                path = place.get(FILES_NAME, Path(scratch))
-                try:
-                    with pq.ParquetFile(path) as file:
-                        for batch in file.iter_batches(BATCH_ROWS, columns=["id", "split", "path"]):
-                            mine = batch.filter(pc.equal(batch["split"].cast(pa.string()), split))
-                            ids.append(mine["id"].to_numpy())
-                            paths.append(mine["path"])
-                except (pa.ArrowException, KeyError, OSError) as error:
-                    raise PlaceError(
-                        f"{place}/{FILES_NAME} is damaged: {error}; copy it again, or remove it"
-                    ) from error
+        for batch in files_table_rows(place, ("id", "split", "path")):
+            mine = batch.filter(pc.equal(batch["split"], split))
+            ids.append(mine["id"].to_numpy())
+            paths.append(mine["path"])
         found = np.concatenate(ids) if ids else np.empty(0, np.int64)
         order = np.argsort(found, kind="stable")
         self._ids: npt.NDArray[Any] = found[order]

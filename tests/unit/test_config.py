@@ -104,6 +104,9 @@ SENTENCES = {
     "steps_with_warmup alone",
     "loggers.wandb={project: 'a/b'}": "loggers.wandb.project: 'a/b' must be a name of 1 to 128 characters, none of "
     "them / \\ # ? % :",
+    "loggers.mlflow={experiment: a, tracking_uri: 'https://me:s3cr3t@host/x'}": "loggers.mlflow.tracking_uri: "
+    "'https://me:***@host/x' must be without a password; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in "
+    "the environment",
     "loggers.wandb={project: a, tags: ['']}": "loggers.wandb.tags.0: '' must be text that is not empty "
     "(labels of the run, of 1 to 64 characters)",
     "algorithms=[{name: progressive_resizing, initial_scale: 0.01}]": "algorithms.0.initial_scale: 0.01 gives first "

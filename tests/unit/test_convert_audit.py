@@ -182,6 +182,7 @@ def test_an_id_that_occurs_twice_is_named_and_so_is_the_one_that_is_missing(audi
         [
             f"{FIRST}: record 1: its id {first} is that of record 0 of {FIRST}",
             f"train/index.json: id {second} is in no shard, and not among those that manifest.json lists as refused",
+            f"files.parquet: train: id {first} is in more than one row",
         ],
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from streaming.base.constant import BARRIER, LOCALS, SHM_TO_CLEAN
+from streaming.base.constant import BARRIER, BARRIER_FILELOCK, LOCALS, SHM_TO_CLEAN
 from streaming.base.shared import prefix
 
 from imagestream import CenterCrop, Loader
@@ -237,4 +237,13 @@ def test_the_number_of_a_running_job_is_not_taken_while_another_is_just_ending(
         for path in SHARED_MEMORY.glob(f"{apart}_*"):
             path.unlink()
     assert theirs == 1, "Streaming has mended it: our own search may go"
+    assert job_dir.first_free_number() == 2
+
+
+def test_a_taken_number_is_seen_where_the_temporary_folder_is_the_shared_memory(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(machine / "shm"))
+    (machine / "shm" / f"000000_{LOCALS}").write_bytes(bytes(8))
+    (machine / "shm" / f"000001_{BARRIER_FILELOCK}").write_bytes(b"")
     assert job_dir.first_free_number() == 2

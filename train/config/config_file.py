@@ -321,14 +321,18 @@ def is_number(text: str) -> bool:
     return bool(_INT.match(text) or _FLOAT.match(text))
 
 
+_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s]*@")  # in an address: user:password@host
+
+
 def describe(value: Any) -> str:
-    """Return `value` as a message shows it: as in YAML, text in quotes, long things by their kind."""
+    """Return `value` as a message shows it: as in YAML, text in quotes, long things by their kind, no password."""
     if isinstance(value, dict):
         return "a map"
     if isinstance(value, list):
         items = ", ".join(describe(item) for item in value)
         return f"[{items}]" if len(items) <= 80 else "a list"
     if isinstance(value, str):
+        value = _PASSWORD.sub(r"\1:***@", value)
         return f"'{value}'" if len(value) <= 80 else f"'{value[:77]}...'"
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()

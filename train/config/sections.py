@@ -478,11 +478,19 @@ class WandbConfig(Section):
     )
 
 
+def _check_tracking_uri(value: str | None) -> str | None:
+    if value and re.search(r"://[^/]*:[^/]*@", value):  # run.json and report.html show the configuration
+        raise ValueError(
+            "must be without a password; give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        )
+    return value
+
+
 class MlflowConfig(Section):
     """MLflow, where it is installed."""
 
     experiment: str = Field(min_length=1, description="experiment's name; made where there is none")
-    tracking_uri: str | None = Field(
+    tracking_uri: Annotated[str | None, AfterValidator(_check_tracking_uri)] = Field(
         None, min_length=1, description="server or folder; null: what MLFLOW_TRACKING_URI says"
     )
 
