@@ -9,6 +9,7 @@ something else; a test does that.
 import argparse
 import csv
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ PAGE, README, RECIPES = ROOT / "docs/accuracy.md", ROOT / "README.md", ROOT / "y
 PICTURE = ROOT / "docs/accuracy.png"
 NOT_YET = "#   measured   not available yet: we have not run this file"
 REFERENCES = {"torchvision": "torchvision's reference loop", "timm": "timm's train script"}
+SWITCHED = " + "  # in a name: a recipe, and the one thing that was added to it
 _TABLE = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
 _README_ROW = re.compile(r"^\| accuracy \|.*\n", re.MULTILINE)
 _MEASURED = re.compile(rf"^{re.escape(NOT_YET)}.*\n(#              .*\n)*", re.MULTILINE)
@@ -81,7 +83,7 @@ def figure(row: Row) -> str:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Return a table for each budget."""
+    """Return a table for each budget, and one of what was added to a recipe."""
     parts = []
     for budget in sorted({budget_of(row) for row in rows}):
         mine = [row for row in rows if budget_of(row) == budget]
@@ -95,8 +97,29 @@ def tables(rows: Sequence[Row]) -> str:
             f"| {shown_name(row)} | {figure(row)} (n = {row['seeds']}, {int(row['images']):,} images) "
             f"| {row['top1_each']} | {row['images_per_sec']} | {int(row['seconds']):,} |\n"
             for row in mine
+            if SWITCHED not in row["name"]
         ]
+        for base in mine:
+            switched = [row for row in mine if row["name"].startswith(base["name"] + SWITCHED)]
+            if switched:
+                parts += ["\n", *switches(base, switched)]
     return "".join(parts) + "\n"
+
+
+def switches(base: Row, switched: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of a table: what each addition to a recipe changed, seed by seed."""
+    yield f"| added to `{base['name']}` | top-1 | points more than without, mean +- standard deviation | each seed |\n"
+    yield "|---|---|---|---|\n"
+    without = [float(one) for one in base["top1_each"].split()]
+    for row in switched:
+        pairs = zip([float(one) for one in row["top1_each"].split()], without, strict=False)  # by seed, from the first
+        gained = [one - other for one, other in pairs]
+        spread = f" +- {statistics.stdev(gained):.2f}" if len(gained) > 1 else ""
+        yield (
+            f"| `{row['name'].partition(SWITCHED)[2]}` | {row['top1_mean']} % "
+            f"| {statistics.mean(gained):+.2f}{spread} (n = {len(gained)}) "
+            f"| {' '.join(f'{one:+.2f}' for one in gained)} |\n"
+        )
 
 
 def shown_name(row: Row) -> str:
@@ -105,6 +128,7 @@ def shown_name(row: Row) -> str:
 
 def readme_row(rows: Sequence[Row]) -> str:
     """Return README's line: of the budget with most contestants, the best of ours and the references."""
+    rows = [row for row in rows if SWITCHED not in row["name"]]
     budgets = [budget_of(row) for row in rows]
     chosen = max(sorted(set(budgets)), key=budgets.count)
     mine = [row for row in rows if budget_of(row) == chosen]
@@ -133,6 +157,7 @@ def measured(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Write a PNG: accuracy over the seconds of a run, with each seed, a panel for each budget."""
+    rows = [row for row in rows if SWITCHED not in row["name"]]
     import matplotlib
 
     matplotlib.use("Agg")

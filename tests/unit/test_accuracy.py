@@ -93,6 +93,19 @@ def test_the_documents_say_what_the_figures_are(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
+def test_what_was_added_to_a_recipe_has_a_table_of_differences_and_is_no_contestant(tmp_path: Path) -> None:
+    path = tmp_path / "found.csv"
+    ema = ROW | {"name": "mosaic-mild + ema", "top1_mean": "87.10", "top1_each": "87.50 86.34 87.46"}
+    once = ROW | {"name": "mosaic-mild + blurpool", "top1_mean": "85.00", "top1_each": "85.00"}
+    accuracy.write(path, [THEIRS, ROW, ema, once])
+    rows = accuracy_report.read(path)
+    lines = accuracy_report.tables(rows).splitlines()
+    assert "| `ema` | 87.10 % | +1.00 +- 0.87 (n = 3) | +1.50 +0.00 +1.50 |" in lines
+    assert "| `blurpool` | 85.00 % | -1.00 (n = 1) | -1.00 |" in lines
+    assert not [line for line in lines if line.startswith("| `mosaic-mild +")]
+    assert "86.10 +- 0.21 % by `mosaic-mild`, beside" in accuracy_report.readme_row(rows)
+
+
 def test_readme_the_page_and_the_recipes_say_what_was_measured() -> None:
     assert accuracy_report.main(["--check"]) == 0
 
