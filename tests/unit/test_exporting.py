@@ -196,7 +196,7 @@ def test_classes_have_their_names_whatever_is_in_them(tmp_path: Path) -> None:
 def test_the_recipe_is_a_configuration_that_can_be_run(tmp_path: Path) -> None:
     places = [
         "checkpoint.save_folder=s3://secret/x",
-        "loggers.mlflow={experiment: x, tracking_uri: 'http://me:secret@host'}",
+        "loggers.mlflow={experiment: x, tracking_uri: 'http://secret:5000'}",
     ]
     cfg = a_config("run_name=x", *places, "optimizer.lr=0.03")
     (tmp_path / "recipe.yaml").write_text(recipe(cfg))
