@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from convert.journal import Journal
+from convert.journal import Journal, RecordsGoneError
 from convert.plan import ShardTask
 from imagestream.mds.files_table import BATCH_ROWS, FILES_NAME, SCHEMA
 from imagestream.mds.manifest import MANIFEST_NAME
@@ -42,6 +42,7 @@ def write_files_table(output: Place, made: Mapping[str, Sequence[ShardTask]], *,
 
     Raises:
         PlaceError: it cannot be written.
+        RecordsGoneError: a journal has gone, as another machine that completes the dataset too removes it.
     """
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=output.path) as scratch:
         path = Path(scratch, FILES_NAME)
@@ -79,7 +80,7 @@ def _rows_of(output: Place, split: str, tasks: Sequence[ShardTask]) -> Iterator[
     records = Journal(output, split).get_each(task.index for task in tasks)
     for task, (_, record) in zip(tasks, records, strict=True):
         if record is None:
-            raise RuntimeError(
+            raise RecordsGoneError(
                 f"{task.name} is made, and its record is gone from the journal; give the same command again"
             )
         paths = {sample_id: printable(sample.key) for sample_id, sample in task.samples}

@@ -37,7 +37,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 from convert.arguments import Args, parse_args
 from convert.claims import SessionOverError
 from convert.conversion import BadImagesError, Conversion, OutputError, UsageError, convert, look, warnings_of
-from convert.journal import FOLDER
+from convert.journal import FOLDER, RecordsGoneError
 from convert.lock import LockedError, only_converter
 from convert.machines import OtherPlanError
 from convert.sources import SourceError, open_source
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args)
     except (UsageError, SourceError, ManifestError, OtherPlanError) as error:
         return _report(error, EXIT_USAGE)
-    except (BadImagesError, LockedError, OutputError, SessionOverError, WorkerError) as error:
+    except (BadImagesError, LockedError, OutputError, RecordsGoneError, SessionOverError, WorkerError) as error:
         return _report(error, EXIT_FAILED)
     except PlaceError as error:
         full = ". Free some space or choose another --out; a dataset takes as much room as its images"

@@ -58,6 +58,10 @@ class Found(NamedTuple):
     claimed: frozenset[int]
 
 
+class RecordsGoneError(RuntimeError):
+    """Records of shards that are made are gone: the split was completed meanwhile, or somebody removed them."""
+
+
 class Journal:
     """The records of one split. Instances are pickled into worker processes."""
 

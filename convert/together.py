@@ -28,7 +28,7 @@ from convert.conversion import (
     warn_of_little_space,
     was_made,
 )
-from convert.journal import FOLDER, Journal
+from convert.journal import FOLDER, Journal, RecordsGoneError
 from convert.lock import read_lock
 from convert.machines import Machine, is_session_of, joined, sweep
 from convert.plan import ShardTask
@@ -217,10 +217,26 @@ def _complete_or_leave(conversion: Conversion, machine: Machine) -> bool:
 
 
 def _complete(conversion: Conversion, machine: Machine) -> bool:
-    """Write what one machine writes at the end; False where another has, or where a shard turns out to be missing."""
+    """Write what one machine writes at the end; False where another has, or where there is more to do.
+
+    Raises:
+        SessionOverError: records are gone, and no split is complete for it.
+    """
     look_again(conversion)  # the one that was at it before may have been killed in between
     splits = _open_splits(conversion)
-    if not splits or not all([_add_up(conversion, split) for split in splits]):
+    try:
+        return bool(splits) and _write_the_end(conversion, machine, splits)
+    except RecordsGoneError as error:
+        look_again(conversion)
+        if len(_open_splits(conversion)) == len(splits):
+            raise SessionOverError(str(error)) from error
+        logger.debug("another machine, which was taken for gone, completes it too: %s", error)
+        return False
+
+
+def _write_the_end(conversion: Conversion, machine: Machine, splits: Sequence[Split]) -> bool:
+    """Complete these splits; False where a shard turns out to be missing."""
+    if not all([_add_up(conversion, split) for split in splits]):
         return False
     if conversion.args.on_bad == "fail":
         refuse_bad_images(conversion)
@@ -241,7 +257,7 @@ def _add_up(conversion: Conversion, split: Split) -> bool:
         if record and is_there:
             split.tally.add(record.result)
         elif not journal.is_open():
-            raise SessionOverError(f"another machine has completed {split.name}")
+            raise RecordsGoneError(f"the records of {split.name} are gone; give the same command again")
         else:
             logger.warning("warning: %s: shard %d is missing; made anew", split.name, index)
             journal.forget(index)

@@ -100,10 +100,10 @@ EACH_ONCE = [
     ("kills", "ranks", "epochs", "saves_to"),
     [
         pytest.param(4, 1, 4, "s3", id="4"),
-        pytest.param(30, 1, 20, "s3", id="30-1-s3", marks=pytest.mark.exhaustive),
-        pytest.param(30, 2, 20, "disk", id="30-2-disk", marks=pytest.mark.exhaustive),
-        pytest.param(30, 3, 20, "s3", id="30-3-s3", marks=pytest.mark.exhaustive),
-        pytest.param(30, 4, 20, "disk", id="30-4-disk", marks=pytest.mark.exhaustive),
+        pytest.param(30, 1, 30, "s3", id="30-1-s3", marks=pytest.mark.exhaustive),
+        pytest.param(30, 2, 30, "disk", id="30-2-disk", marks=pytest.mark.exhaustive),
+        pytest.param(30, 3, 30, "s3", id="30-3-s3", marks=pytest.mark.exhaustive),
+        pytest.param(30, 4, 30, "disk", id="30-4-disk", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_killed_many_times_ends_with_the_weights_of_an_undisturbed_one(

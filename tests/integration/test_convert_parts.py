@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -383,6 +384,52 @@ def test_two_that_complete_it_at_once_do_not_harm_each_other(
 
     monkeypatch.setattr(together, "publish", at_once)
     monkeypatch.setattr(Machine, "take", lambda self, name: name == together.TO_COMPLETE or take(self, name))
+    assert failures_of_two_machines(source, output, done) == []
+    assert output.files() == tree(converted)
+
+
+@pytest.mark.parametrize("one", ["has counted", "is counting"])
+def test_two_that_complete_it_at_once_and_one_of_them_ends_a_split_under_the_others_hands(
+    source: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: str
+) -> None:
+    """The quicker machine waits between its two splits until the slower one has missed the records of the first."""
+    output, both = local(tmp_path / "out"), threading.Barrier(2)
+    train_ended, noticed, quicker = threading.Event(), threading.Event(), set[int]()
+    take, end, complete, publish_all = Machine.take, Journal.end, together._write_the_end, together.publish
+
+    def end_and_wait(journal: Journal) -> None:
+        end(journal)
+        if journal.split == "train" and threading.get_ident() in quicker:
+            train_ended.set()
+            assert noticed.wait(SECONDS)
+
+    def at_once(conversion: Conversion, machine: Machine, splits: Sequence[Any]) -> bool:
+        if len(splits) == 2 and both.wait(SECONDS) == 0:
+            quicker.add(threading.get_ident())
+        elif one == "is counting":
+            assert train_ended.wait(SECONDS)
+        try:
+            return complete(conversion, machine, splits)
+        finally:
+            if train_ended.is_set():
+                noticed.set()
+
+    def late(conversion: Conversion, *, check: Callable[[], None]) -> None:
+        if threading.get_ident() not in quicker:
+            assert train_ended.wait(SECONDS)
+        publish_all(conversion, check=check)
+
+    monkeypatch.setattr(together, "_write_the_end", at_once)
+    monkeypatch.setattr(together, "publish", late)
+    monkeypatch.setattr(Journal, "end", end_and_wait)
+    monkeypatch.setattr(Machine, "take", lambda self, name: name == together.TO_COMPLETE or take(self, name))
+    assert failures_of_two_machines(source, output, threading.Event()) == []
+    assert noticed.is_set() and len(quicker) == 1
+    assert output.files() == tree(converted)
+
+
+def failures_of_two_machines(source: Path, output: Output, done: threading.Event) -> list[BaseException]:
+    """Two machines, as threads, make a dataset; the event is set when the first of them has ended well."""
     failed: list[BaseException] = []
 
     def convert_part(part: int) -> None:
@@ -397,5 +444,4 @@ def test_two_that_complete_it_at_once_do_not_harm_each_other(
         machine.start()
     for machine in machines:
         machine.join(SECONDS)
-    assert failed == []
-    assert output.files() == tree(converted)
+    return failed

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from streaming.base.format import reader_from_json
 
-from convert import files_table
+from convert import conversion, files_table
 from convert.imagenet_to_mds import main
 from convert.journal import Journal
 from imagestream.data.source_paths import SourcePaths
@@ -88,6 +88,26 @@ def test_it_is_the_same_for_any_workers_after_an_end_and_split_by_split(
     expected = (tmp_path / "one" / FILES_NAME).read_bytes()
     for name in ("three", "parts", "broken"):
         assert (tmp_path / name / FILES_NAME).read_bytes() == expected, name
+
+
+@pytest.mark.slow
+def test_a_record_that_somebody_removes_at_the_end_is_an_error_in_a_line(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = conversion.write_files_table
+
+    def write_without_a_record(output: Any, made: Any, *, kept: Any) -> None:
+        (tmp_path / "out/.convert/val/00000.json").unlink()
+        write(output, made, kept=kept)
+
+    argv = ["--source", str(images), "--out", str(tmp_path / "out"), "--workers", "1", "--on-bad", "skip"]
+    with monkeypatch.context() as broken:
+        broken.setattr(conversion, "write_files_table", write_without_a_record)
+        assert main(argv) == 1
+    assert "val/00000 is made, and its record is gone from the journal; give the same command again" in (
+        capsys.readouterr().err
+    )
+    assert main(argv) == 0 and (tmp_path / "out" / FILES_NAME).exists()
 
 
 def failing_after(count: int, get: Any) -> Any:
