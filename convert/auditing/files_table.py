@@ -10,6 +10,7 @@ from convert.auditing.findings import Finding, Kind
 from convert.auditing.splits import SplitRows, runs, shown_ids
 from imagestream.data.source_paths import files_table_rows
 from imagestream.mds.files_table import FILES_NAME
+from imagestream.mds.shards import INDEX_NAME
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.protocol import Place
 
@@ -30,6 +31,12 @@ _Table = npt.NDArray[np.void]
 def check_files_table(files: Place, splits: Sequence[SplitRows]) -> Iterator[Finding]:
     """Compare each row with the record of the same id; nothing where there is no table, which nothing needs."""
     try:
+        if files.stat(FILES_NAME) is None:
+            return
+        if any(len(split.index.shards) < max(1, split.index.listed) for split in splits):
+            what = f"was not compared with the shards, since an {INDEX_NAME} has faults"
+            yield Finding(Kind.NOT_COMPARED, FILES_NAME, what, is_warning=True)
+            return
         table = _read(files, most=2 * sum(split.index.samples for split in splits))
     except PlaceError as error:
         yield Finding(Kind.FILES, FILES_NAME, str(error))
@@ -37,7 +44,7 @@ def check_files_table(files: Place, splits: Sequence[SplitRows]) -> Iterator[Fin
     names = {split.split for split in splits}
     for name in sorted(set(table) - names):
         yield Finding(Kind.FILES, FILES_NAME, f"rows of the split {name!r}, which is not here: {len(table[name]):,}")
-    for split in splits if table else ():
+    for split in splits:
         if split.split in table:
             yield from _check_split(split, table[split.split])
         else:  # a conversion of an older version, to which another split was added

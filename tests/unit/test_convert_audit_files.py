@@ -83,6 +83,21 @@ def test_records_that_cannot_be_read_do_not_make_their_rows_wrong(audit: Any, da
     assert not [line for line in found if line.startswith("files.parquet")]
 
 
+def test_a_table_without_rows_is_named_for_each_split(audit: Any, dataset: Path) -> None:
+    write_files(dataset, [])
+    lines = [f"warning: files.parquet: has no rows of the split '{split}'" for split in ("train", "val")]
+    assert audit() == (0, lines)
+
+
+def test_nothing_is_compared_with_a_faulty_index(audit: Any, dataset: Path) -> None:
+    (dataset / "val/index.json").write_text("{}")
+    status, found = audit()
+    assert status == 1
+    assert [line for line in found if "files.parquet" in line] == [
+        "warning: files.parquet: was not compared with the shards, since an index.json has faults"
+    ]
+
+
 def test_a_dataset_without_the_table_passes(audit: Any, dataset: Path) -> None:
     (dataset / "files.parquet").unlink()
     assert audit() == (0, [])
