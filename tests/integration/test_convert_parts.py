@@ -395,7 +395,7 @@ def test_two_that_complete_it_at_once_and_one_of_them_ends_a_split_under_the_oth
     """The quicker machine waits between its two splits until the slower one has missed the records of the first."""
     output, both = local(tmp_path / "out"), threading.Barrier(2)
     train_ended, noticed, quicker = threading.Event(), threading.Event(), set[int]()
-    take, end, complete, publish_all = Machine.take, Journal.end, together._write_the_end, together.publish
+    take, end, complete = Machine.take, Journal.end, together._write_the_end
 
     def end_and_wait(journal: Journal) -> None:
         end(journal)
@@ -417,7 +417,7 @@ def test_two_that_complete_it_at_once_and_one_of_them_ends_a_split_under_the_oth
     def late(conversion: Conversion, *, check: Callable[[], None]) -> None:
         if threading.get_ident() not in quicker:
             assert train_ended.wait(SECONDS)
-        publish_all(conversion, check=check)
+        publish(conversion, check=check)
 
     monkeypatch.setattr(together, "_write_the_end", at_once)
     monkeypatch.setattr(together, "publish", late)
