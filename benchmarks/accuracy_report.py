@@ -88,9 +88,10 @@ def tables(rows: Sequence[Row]) -> str:
     for budget in sorted({budget_of(row) for row in rows}):
         mine = [row for row in rows if budget_of(row) == budget]
         model, epochs, px, batch = budget
+        commits = {one for row in mine for one in row["commit"].split(", ")}
         parts.append(
             f"\n**{model}, {epochs} epochs, {px} px, batches of {batch}**, on {mine[0]['hardware']}, "
-            f"{mine[0]['versions']}, at commit {', '.join(sorted({row['commit'] for row in mine}))}\n\n"
+            f"{mine[0]['versions']}, at commit {', '.join(sorted(commits))}\n\n"
             "| trained | top-1, mean +- standard deviation | each seed | images/s | seconds |\n|---|---|---|---|---|\n"
         )
         parts += [
