@@ -94,7 +94,7 @@ def test_it_is_the_same_for_any_workers_after_an_end_and_split_by_split(
 def test_a_record_that_somebody_removes_at_the_end_is_an_error_in_a_line(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write = conversion.write_files_table
+    write = files_table.write_files_table
 
     def write_without_a_record(output: Any, made: Any, *, kept: Any) -> None:
         (tmp_path / "out/.convert/val/00000.json").unlink()
