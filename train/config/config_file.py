@@ -55,7 +55,7 @@ class Mark:
 
     def __str__(self) -> str:
         if self.is_override:
-            return f"override '{self.source}'"
+            return f"override '{without_passwords(self.source)}'"
         return f"{self.source}:{self.line}" if self.line else self.source
 
 
@@ -324,6 +324,11 @@ def is_number(text: str) -> bool:
 _PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s]*@")  # in an address: user:password@host
 
 
+def without_passwords(text: str) -> str:
+    """Return `text` with *** for the password in each of its addresses."""
+    return _PASSWORD.sub(r"\1:***@", text)
+
+
 def describe(value: Any) -> str:
     """Return `value` as a message shows it: as in YAML, text in quotes, long things by their kind, no password."""
     if isinstance(value, dict):
@@ -332,7 +337,7 @@ def describe(value: Any) -> str:
         items = ", ".join(describe(item) for item in value)
         return f"[{items}]" if len(items) <= 80 else "a list"
     if isinstance(value, str):
-        value = _PASSWORD.sub(r"\1:***@", value)
+        value = without_passwords(value)
         return f"'{value}'" if len(value) <= 80 else f"'{value[:77]}...'"
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
