@@ -11,7 +11,7 @@ the rule of benchmarks/accuracy_budget.py; `--own` are trained as they stand. `-
 `--base`, which is yamls/recipes/mosaic-baseline.yaml, shortened too. Everything is trained with each seed in turn, from
 random weights, and evaluated once, at its end, on all images of val.
 
-A run that was interrupted goes on where it was, when the same command is given again, and one that is in DIR is not
+A run that was interrupted resumes where it was, when the same command is given again, and one that is in DIR is not
 trained again. FILE keeps the rows of other budgets. `seconds` are those of the whole command, with its start.
 """
 

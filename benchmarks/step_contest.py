@@ -109,7 +109,7 @@ def contest(
 
 
 def enter(name: str, make: Callable[[], Contestant], px: int, *, warm_up: int, counted: int) -> Measured | None:
-    """Build a contestant, warm it up and count its steps; None: it failed, and the others go on without it."""
+    """Build a contestant, warm it up and count its steps; None: it failed, and the others continue without it."""
     before, started = held_bytes(), time.perf_counter()
     try:
         contestant = make()

@@ -215,7 +215,7 @@ def _read_shards(
 def _audits(
     tasks: Iterable[ShardToAudit], files: Place, rules: Rules, *, workers: int
 ) -> Generator[ShardAudit, None, None]:
-    """The audit of each shard. An image that kills its worker is found, and the rest goes on without it."""
+    """The audit of each shard. An image that kills its worker is found, and the rest continues without it."""
     waiting = iter(tasks)
     while True:
         try:

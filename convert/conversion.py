@@ -3,7 +3,7 @@
 What a dataset is made of, and in which order its parts appear and go, is said here. A split of the output is in one
 of three states: new; begun (`.convert/<split>/plan.json` is there); complete (its index.json is there and the manifest
 has it). Everything that is written is written whole, and the index last, so a conversion can end anywhere, and the
-same command goes on from there.
+same command resumes from there.
 """
 
 import json
@@ -60,7 +60,7 @@ class BadImagesError(RuntimeError):
 
 
 class OutputError(RuntimeError):
-    """The output holds something that a conversion cannot go on with."""
+    """The output holds something that a conversion cannot continue with."""
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ def was_made(args: Args, found: Sequence[str], output: Place) -> bool:
 
 
 def convert(conversion: Conversion) -> None:
-    """Do it. Whatever ends it, the same command goes on where it was.
+    """Do it. Whatever ends it, the same command resumes where it was.
 
     Raises:
         BadImagesError, OutputError, PlaceError, WorkerError: the message says what is the matter.
@@ -435,7 +435,7 @@ def build(conversion: Conversion, tasks: Sequence[ShardTask], job: Job) -> None:
             refuse_bad_images(conversion)
     except BaseException:
         if made:
-            logger.warning("%d of %s are made and stay; the same command goes on", made, counted(len(tasks), "shard"))
+            logger.warning("%d of %s are made and stay; the same command resumes", made, counted(len(tasks), "shard"))
         raise
 
 
@@ -449,7 +449,7 @@ def refuse_bad_images(conversion: Conversion) -> None:
     raise BadImagesError(
         f"{counted(len(refused), 'bad image')} found before the conversion stopped:\n  "
         + "\n  ".join(lines)
-        + "\nLeave out and list all such files with --on-bad skip, which goes on from here; or repair them and start "
+        + "\nLeave out and list all such files with --on-bad skip, which resumes from here; or repair them and start "
         "anew with --overwrite"
     )
 

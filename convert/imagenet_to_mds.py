@@ -10,7 +10,7 @@ tars, Kaggle's, Hugging Face's or Tiny-ImageNet's files, or MDS shards), decodes
 A JPEG is stored byte for byte, unless --resize is given and it is larger. Files that are no JPEG, or a CMYK one, are
 re-encoded and listed in the manifest. The index.json files are written last, so a dataset is complete as soon as it
 can be read. The output depends on the images and the options alone, not on --workers, on the layout, on where it is
-written, or on how often the conversion was interrupted: the same command goes on where it was. Several machines can
+written, or on how often the conversion was interrupted: the same command resumes where it was. Several machines can
 share a conversion: give each its --part.
 """
 

@@ -1,4 +1,4 @@
-"""What a conversion has done so far, kept beside its shards until it is complete, so that it can go on after any end.
+"""What a conversion has done so far, kept beside its shards until it is complete, so that it can resume after any end.
 
 `<out>/.convert/<split>/plan.json` says what is being made, and `<number>.json` beside it what came of each shard; it
 is written after the shard. `<number>.claim` says which of several machines has taken it. All are gone once the split is

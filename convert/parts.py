@@ -1,6 +1,6 @@
 """Which part of a conversion this machine begins with, where several machines share one: `--part I/N`, or an array job.
 
-The part decides the order of the work alone. When it is done, a machine goes on with what the others have left.
+The part decides the order of the work alone. When it is done, a machine continues with what the others have left.
 """
 
 import argparse

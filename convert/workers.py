@@ -106,7 +106,7 @@ def _deadly_images(died: WorkersDied, job: Job) -> dict[tuple[str, int], str]:
 def _advice(deaths: Sequence[Death]) -> str:
     if all(death.how == "SIGKILL" for death in deaths):
         return ", perhaps because memory ran out; use fewer --workers or a smaller --size-limit"
-    return ". Give the same command again, which goes on; if it ends so once more, look at the machine's memory"
+    return ". Give the same command again, which resumes; if it ends so once more, look at the machine's memory"
 
 
 def _who_died(deaths: Sequence[Death], tasks: Mapping[str, ShardTask]) -> str:

@@ -23,7 +23,7 @@ STEP_DONE = re.compile(r"train\.record\.progress: epoch .*, step ([\d,]+)/[\d,]+
 
 
 class DemoError(Exception):
-    """The demo cannot go on, or did not show what it is there to show; the message says why."""
+    """The demo cannot continue, or did not show what it is there to show; the message says why."""
 
 
 @contextmanager

@@ -191,7 +191,7 @@ class Demo:
         return self._run(self._train_command(run, *overrides, ranks=ranks), log)
 
     def train_until_killed(self, point: int, before: list[Killed]) -> Killed:
-        """Train, going on from where the run was killed before, and kill all of it once batch `point` is done."""
+        """Train, resuming from where the run was killed before, and kill all of it once batch `point` is done."""
         command = self._train_command("interrupted")
         name = f"interrupted-{len(before) + 1}-killed"
         self.say("$ " + " ".join(command))
@@ -209,7 +209,7 @@ class Demo:
         return killed
 
     def check_resumed(self, killed: Killed, log: Log) -> None:
-        """Check that a run went on from where the last one was killed.
+        """Check that a run resumed from where the last one was killed.
 
         Raises:
             DemoError: it started somewhere else.
@@ -218,7 +218,7 @@ class Demo:
         line = next((line for line in log.text.splitlines() if "resume: from " in line), "no line 'resume: from'")
         if not line.endswith(wanted):
             raise DemoError(f"the run should have gone on from {killed.checkpoint}; {log.path} has: {line}")
-        self.say(f"went on from {killed.checkpoint}")
+        self.say(f"resumed from {killed.checkpoint}")
 
     def record(self, run: str) -> dict[str, Any]:
         """Return the run.json of a finished run."""

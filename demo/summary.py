@@ -11,7 +11,7 @@ class Killed(NamedTuple):
     Attributes:
         batch: the last one that was done.
         total: batches of the whole run.
-        checkpoint: name of the newest one, from which the run has to go on.
+        checkpoint: name of the newest one, from which the run has to continue.
         processes: how many were killed.
     """
 

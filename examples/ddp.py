@@ -1,4 +1,4 @@
-"""ResNet-50 in a bare PyTorch loop on any number of GPUs: kill it at any moment, and the same command goes on exactly.
+"""ResNet-50 in a bare PyTorch loop on any number of GPUs: kill it at any moment, and the same command resumes exactly.
 
 torchrun --nproc-per-node=8 examples/ddp.py s3://BUCKET/imagenet --cache /nvme/mds
 """

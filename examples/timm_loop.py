@@ -1,4 +1,4 @@
-"""A model, optimizer, schedule and EMA of timm on one GPU; kill it at any moment, and the same command goes on exactly.
+"""A model, optimizer, schedule and EMA of timm on one GPU; kill it at any moment, and the same command resumes exactly.
 
 python examples/timm_loop.py s3://BUCKET/imagenet --cache /nvme/mds --model resnet50d
 """

@@ -97,7 +97,7 @@ class Loader(TimedLoader):
     divide, the last sample of some ranks is a repeat with the label -100, which torch's losses leave out by default.
 
     Nothing random is carried along: a sample's crop depends on (seed, epoch, sample) alone. So `state_dict()` is a few
-    numbers, and a loop that was killed goes on with the same batches, pixel for pixel, on any number of workers and,
+    numbers, and a loop that was killed continues with the same batches, pixel for pixel, on any number of workers and,
     where `batch_size` times the ranks stays the same, on any number of ranks.
 
     Args:
@@ -218,7 +218,7 @@ class Loader(TimedLoader):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # type: ignore[override]  # as above
         if self.is_training and not self._is_fresh and self._batch:
             self._epoch, self._batch = self._epoch + 1, 0  # the loop before this one was left early
-        if self.is_training and not self._was_loaded:  # an order that was begun goes on, on any number of machines
+        if self.is_training and not self._was_loaded:  # an order that was begun continues, on any number of machines
             check_nodes(self._options.num_canonical_nodes, self.world.nodes)
         self._is_fresh = False
         self._iterations += 1
@@ -226,7 +226,9 @@ class Loader(TimedLoader):
         batches = self.raw_batches()
         while True:
             if mine != self._iterations:
-                raise BatchOrderError("this loader has a newer iterator, so this one cannot go on; use one at a time")
+                raise BatchOrderError(
+                    "this loader has a newer iterator, so this one cannot continue; use one at a time"
+                )
             batch = next(batches, None)
             if batch is None:
                 break
@@ -273,7 +275,7 @@ class Loader(TimedLoader):
         return self.book.settle() or None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where this loader is, to go on from after the batch that was handed out last; {} for an evaluation.
+        """Return where this loader is, to resume from after the batch that was handed out last; {} for an evaluation.
 
         It is the same on all ranks, of plain numbers and text, and not collective: one rank may call it alone. With
         several ranks it holds the ledger only if each of them has read `ledger` since the last batch.

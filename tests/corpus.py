@@ -2,7 +2,7 @@
 
     python tests/corpus.py DIR
 
-Each file is judged in a process of its own, so that one at which a decoder crashes is named and the rest goes on. A
+Each file is judged in a process of its own, so that one at which a decoder crashes is named and the rest continues. A
 line says what became of it: kept, mended or refused, and why. These are faults, and end the command with status 1:
 
 - a file at which the process dies, or which takes longer than LIMIT_S;

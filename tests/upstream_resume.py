@@ -1,4 +1,4 @@
-"""Composer alone, on a small problem: a run that is not disturbed, or one that goes on from its checkpoint.
+"""Composer alone, on a small problem: a run that is not disturbed, or one that resumes from its checkpoint.
 
 ALGORITHM FOLDER undisturbed|first|resume    ALGORITHM: none, mixup or sam
 """

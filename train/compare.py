@@ -174,7 +174,7 @@ def _common_checkpoints(folders: Sequence[Place], names: Sequence[str]) -> list[
 
 
 def _load(folder: Place, name: str, run: str) -> dict[str, Any]:
-    """Load a checkpoint that was listed; the run may still be going on, and delete its old ones."""
+    """Load a checkpoint that was listed; the run may still be running, and delete its old ones."""
     try:
         with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
             return load(folder.get(name, Path(scratch)))
@@ -182,7 +182,7 @@ def _load(folder: Place, name: str, run: str) -> dict[str, Any]:
         if folder.stat(name) is not None:
             raise
         raise CompareError(
-            f"{name} in {run} was listed and cannot be loaded: {error}. If that run is still going on, it may have "
+            f"{name} in {run} was listed and cannot be loaded: {error}. If that run is still running, it may have "
             "deleted it since (checkpoint.keep): compare again"
         ) from error
 

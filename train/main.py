@@ -3,7 +3,7 @@
     composer -n 8 train/main.py yamls/full.yaml [key.path=value ...]     8 GPUs, or CPU processes, of one machine
     python train/main.py yamls/local.yaml data.local=my-shards           one process
 
-A run that was killed goes on from its newest checkpoint when the same command is given again.
+A run that was killed resumes from its newest checkpoint when the same command is given again.
 """
 
 import argparse

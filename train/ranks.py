@@ -1,4 +1,4 @@
-"""What rank 0 does for all ranks: they go on together, or end together with the same error."""
+"""What rank 0 does for all ranks: they continue together, or end together with the same error."""
 
 from collections.abc import Callable
 

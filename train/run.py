@@ -61,7 +61,7 @@ def train(cfg: Config, *, allowed: set[str]) -> dict[str, Any]:
     check_shared_memory(shared_memory_of(cfg, facts))
     start = find_start(cfg, folder, contract_for(cfg, facts, device), allowed)
     folder = start.folder
-    if start.checkpoint is None:  # a run that goes on may do so on any number of nodes
+    if start.checkpoint is None:  # a run that resumes may do so on any number of nodes
         check_nodes(cfg.data.num_canonical_nodes, node_count())
     if device.name == "cpu":
         torch.set_num_threads(int(start.contract.environment["threads_per_rank"].partition(" ")[0]))
@@ -153,6 +153,6 @@ def saving(trainer: Trainer, folder: Place, record: RunRecord) -> Iterator[None]
     except PlaceError as error:
         raise SavingFailedError(
             f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}; once that is mended, the "
-            "same command goes on from the newest checkpoint"
+            "same command resumes from the newest checkpoint"
         ) from error
     release(folder)

@@ -17,7 +17,7 @@ from train.step.statistics import Step, StepStatistics
 log = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75
-"""sysexits.h's EX_TEMPFAIL: a checkpoint has been saved, and the same command goes on. Launchers requeue on it."""
+"""sysexits.h's EX_TEMPFAIL: a checkpoint has been saved, and the same command resumes. Launchers requeue on it."""
 
 
 LEAST_SCALE = 1.0
@@ -118,7 +118,7 @@ class BatchWatch(Callback):
         why = self.signals.seen.name if self.signals.seen else "a signal to another rank"
         raise StopRequested(
             f"stopped by {why} after batch {int(state.timestamp.batch)}; the checkpoint is saved, the same command "
-            "goes on from it"
+            "resumes from it"
         )
 
     def state_dict(self) -> dict[str, Any]:

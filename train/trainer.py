@@ -134,7 +134,7 @@ def refusing(load_path: str | None) -> Iterator[None]:
             raise
         raise CheckpointError(
             f"{os.path.basename(load_path)} cannot be continued from: {one_line(error)}; something has changed it "
-            "after it was written, or it is of another model. Move it away, and the run goes on from the one before"
+            "after it was written, or it is of another model. Move it away, and the run resumes from the one before"
         ) from error
 
 
@@ -148,7 +148,7 @@ def is_finished(trainer: Trainer) -> bool:
 def end_last_epoch(trainer: Trainer, steps_per_epoch: int) -> None:
     """For a finished run whose last checkpoint was saved at its last batch, make up for the end of the last epoch.
 
-    `Trainer.fit` does not go on from there, and what is noted at an epoch's end would be missing from the record.
+    `Trainer.fit` does not resume from there, and what is noted at an epoch's end would be missing from the record.
     """
     state = trainer.state
     if int(state.timestamp.batch_in_epoch) == steps_per_epoch:

@@ -3,10 +3,10 @@
     python train/watch.py runs/one
     python train/watch.py s3://bucket/runs/one --print
 
-RUN is the run's save folder, local or s3://. The page is served on 127.0.0.1 alone, and reloads itself while the run
-goes on; over ssh, forward its port (ssh -L 8000:127.0.0.1:8000 HOST) or give --print. It ends when the run is finished,
-by Ctrl-C, or when --patience-h hours have passed without news. Exit status: 0 finished or Ctrl-C, 1 no news, 2 the
-folder cannot be read or the port cannot be used.
+RUN is the run's save folder, local or s3://. The page is served on 127.0.0.1 alone, and reloads itself during the
+run; over ssh, forward its port (ssh -L 8000:127.0.0.1:8000 HOST) or give --print. It ends when the run is finished, by
+Ctrl-C, or when --patience-h hours have passed without news. Exit status: 0 finished or Ctrl-C, 1 no news, 2 the folder
+cannot be read or the port cannot be used.
 """
 
 import argparse

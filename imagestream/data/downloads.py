@@ -216,7 +216,7 @@ class CheckedStream(Stream):
             part.unlink(missing_ok=True)
 
     def _fetch_patiently(self, source: str, part: Path, size: int) -> None:
-        """Try until a file of `size` bytes is here, for `patience_s` at the most; an attempt goes on from the last one.
+        """Try until a file of `size` bytes is here, for `patience_s` at the most; an attempt resumes from the last one.
 
         Raises:
             DownloadError: it never came, or the failure is one that no patience mends.

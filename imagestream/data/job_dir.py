@@ -66,7 +66,7 @@ def one_at_a_time() -> Iterator[None]:
     """Let one job at a time claim shared memory on this machine; what this user's dead jobs left is removed first.
 
     Streaming looks for a free name and then takes it, two steps that two starting jobs could interleave. Collective:
-    the node's first rank holds the lock, and the others go on only once it does, since they look for names as well.
+    the node's first rank holds the lock, and the others continue only once it does, since they look for names as well.
 
     Raises:
         ValueError: two nodes of this job are one machine; each would wait for the lock that the other holds. Or TMPDIR

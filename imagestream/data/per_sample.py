@@ -116,7 +116,7 @@ def _of_the_same_kind(image: Image.Image, before: npt.NDArray[np.uint8]) -> npt.
 
 @contextmanager
 def _put_back_afterwards(sources: Set[Source]) -> Iterator[None]:
-    """Let these global generators go on as if nothing had been drawn; numpy's alone takes 0.2 ms."""
+    """Let these global generators continue as if nothing had been drawn; numpy's alone takes 0.2 ms."""
     before: dict[str, Any] = {}
     if "numpy" in sources:
         before["numpy"] = np.random.get_state()

@@ -12,7 +12,7 @@
     python infra/aws/cli.py down --name resnet
 
 Each verb takes --dry-run, which prints what would be done, with its price an hour, and does nothing. What costs money
-is asked about (--yes answers), and refused without a budget. Interrupted, a verb goes on by the same command.
+is asked about (--yes answers), and refused without a budget. An interrupted verb resumes when it is given again.
 
 Exit status: 0 done, 1 AWS could not do it, 2 refused (nothing was done).
 """
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     except BotoCoreError as error:
         return say(f"AWS cannot be reached: {error}", EXIT_FAILED)
     except KeyboardInterrupt:
-        return say("interrupted; the same command goes on", EXIT_FAILED)
+        return say("interrupted; the same command resumes", EXIT_FAILED)
     return 0
 
 
@@ -128,7 +128,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     sub.add_argument("--secret", action="append", default=[], metavar="VARIABLE", help="what `secret` has kept")
     sub.add_argument("--no-image", action="store_true", help="run in an environment that the head node makes")
     sub = add("status", status, "what there is, and what runs")
-    sub.add_argument("--follow", action="store_true", help="go on: batch, images/s, time left and cost of each run")
+    sub.add_argument(
+        "--follow", action="store_true", help="keep printing: batch, images/s, time left and cost of each run"
+    )
     sub = add("logs", logs, "the last lines of a job")
     sub.add_argument("--job", type=int, required=True)
     sub.add_argument("--lines", type=int, default=50)
@@ -363,7 +365,7 @@ def explain(error: ClientError) -> str:
     if code in DENIED:
         return f"AWS forbids {error.operation_name}: {message}. Your user or role wants that permission"
     if code in THROTTLED:
-        return f"AWS asks to slow down ({error.operation_name}), after {ATTEMPTS} tries; go on later"
+        return f"AWS asks to slow down ({error.operation_name}), after {ATTEMPTS} tries; try again later"
     return f"{error.operation_name}: {code}: {message}"
 
 

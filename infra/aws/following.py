@@ -63,7 +63,7 @@ class Seen:
 
 
 def show_jobs(on_head: OnHead, runs: str, *, follow: bool) -> None:
-    """Print the jobs; with `follow` go on until there is none, or until Ctrl-C.
+    """Print the jobs; with `follow` keep printing until there is none, or until Ctrl-C.
 
     Args:
         on_head: runs shell lines on the head node and returns what they print.

@@ -5,7 +5,7 @@
 #
 # SHARDS is a small dataset (`make demo` makes build/demo/shards; a few hundred images will do), converted with at most ten classes.
 # It checks, brings up a cluster of its own (`trial`), and then looks at: the image under enroot and Pyxis on a GPU; NCCL over EFA
-# between two nodes; a spot instance that is ended in mid-run, after which the run goes on by itself; FSx, which gives its runs to
+# between two nodes; a spot instance that is ended in mid-run, after which the run resumes by itself; FSx, which gives its runs to
 # the bucket before it goes; and whether anything is left that bills. Each step says PASS or FAIL; the log is build/trial/trial.log.
 # Whatever happens, `down` runs at the end. Confirm the mail that AWS sends, to see the alarm.
 #

@@ -53,7 +53,9 @@ def look_at_allreduce(env: Mapping[str, str], this: Machine | None) -> list[Find
         least = LEAST_FRACTION_OVER_ALL * this.network_gbit / 8 if this and this.efa and _uses_gpus(env) else 0.0
         seen = f"{of_all:.3g} GB/s over all {nodes * ranks} ranks of {nodes} machines{_network(env)}"
         if of_all < least:
-            seen = f"SLOW: {seen}, at least {least:.3g} expected; the run goes on (docs/cloud.md, It is slow over ...)"
+            seen = (
+                f"SLOW: {seen}, at least {least:.3g} expected; the run continues (docs/cloud.md, It is slow over ...)"
+            )
         findings.append(Finding(NOTE if of_all < least else OK, "all-reduce", seen))
     return findings
 

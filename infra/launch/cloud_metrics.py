@@ -55,9 +55,9 @@ class CloudMetrics:
         """Send one minute's figures."""
         try:
             self._put([*self._progress(now), *self._gpus()])
-        except Exception as error:  # whatever it is, the run goes on
+        except Exception as error:  # whatever it is, the run continues
             if not self._failed:
-                self._say(f"no metrics reach CloudWatch: {error}; the run goes on")
+                self._say(f"no metrics reach CloudWatch: {error}; the run continues")
             self._failed = True
 
     def _progress(self, now: float) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@
 # When one machine's part ends, or a machine is silent for PEER_LIMIT_S seconds, all are stopped, and which one it was is
 # said; a machine that no longer hears from here stops by itself after as long. Ctrl-C, TERM and USR1 save first, also
 # when they are sent to the whole process group; a second Ctrl-C ends all at once.
-# The same command goes on from the newest checkpoint. Exit status: 0 finished, 75 saved and stopped, 2 refused, 69 a machine
+# The same command resumes from the newest checkpoint. Exit status: 0 finished, 75 saved and stopped, 2 refused, 69 a machine
 # is not fit (which one and why is said), else 1.
 #
 # Settings, by environment variables
@@ -116,7 +116,7 @@ stop_all() { # without ssh the parts see the end of their input, and end
 }
 trap stop_all EXIT
 
-# Wait for the parts. The first that fails decides; the others, which cannot go on without it, have as long as a silent
+# Wait for the parts. The first that fails decides; the others, which cannot continue without it, have as long as a silent
 # machine to end by themselves.
 result=0 deadline=''
 while [[ ${#name_of[@]} -gt 0 ]]; do

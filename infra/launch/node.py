@@ -208,8 +208,8 @@ class Node:
         run = next((word.partition("=")[2] for word in argv if word.startswith("run_name=")), "unnamed")
         try:
             put = put_to(namespace)
-        except Exception as error:  # whatever it is, the run goes on
-            self._say(f"no metrics reach CloudWatch: {error}; the run goes on")
+        except Exception as error:  # whatever it is, the run continues
+            self._say(f"no metrics reach CloudWatch: {error}; the run continues")
             return
         CloudMetrics(put, run, lambda: read_heartbeat(self.heartbeat), self._say).start()
 

@@ -9,7 +9,7 @@ fast all ranks together add up their numbers, on each machine and over all of th
 infra/plan/machines.yaml.
 
 A machine that fails is named, with what was seen and what to do, and writes LOG_DIR/unfit/NAME, by which
-infra/launch/slurm/train.sbatch drains it. A slow network alone is reported, and the run goes on: it is not known whose
+infra/launch/slurm/train.sbatch drains it. A slow network alone is reported, and the run continues: nobody knows whose
 fault it is.
 
 Settings, by environment variables

@@ -1,6 +1,6 @@
 """How fast a run is: pure arithmetic over one machine's shape and a recipe. infra/plan/plan.py prints it.
 
-A step takes as long as the slowest of what goes on at once: the GPUs (with the part of the all-reduce that the backward
+A step takes as long as the slowest of what happens at once: the GPUs (with the part of the all-reduce that the backward
 pass does not hide), the loader's decoding, and the storage. What is assumed is in the constants, each with its source.
 """
 

@@ -1,4 +1,4 @@
-"""Each example, as its user starts it, killed in mid-epoch: the same command goes on to the same weights."""
+"""Each example, as its user starts it, killed in mid-epoch: the same command resumes, to the same weights."""
 
 import importlib.util
 import os

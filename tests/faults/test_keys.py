@@ -1,4 +1,4 @@
-"""Keys of S3 that are renewed while a program goes on, and other answers that are right a moment later."""
+"""Keys of S3 that are renewed while a program runs, and other answers that are right a moment later."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""A save folder that fails while the run goes on: the run has failed, and is not called refused."""
+"""A save folder that fails during the run: the run has failed, and is not called refused."""
 
 import re
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_full_disk_under_the_log_files_and_the_heartbeat_does_not_end_the_run(
         argv = command(shards, tmp_path / "run", *SHORT, "loggers.file=true", "max_duration=3ba")
         code, output = run(argv, tmp_path / "log", env={"HEARTBEAT_FILE": str(heartbeat)})
         assert code == 0, output
-        full = "cannot be written: No space left on device; the run goes on"
+        full = "cannot be written: No space left on device; the run continues"
         assert re.search(rf"the log file \S+ {full}", output) and f"{heartbeat} {full}" in output, output
         assert "Traceback" not in output and "lost sys.stderr" not in output
 

@@ -71,7 +71,7 @@ def test_a_failure_is_said_once_and_the_next_minute_is_tried_again() -> None:
     for now in (1.0, 2.0, 3.0):
         metrics.send(now)
     assert len(calls) == 3
-    assert said == ["no metrics reach CloudWatch: no route to host; the run goes on"]
+    assert said == ["no metrics reach CloudWatch: no route to host; the run continues"]
 
 
 @pytest.mark.usefixtures("aws")

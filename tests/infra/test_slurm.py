@@ -186,7 +186,7 @@ def stand_ins(folder: Path) -> dict[str, str]:
 
 
 def test_a_job_takes_as_many_nodes_as_there_are(lab: Lab, undisturbed: dict[str, Any]) -> None:
-    """It loses one of two nodes, goes on with one, and takes two again; each global batch has the same samples."""
+    """It loses one of two nodes, continues with one, and takes two again; each global batch has the same samples."""
     elastic = {"NODE_COUNTS": "1 2", "GROW_AFTER_S": "1", "NODE_USD_PER_HOUR": "1.5"}
     job = lab.submit("elastic", options=("--nodes=1-2",), **elastic)
     cluster, (_, node) = lab.cluster, lab.cluster.hosts
@@ -200,7 +200,7 @@ def test_a_job_takes_as_many_nodes_as_there_are(lab: Lab, undisturbed: dict[str,
     output = cluster.output(job)
     starts = [line.partition(" on ")[2] for line in output.splitlines() if "train.sbatch: job " in line]
     assert starts == ["n1 n2", "n1", "n1 n2"], output
-    assert "1 more nodes are idle: the ranks are told to save, to go on with 2" in output
+    assert "1 more nodes are idle: the ranks are told to save, to continue with 2" in output
     record = lab.record("elastic")
     assert record["ledger"] == undisturbed["ledger"]
     assert record["hardware"]["world_size"] == 2

@@ -1,4 +1,4 @@
-"""A real Slurm cluster drains a node that is not fit, and the job goes on elsewhere; nvidia-smi is a stand-in."""
+"""A real Slurm cluster drains a node that is not fit, and the job continues elsewhere; nvidia-smi is a stand-in."""
 
 import subprocess
 import sys

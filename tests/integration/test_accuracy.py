@@ -1,4 +1,4 @@
-"""The benchmark of accuracies trains a recipe and torchvision's loop on the same images, and goes on where it was."""
+"""The benchmark of accuracies trains a recipe and torchvision's loop on the same images, and resumes where it was."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A conversion may end at any moment, in any way: the same command goes on, and nobody sees the difference."""
+"""A conversion may end at any moment, in any way: the same command resumes, and nobody sees the difference."""
 
 import json
 import os
@@ -181,7 +181,7 @@ def test_ctrl_c_while_workers_start_prints_no_traceback(large_source: Path, tmp_
     _, stderr = process.communicate(timeout=20)
     *progress, last = stderr.splitlines()
     assert (process.returncode, last) == (130, "imagenet_to_mds: interrupted")
-    assert all("are made and stay; the same command goes on" in line for line in progress)
+    assert all("are made and stay; the same command resumes" in line for line in progress)
 
 
 def test_after_a_bad_image_skipping_goes_on(source: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run goes on with other numbers of ranks and machines: every later global batch has the same samples and crops."""
+"""A run resumes with other numbers of ranks and machines: every later global batch has the same samples and crops."""
 
 import shutil
 from pathlib import Path

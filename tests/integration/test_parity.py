@@ -34,7 +34,7 @@ def test_it_ends_with_the_weights_of_a_program_on_composer_alone(shards: Path, t
 
 
 def saved(folder: Path) -> dict[str, Any]:
-    """The last checkpoint's tensors that decide what the model computes, and how it would go on."""
+    """The last checkpoint's tensors that decide what the model computes, and how it would continue."""
     (path,) = folder.glob(f"ep{EPOCHS}-ba24*.pt")
     state = torch.load(path, weights_only=False)["state"]  # of this test
     tensors = {f"model {name}": value for name, value in state["model"].items() if name.startswith("module.")}

@@ -57,5 +57,5 @@ def digest(settings: list[dict[str, Any]], *, in_c: bool, px: int = 61) -> str:
 @pytest.mark.parametrize("in_c", [False, pytest.param(True, marks=needs_native)], ids=["by Pillow", "in C"])
 @pytest.mark.parametrize(("settings", "expected"), FROZEN, ids=str)
 def test_what_a_key_stands_for_never_changes(settings: list[dict[str, Any]], expected: str, in_c: bool) -> None:
-    """Pinned: a run that was started before a change goes on with the same pixels, and its ledger agrees."""
+    """Pinned: a run that was started before a change continues with the same pixels, and its ledger agrees."""
     assert digest(settings, in_c=in_c) == expected

@@ -1,4 +1,4 @@
-"""`make test-corpus` names what is at fault and goes on."""
+"""`make test-corpus` names what is at fault and continues."""
 
 import os
 import signal

@@ -288,7 +288,7 @@ def test_settings_out_of_range_are_refused(shards: Path, changes: dict[str, Any]
 
 
 def test_machines_that_do_not_divide_may_go_on_and_not_begin(shards: Path) -> None:
-    """Three machines with an order for two: as when a run that two began goes on on three."""
+    """Three machines with an order for two: as when a run that two began continues on three."""
     options = StreamOptions(num_canonical_nodes=2)
     alone = loader_of(shards, batch_size=12, options=options)
     next(iter(alone))

@@ -56,7 +56,7 @@ def test_a_full_log_disk_costs_lines_and_is_said_once(
     print("closed")
     text = (disk.path / "logs/rank0.txt").read_text()
     assert text.startswith("[stdout]: before\n") and "[stdout]: after\n" in text and "closed" not in text
-    assert caplog.text.count("cannot be written: No space left on device; the run goes on") == 1
+    assert caplog.text.count("cannot be written: No space left on device; the run continues") == 1
 
 
 def test_a_log_file_that_cannot_even_be_opened_is_done_without(
@@ -70,7 +70,7 @@ def test_a_log_file_that_cannot_even_be_opened_is_done_without(
     print("said")
     ours.batch_end(state, logger)
     ours.close(state, logger)
-    assert caplog.text.count("the run goes on") == 1
+    assert caplog.text.count("the run continues") == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboard's own thread
@@ -90,7 +90,7 @@ def test_a_full_tensorboard_disk_costs_points_and_is_said_once(
     ours.log(40, {"after": 1.0})
     ours.close(is_finished=True)
     assert any(b"after" in path.read_bytes() for path in (disk.path / "run").iterdir())
-    assert caplog.text.count("No space left on device; the run goes on") == 1
+    assert caplog.text.count("No space left on device; the run continues") == 1
 
 
 def test_a_heartbeat_goes_on_over_the_last_one_when_its_disk_is_full(
@@ -115,5 +115,5 @@ def test_a_heartbeat_goes_on_over_the_last_one_when_its_disk_is_full(
         beats._beaten_at = 0.0
         with caplog.at_level(logging.WARNING):
             beats.batch_end(state, logger)
-    assert caplog.text.count("heartbeat.json cannot be written: No space left on device; the run goes on") == 1
+    assert caplog.text.count("heartbeat.json cannot be written: No space left on device; the run continues") == 1
     assert sorted(file.name for file in disk.path.iterdir()) == ["filler"]

@@ -78,7 +78,7 @@ def test_a_file_cut_short_anywhere_is_read_up_to_there(tmp_path: Path, cut: int)
 
 
 def test_what_another_process_still_writes_is_not_in_the_file(tmp_path: Path) -> None:
-    """A run that has lost its save folder to another one goes on to its next checkpoint."""
+    """A run that has lost its save folder to another one continues to its next checkpoint."""
     orphan = table(tmp_path, 0)
     orphan.put(1, {"lr": 1.0})
     ours = table(tmp_path, 1)
@@ -118,7 +118,7 @@ def test_a_full_disk_costs_rows_and_is_said_once(tmp_path: Path, caplog: pytest.
     assert {line.count(",") for line in found} == {len(FIGURES)}
     steps = [int(line.partition(",")[0]) for line in found[1:]]
     assert steps == sorted(set(steps)) and steps[:29] == list(range(1, 30)) and steps[-1] == 300 and len(steps) < 299
-    assert caplog.text.count(f"{METRICS_NAME} cannot be written: No space left on device; the run goes on") == 1
+    assert caplog.text.count(f"{METRICS_NAME} cannot be written: No space left on device; the run continues") == 1
 
 
 @pytest.mark.s3

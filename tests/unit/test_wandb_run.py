@@ -56,7 +56,7 @@ def test_a_wandb_that_fails_is_said_once_and_ends_nothing(
     for step in range(1, 4):
         run.log(step, {"train/loss": 1.0})
     run.close(is_finished=False)
-    assert caplog.text.count("what goes to W&B cannot be written: the service process is gone; the run goes on") == 1
+    assert caplog.text.count("what goes to W&B cannot be written: the service process is gone; the run continues") == 1
 
 
 @pytest.mark.slow

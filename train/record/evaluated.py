@@ -1,6 +1,6 @@
 """What an evaluation finds of each class, which classes it confuses, and pictures of its samples.
 
-It is the same for any number of ranks. It changes no metric and draws nothing at random. While the evaluation goes on
+It is the same for any number of ranks. It changes no metric and draws nothing at random. While the evaluation runs
 nothing is read from a GPU, and the pictures take a fixed amount of memory.
 """
 

@@ -56,7 +56,7 @@ class Heartbeat(Callback):
             _write(self._path, (json.dumps(beat).ljust(BEAT_BYTES - 1) + "\n").encode())
         except OSError as error:
             if not self._told:
-                log.warning("%s cannot be written: %s; the run goes on", self._path, error.strerror)
+                log.warning("%s cannot be written: %s; the run continues", self._path, error.strerror)
                 self._told = True
 
 

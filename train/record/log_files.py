@@ -36,14 +36,14 @@ class Sparing:
             if not self._told:
                 self._told = True  # first: the warning goes to the log file as well
                 log.warning(
-                    "%s cannot be written: %s; the run goes on, and what should be there from now on may be missing",
+                    "%s cannot be written: %s; the run continues, and what should be there from now on may be missing",
                     self._what,
                     getattr(error, "strerror", None) or error,
                 )
 
 
 class LogFile(FileLogger):
-    """Composer's FileLogger, without which the run can go on.
+    """Composer's FileLogger, without which the run can continue.
 
     The one of Composer 0.32.1 (`composer/loggers/file_logger.py`: `write`, `_flush_file`, `close`) lets the error of a
     full disk through. Since it stands in for sys.stdout and sys.stderr, each `print` and each warning then raises it,

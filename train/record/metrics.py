@@ -34,7 +34,7 @@ class Curves(Protocol):
     """A place for the figures, beside metrics.csv. It gets each step's figures once, complete, in their order."""
 
     def begin(self, batch: int) -> int:
-        """Make ready for a run that goes on after `batch`; return the last step whose figures are there, 0 for none."""
+        """Make ready for a run that resumes after `batch`; return the last step whose figures are there, 0 for none."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a step's figures."""
@@ -46,7 +46,7 @@ class Curves(Protocol):
         """Have all that was logged where people look."""
 
     def close(self, *, is_finished: bool) -> None:
-        """Let go; the run is at its end, or goes on in another process."""
+        """Let go; the run is at its end, or continues in another process."""
 
 
 class Metrics(Callback):

@@ -21,7 +21,7 @@ class MetricsFile:
     """The table of a run's steps, written by rank 0.
 
     A row is in the file as soon as it is known, so that SIGKILL loses none. In S3 the file is stored anew before each
-    checkpoint. Either way a run that goes on finds each row up to its checkpoint there, and drops those after it.
+    checkpoint. Either way a run that resumes finds each row up to its checkpoint there, and drops those after it.
     """
 
     def __init__(self, folder: Place) -> None:

@@ -1,4 +1,4 @@
-"""The run's record: `run.json`, `report.html` and `report.png` in the save folder, kept while the run goes on."""
+"""The run's record: `run.json`, `report.html` and `report.png` in the save folder, kept up to date during the run."""
 
 import json
 import logging
@@ -219,7 +219,7 @@ class RunRecord(Callback):
         return self.as_dict()
 
     def note_stop(self) -> None:
-        """Say in the record that a signal has stopped the run, which can go on. Collective."""
+        """Say in the record that a signal has stopped the run, which can continue. Collective."""
         self._status = "stopped"
         self.write(page=True)  # without the picture, which takes seconds: somebody waits for the run's end
 
@@ -275,11 +275,11 @@ class RunRecord(Callback):
             self._reported_at = time.monotonic()
 
     def _put_if_drawn(self, draw: Draw, record: dict[str, Any], path: Path) -> None:
-        """Store what shows the record; where it cannot be drawn, the run goes on without it."""
+        """Store what shows the record; where it cannot be drawn, the run continues without it."""
         try:
             draw(record, self._pictures(), path)
         except Exception:
-            log.warning("%s cannot be drawn; the run goes on without it", path.name, exc_info=True)
+            log.warning("%s cannot be drawn; the run continues without it", path.name, exc_info=True)
             return
         self.folder.put(path.name, path)
 

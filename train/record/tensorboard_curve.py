@@ -17,7 +17,7 @@ SECONDS_BETWEEN_FLUSHES = 30
 class TensorBoardCurve:
     """Event files in pieces: each begins at a checkpoint, and its name ends with `.after-ba` and that one's batch.
 
-    A run that goes on from batch N deletes the pieces from N on, whose steps it takes again. So readers that know
+    A run that resumes from batch N deletes the pieces from N on, whose steps it takes again. So readers that know
     nothing of TensorBoard's rules for restarts see each step once, too.
 
     tensorboard's writer (`event_file_writer.py`, `_AsyncWriterThread`) has a thread that ends at its first error, which

@@ -1,1 +1,1 @@
-"""How a run goes on as if it had never stopped: checkpoints, what must be the same, and whose folder it is."""
+"""How a run resumes as if it had never stopped: checkpoints, what must be the same, and whose folder it is."""

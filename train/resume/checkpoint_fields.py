@@ -1,7 +1,7 @@
-"""Does a checkpoint that is whole hold what a run needs to go on?
+"""Does a checkpoint that is whole hold what a run needs to continue?
 
 Its hash tells that no bit has changed since it was written, and not by what. One that another tool has opened and saved
-again can lack a field, and Composer 0.32.1 would end in a traceback, or go on with weights that are not numbers.
+again can lack a field, and Composer 0.32.1 would end in a traceback, or continue with weights that are not numbers.
 """
 
 import datetime
@@ -62,7 +62,7 @@ IN_WORDS = {dict: "a map", list: "a list", int: "a whole number", str: "text", t
 
 
 def fault_of_fields(content: Mapping[str, Any]) -> str:
-    """Return the first field that is missing or wrong, and how, or '' where a run can go on from this content."""
+    """Return the first field that is missing or wrong, and how, or '' where a run can resume from this content."""
     return next(_faults(content), "")
 
 

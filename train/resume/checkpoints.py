@@ -199,7 +199,7 @@ def refuse_to_fall_behind(folder: Place) -> None:
     raise CheckpointError(
         f"rank 0 is now on {first}, whose save folder has {max(here, key=_progress) if here else 'no checkpoint'}, and "
         f"{name} of this run is on {owner or witness}; start with that host as the first node, or copy the checkpoint "
-        "to the first node's folder. With s3:// or a shared folder any node can be the first. To go on without it, "
+        "to the first node's folder. With s3:// or a shared folder any node can be the first. To continue without it, "
         f"delete {newest} on {witness}"
     )
 

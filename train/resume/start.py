@@ -120,7 +120,7 @@ def _find(cfg: Config, folder: Place, contract: Contract, allowed: set[str]) -> 
     if fault := fault_of_fields(content):
         raise CheckpointError(
             f"{where}/{found.name}: {fault}; something has changed it after it was written. Move it away, and the run "
-            "goes on from the one before"
+            "resumes from the one before"
         )
     saved = content["state"]["callbacks"]["ResumeGuard"]
     if wanted_threads() is None:

@@ -29,7 +29,7 @@ class InitialWeights:
     Attributes:
         location: model.weights.
         sha256: of the tensors; '' where they cannot be read.
-        fault: why they cannot be read, or ''. A run that goes on does not need them.
+        fault: why they cannot be read, or ''. A run that resumes does not need them.
     """
 
     location: str
@@ -83,7 +83,7 @@ def begin(
     and what is frozen must never be in it. It then finds it done.
 
     Args:
-        weights: None: the model keeps those that it has, as a run does that goes on from a checkpoint.
+        weights: None: the model keeps those that it has, as a run does that resumes from a checkpoint.
 
     Raises:
         WeightsError: they are not there, or of another network.
