@@ -124,13 +124,13 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 def _add_choice_of_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("a part of the images, the same for the same --seed").add_argument
-    add("--classes", type=_classes, metavar="N|A,B", help="so many classes, or those named (default: all)")
+    add("--classes", type=_classes, metavar="N|A,B", help="N classes drawn by --seed, or those named (default: all)")
     add(
         "--class-order",
         choices=("words", "numbers"),
         help="of classes that are numbers: 10 before 9 as in torchvision, or after (default: words, with a warning)",
     )
-    add("--per-class", type=_at_least(1), metavar="N", help="at most so many images of each class and split")
+    add("--per-class", type=_at_least(1), metavar="N", help="at most N images of each class and split")
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, ReportError) as error:
         return _stop(error, EXIT_USAGE)
     except WorkersDied as died:
-        how = died.deaths[0].how if died.deaths else "no longer to be told how"
+        how = died.deaths[0].how if died.deaths else "how is not known"
         why = f"a worker process was killed ({how}) by none of the images, perhaps because memory ran out"
         return _stop(f"{why}; use fewer --workers", EXIT_FINDINGS)
     except KeyboardInterrupt:

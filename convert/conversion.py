@@ -203,7 +203,7 @@ def _readable_names(source: Source) -> dict[str, str]:
     try:
         return source.readable_names()
     except SourceError as error:
-        logger.warning("warning: the classes go without readable names: %s", error)
+        logger.warning("warning: the classes have no readable names: %s", error)
         return {}
 
 
@@ -521,7 +521,7 @@ def _check_remade(output: Place, split: Split) -> None:
         name = entry["raw_data"]["basename"]
         if entry != listed[name]:
             raise OutputError(
-                f"{split.name}/{name} was missing and has come out otherwise than {INDEX_NAME} has it: an image has "
+                f"{split.name}/{name} was missing, and made again it differs from {INDEX_NAME}: an image has "
                 "changed. Replace the split with --overwrite"
             )
     Journal(output, split.name).end()

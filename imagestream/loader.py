@@ -32,7 +32,7 @@ BLOCKS_BEYOND_PREFETCH = 4  # one is filled, one used, one copied ahead, and one
 
 
 class StateError(ValueError):
-    """A loader's state cannot be continued from: it is damaged, or of a loader with other data or settings."""
+    """A loader's state cannot be resumed from: it is damaged, or of a loader with other data or settings."""
 
 
 class BatchOrderError(RuntimeError):

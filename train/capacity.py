@@ -80,9 +80,9 @@ def check_smallest_pass(cfg: Config, device_batch_size: int) -> None:
     if images > 1 or px > NETWORK_STRIDE_PX:
         return
     raise ConfigError(
-        f"global_batch_size: of {device_batch_size:,} images on each rank a forward pass would have one alone, of {px} "
-        "px, which the network reduces to one pixel, and BatchNorm needs more than one; raise global_batch_size or "
-        "data.crop_size, or give another device_train_microbatch_size"
+        f"global_batch_size: with {device_batch_size:,} images on each rank one forward pass would hold a single image "
+        f"of {px} px, which the network reduces to one pixel, and BatchNorm needs more than one; raise "
+        "global_batch_size or data.crop_size, or give another device_train_microbatch_size"
     )
 
 

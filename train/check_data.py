@@ -1,4 +1,4 @@
-"""Say what a dataset holds, read every sample of it once, and measure how many loader processes it wants.
+"""Say what a dataset holds, read every sample of it once, and measure how many loader processes it needs.
 
     python train/check_data.py DATA                   the whole check; `make test-data DATA=...`
     python train/check_data.py DATA --convert-only    make shards of images, nothing else

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command's arguments."""
-    parser = argparse.ArgumentParser(prog="train/predict.py", description="Say what a network sees in images.")
+    parser = argparse.ArgumentParser(prog="train/predict.py", description="Classify images with a trained network.")
     parser.add_argument("model", help="what train/export.py made, a run's save folder, or a .pt in it; local or s3://")
     parser.add_argument("images", nargs="+", help="files, folders with images below them, or of shards; local or s3://")
     parser.add_argument("--out", metavar="FILE", help=".csv or .parquet; local or s3://; default: CSV on stdout")

@@ -36,7 +36,9 @@ def read_real(location: str) -> list[list[int]]:
         isinstance(row, list) and all(type(number) is int and number >= 0 for number in row) for row in content
     )
     if not is_list:
-        raise DataError(f"--real: {location} is no list with a list of class numbers for each image; give real.json")
+        raise DataError(
+            f"--real: {location} must be a list with a list of class numbers for each image; give real.json"
+        )
     return content
 
 

@@ -133,7 +133,7 @@ def refusing(load_path: str | None) -> Iterator[None]:
         if load_path is None or isinstance(error, (*RefusedError, torch.OutOfMemoryError, torch.distributed.DistError)):
             raise
         raise CheckpointError(
-            f"{os.path.basename(load_path)} cannot be continued from: {one_line(error)}; something has changed it "
+            f"{os.path.basename(load_path)} cannot be resumed from: {one_line(error)}; something has changed it "
             "after it was written, or it is of another model. Move it away, and the run resumes from the one before"
         ) from error
 

@@ -24,8 +24,8 @@ def numbered_names(count: int) -> list[str]:
     """
     if count > MAX_UNNAMED_CLASSES:
         raise SourceError(
-            f"the source names no classes, and its largest label is {count - 1:,}; without names at most "
-            f"{MAX_UNNAMED_CLASSES - 1:,} is believed. Is the file damaged?"
+            f"the source names no classes, and its largest label is {count - 1:,}; without names the "
+            f"largest allowed is {MAX_UNNAMED_CLASSES - 1:,}. Is the file damaged?"
         )
     if count == len(WNIDS):
         return list(WNIDS)

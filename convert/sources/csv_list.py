@@ -125,7 +125,7 @@ def rows_of(path: Path, root: Path) -> list[_Row]:
         at = _columns(next(rows, []), path)
         found = [(rows.line_num, fields) for fields in rows if any(text.strip() for text in fields)]
     except csv.Error as error:
-        raise SourceError(f"{path}:{rows.line_num} is no CSV: {error}") from None
+        raise SourceError(f"{path}:{rows.line_num} is not CSV: {error}") from None
     if not found:
         raise SourceError(f"{path} has a header and no rows")
     faults: list[str] = []

@@ -103,7 +103,7 @@ def flat_listing(
     if unlabelled:
         raise SourceError(
             f"{labels} gives no class for {counted(len(unlabelled), 'file')} of {root / folder}: "
-            f"{first_few(sorted(unlabelled))}. Remove what is no image of this split, or mend the list."
+            f"{first_few(sorted(unlabelled))}. Remove what does not belong to this split, or correct the list."
         )
     if not found:
         raise SourceError(f"{root / folder} has no images; it holds {glimpse(LocalPlace(root / folder))}")

@@ -29,7 +29,7 @@ REFUSALS = {
     "XAmzContentSHA256Mismatch",  # STREAMING-UNSIGNED-PAYLOAD-TRAILER is taken for a hash
     "SignatureDoesNotMatch",  # Google's storage
 }
-# To DeleteObjects S3 wants a checksum, so boto3 always sends one; `S3Place.delete` deletes one by one where it is
+# To DeleteObjects S3 requires a checksum, so boto3 always sends one; `S3Place.delete` deletes one by one where it is
 # refused.
 HAVE_CHECKSUMS = {"PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "GetObject"}
 AWS = "AmazonS3"  # what AWS calls itself in the header Server

@@ -82,7 +82,7 @@ def _node() -> Finding:
     said = _ask(["node", "--version"])
     number = re.match(r"v(\d+)", said)
     if number is None or (int(number[1]),) < NODE_AT_LEAST:
-        return Finding(AMISS, "Node.js", f"{said or 'no version'}; 18 or newer is wanted")
+        return Finding(AMISS, "Node.js", f"{said or 'no version'}; 18 or newer is needed")
     return Finding(OK, "Node.js", said)
 
 
@@ -92,7 +92,7 @@ def _pcluster() -> Finding:
     except RefusedError as error:
         return Finding(AMISS, "pcluster", str(error))
     if said != cluster.PCLUSTER_VERSION:
-        wanted = f"{cluster.PCLUSTER_VERSION} is wanted: `make infra-tools` installs it"
+        wanted = f"{cluster.PCLUSTER_VERSION} is needed: `make infra-tools` installs it"
         return Finding(AMISS, "pcluster", f"version {said or 'unknown'}; {wanted}")
     return Finding(OK, "pcluster", said)
 
@@ -204,7 +204,7 @@ def _quota(client: Any, code: str, queues: Sequence[Queue], max_nodes: int) -> C
             return Finding(
                 AMISS,
                 "quota",
-                f"{name} is {limit} vCPUs, one node of {names} wants {one}; ask for more in Service Quotas",
+                f"{name} is {limit} vCPUs, one node of {names} needs {one}; ask for more in Service Quotas",
             )
         if limit < one * max_nodes:
             return Finding(NOTE, "quota", f"{name} is {limit} vCPUs: {limit // one} of {max_nodes} nodes of {names}")

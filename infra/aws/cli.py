@@ -363,7 +363,7 @@ def explain(error: ClientError) -> str:
     """AWS's refusal, with what helps."""
     code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
     if code in DENIED:
-        return f"AWS forbids {error.operation_name}: {message}. Your user or role wants that permission"
+        return f"AWS forbids {error.operation_name}: {message}. Your user or role needs that permission"
     if code in THROTTLED:
         return f"AWS asks to slow down ({error.operation_name}), after {ATTEMPTS} tries; try again later"
     return f"{error.operation_name}: {code}: {message}"

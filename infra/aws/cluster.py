@@ -24,7 +24,7 @@ LEFT_OUT = "left-out"
 
 
 class ClusterError(ValueError):
-    """A value that the template wants is missing; the message names it."""
+    """A value that the template needs is missing; the message names it."""
 
 
 def render(values: Mapping[str, str], queues: Sequence[Queue], max_nodes: int) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def render(values: Mapping[str, str], queues: Sequence[Queue], max_nodes: int) -
     wanted = set(re.findall(r"\$\{(\w+)\}", TEMPLATE.read_text()))
     missing = sorted(name for name in wanted if not values.get(name) and name not in OPTIONAL)
     if missing:
-        raise ClusterError(f"infra/aws/cluster.yaml wants {', '.join(missing)}; does the foundation stack give them?")
+        raise ClusterError(f"infra/aws/cluster.yaml needs {', '.join(missing)}; does the foundation stack give them?")
     if not queues:
-        raise ClusterError("a cluster wants a queue; --queues names them, such as p4d-spot")
+        raise ClusterError("a cluster needs a queue; --queues names them, such as p4d-spot")
     filled = {name: values.get(name) or LEFT_OUT for name in wanted}
     config: dict[str, Any] = yaml.safe_load(Template(TEMPLATE.read_text()).substitute(filled))
     if not values.get("FileSystem"):
@@ -67,7 +67,7 @@ def _queue(pattern: Mapping[str, Any], queue: Queue, max_nodes: int) -> dict[str
     if queue.paid in (BLOCK, RESERVED):
         resource["CapacityReservationTarget"] = {"CapacityReservationId": queue.reservation}
         del made["Networking"]["PlacementGroup"]  # a reservation brings its own
-    if queue.paid == BLOCK:  # ParallelCluster wants all of it, always; it is paid for in any case
+    if queue.paid == BLOCK:  # ParallelCluster needs all of it, always; it is paid for in any case
         resource["MinCount"] = queue.reserved_nodes
     return made
 
@@ -79,9 +79,9 @@ def check_ssh(key_name: str, cidr: str) -> None:
         ClusterError: a key pair is named without addresses, or these are no network of at most 256.
     """
     if key_name and not cidr:
-        raise ClusterError("--key-name wants --ssh-cidr: from where ssh may come, such as 203.0.113.7/32")
+        raise ClusterError("--key-name needs --ssh-cidr: from where ssh may come, such as 203.0.113.7/32")
     if cidr and not key_name:
-        raise ClusterError("--ssh-cidr wants --key-name: the EC2 key pair that opens the head node")
+        raise ClusterError("--ssh-cidr needs --key-name: the EC2 key pair that opens the head node")
     if not cidr:
         return
     try:

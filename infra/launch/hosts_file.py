@@ -44,7 +44,7 @@ def read_machines(path: Path) -> "list[Machine]":
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise HostsError(f"{path} cannot be read: {reason}; give a file with a machine on each line") from error
     found: dict[tuple[str, Optional[int]], int] = {}  # noqa: UP045  # as above
     machines, faults = [], []

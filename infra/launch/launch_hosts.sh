@@ -42,7 +42,7 @@ while IFS=$'\t' read -r target port host; do
 done <<<"$listed"
 
 if [[ -n ${IMAGE:-} && -z ${MOUNTS:-} ]]; then
-  echo 'launch_hosts.sh: IMAGE wants MOUNTS: the folders of data and checkpoints on each machine, such as "/data /shared", or none' >&2
+  echo 'launch_hosts.sh: IMAGE needs MOUNTS: the folders of data and checkpoints on each machine, such as "/data /shared", or none' >&2
   exit 2
 fi
 repository=${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}

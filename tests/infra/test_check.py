@@ -80,8 +80,8 @@ def quota(stubber: Stubber, vcpus: float) -> None:
 @pytest.mark.parametrize(
     ("vcpus", "level", "words"),
     [
-        (0, check.AMISS, "is 0 vCPUs, one node of p4d wants 96"),
-        (95, check.AMISS, "one node of p4d wants 96"),
+        (0, check.AMISS, "is 0 vCPUs, one node of p4d needs 96"),
+        (95, check.AMISS, "one node of p4d needs 96"),
         (192, check.NOTE, "2 of 4 nodes"),
         (384, check.OK, "384 vCPUs"),
     ],

@@ -107,8 +107,8 @@ def test_without_a_key_nobody_may_ssh_and_with_one_those_who_are_named() -> None
 @pytest.mark.parametrize(
     ("key", "cidr", "words"),
     [
-        ("mine", "", "--key-name wants --ssh-cidr"),
-        ("", "203.0.113.7/32", "--ssh-cidr wants --key-name"),
+        ("mine", "", "--key-name needs --ssh-cidr"),
+        ("", "203.0.113.7/32", "--ssh-cidr needs --key-name"),
         ("mine", "0.0.0.0/0", r"opens ssh to 4,294,967,296 addresses; give a /24 or smaller"),
         ("mine", "203.0.113.7/24", "host bits set"),
         ("mine", "here", "give addresses such as 203.0.113.7/32"),

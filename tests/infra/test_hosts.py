@@ -236,7 +236,7 @@ def test_each_part_runs_in_an_image(
     env_file.write_text(f"export PATH={path} {variables}\n")
     image = {"IMAGE": "resnet-streaming", "ENV_FILE": str(env_file), "VENV": "/not/there"}
     refused = machines.launch(command(shards, runs), **image)
-    assert "IMAGE wants MOUNTS" in refused.communicate(timeout=60)[0]
+    assert "IMAGE needs MOUNTS" in refused.communicate(timeout=60)[0]
     assert refused.returncode == 2
     output = machines.run(command(shards, runs), MOUNTS=f"{shards} {runs}", **image)
     assert what_must_match(record_of(runs)) == undisturbed

@@ -215,7 +215,7 @@ def test_a_missing_shard_whose_image_has_changed_is_refused(source: Path, out: P
         path.write_bytes(data)
     (out / "train/shard.00001.mds").unlink()
     done = run("--source", source, "--out", out, *SMALL_SHARDS)
-    assert done.returncode == 1 and "train/shard.00001.mds was missing and has come out otherwise" in done.stderr
+    assert done.returncode == 1 and "train/shard.00001.mds was missing, and made again it differs" in done.stderr
 
 
 def test_overwrite_replaces_our_files_and_touches_no_other(source: Path, out: Path, converted: Path) -> None:

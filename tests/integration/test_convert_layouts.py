@@ -104,6 +104,6 @@ def test_optional_names_that_cannot_be_read_are_a_warning_before_the_work_begins
     source = layouts.write_annotated(layouts.write_folder(tmp_path / "images"), tmp_path / "annotated")
     (source / "words.txt").write_bytes("n01440764\ttanche dor\u00e9e\n".encode("latin-1"))
     said = convert(source, tmp_path / "out")
-    warning = said.index("warning: the classes go without readable names: ")
+    warning = said.index("warning: the classes have no readable names: ")
     assert "words.txt:1 is not text in UTF-8 (byte 0xe9)" in said and warning < said.index("shards with 1 worker")
     assert (tmp_path / "out/train/index.json").exists()

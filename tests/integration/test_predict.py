@@ -118,7 +118,7 @@ def test_what_cannot_be_predicted_is_named(made: Path, tmp_path: Path) -> None:
     model, empty = str(made / "exported"), tmp_path / "empty"
     empty.mkdir()
     for argv, expected in (
-        ([model, str(empty)], f"{empty} is no image, no folder with images in it, and no folder of shards"),
+        ([model, str(empty)], f"{empty} is not an image, a folder with images in it, or a folder of shards"),
         ([model, str(made / "mds")], "holds shards in train/, val/; give one of them, as in"),
         ([str(empty), str(made / "images")], f"{empty} holds no checkpoint"),
         ([model, str(made / "images"), "--out", "/proc/no/p.csv"], "/proc/no is not writable"),

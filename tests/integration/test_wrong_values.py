@@ -23,7 +23,10 @@ REFUSED = [
         "validate_hash: md5 is not among the index's hashes ['sha256', 'xxh64'] (in YAML: data.validate_hash)",
     ),
     ("model.num_classes=2", "model.num_classes: 2 is fewer than the dataset's 4 classes"),
-    ("global_batch_size=1", "a forward pass would have one alone, of 32 px, which the network reduces to one pixel"),
+    (
+        "global_batch_size=1",
+        "one forward pass would hold a single image of 32 px, which the network reduces to one pixel",
+    ),
     ("device_train_microbatch_size=15", "or give another device_train_microbatch_size"),
     (
         "data.num_canonical_nodes=101",
@@ -83,5 +86,5 @@ def test_a_checkpoint_that_was_changed_is_refused_by_its_field(shards: Path, tmp
     content["state"]["optimizers"]["DecoupledSGDW"]["param_groups"][0].pop("momentum")
     write(content, path)
     code, output = run([*argv, "max_duration=3ba", "--allow-changed", "max_duration"], tmp_path / "log2")
-    told = "ep0-ba2.pt cannot be continued from: KeyError: 'momentum'; something has changed it"
+    told = "ep0-ba2.pt cannot be resumed from: KeyError: 'momentum'; something has changed it"
     assert (code, told in output, "Traceback" in output) == (2, True, False), output

@@ -87,7 +87,7 @@ def test_another_whole_checkpoint_under_the_name_that_was_found_is_refused(tmp_p
         assert path == str(tmp_path / "ep1-ba10.pt")
     write(tmp_path / "ep1-ba10.pt", 11)
     with (
-        pytest.raises(CheckpointError, match="is another checkpoint than the one that was found"),
+        pytest.raises(CheckpointError, match="is not the checkpoint that was found"),
         on_every_node(LocalPlace(tmp_path), newest[0]),
     ):
         pass

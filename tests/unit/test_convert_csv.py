@@ -128,7 +128,7 @@ def test_every_row_that_cannot_be_used_is_named_at_once(root: Path) -> None:
         ("", r"its first line is empty; it must name the columns: one of path, file, "),
         ("a.jpg,cat\n", r"its first line is a\.jpg, cat; it must name the columns"),
         ("path,label\n", r"has a header and no rows"),
-        ('path,label\n"a.jpg,x\n', r"list\.csv:2 is no CSV: unexpected end of data"),
+        ('path,label\n"a.jpg,x\n', r"list\.csv:2 is not CSV: unexpected end of data"),
         ("path,label\na.jpg,x\n\xff", r"is not text in UTF-8"),
     ],
 )

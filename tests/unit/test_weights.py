@@ -246,8 +246,8 @@ def test_a_file_that_would_run_code_is_refused(
     [
         ([1, 2], "holds list, not a map of tensors"),
         ({}, "holds no tensors"),
-        ({"fc.weight": "text"}, "holds fc.weight, which is no tensor but str"),
-        ({1: torch.zeros(1)}, "holds 1, which is no tensor"),
+        ({"fc.weight": "text"}, "holds fc.weight, which is not a tensor but str"),
+        ({1: torch.zeros(1)}, "holds 1, which is not a tensor"),
         ({"fc.weight": torch.tensor([float("nan")])}, "fc.weight has values that are not finite"),
     ],
 )

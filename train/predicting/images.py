@@ -112,7 +112,7 @@ def files_at(location: str) -> Iterator[ImageFile]:
         is_empty = False
         yield file
     if is_empty:
-        raise ConfigError(f"{location} is no image, no folder with images in it, and no folder of shards")
+        raise ConfigError(f"{location} is not an image, a folder with images in it, or a folder of shards")
 
 
 def batches_of(locations: Sequence[str], reading: Reading) -> Iterator[Batch]:

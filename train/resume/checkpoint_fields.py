@@ -126,7 +126,7 @@ def _faults_of_trail(state: Mapping[str, Any]) -> Iterator[str]:
             yield f"state.callbacks.ResumeGuard.trail.{key} has the shape {shape}, and {batch} batches are done"
     for ledger in (guard["ledger"], *guard["epoch_ledgers"]):
         if not isinstance(ledger, str) or not re.fullmatch("[0-9a-f]{64}", ledger):
-            yield "state.callbacks.ResumeGuard has a ledger that is no SHA-256"
+            yield "state.callbacks.ResumeGuard has a ledger that is not a SHA-256"
 
 
 def _faults_of_averages(state: Mapping[str, Any]) -> Iterator[str]:

@@ -312,7 +312,7 @@ def _check_on_each_node(path: Path | None, expected: str | None) -> dict[int, Pa
     for _, host, path, sha256 in files:
         if sha256 != wanted:
             raise CheckpointError(
-                f"on {host}, {path} is another checkpoint than the one that was found: its SHA-256 is {sha256}, not "
+                f"on {host}, {path} is not the checkpoint that was found: its SHA-256 is {sha256}, not "
                 f"{wanted}; is another run saving to that folder?"
             )
     return {node: path for node, _, path, _ in files}

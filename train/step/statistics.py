@@ -41,7 +41,7 @@ class _Sent:
 
 
 class StepStatistics:
-    """Sends each step's figures to the host, and hands them to who wants them once they are there.
+    """Sends each step's figures to the host, and hands them to its listeners once they are there.
 
     Attributes:
         lag_steps: how many steps may be under way at once; 0: each one is read at its end.

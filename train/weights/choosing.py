@@ -54,5 +54,5 @@ def read_record(folder: Place) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{folder}/{RECORD_NAME} is damaged: {error}") from error
     if not isinstance(record, dict):
-        raise CheckpointError(f"{folder}/{RECORD_NAME} is damaged: it is no map")
+        raise CheckpointError(f"{folder}/{RECORD_NAME} is damaged: it is not a map")
     return record

@@ -86,7 +86,7 @@ def stored(
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise WeightsError(
-                f"model.weights: {shown} holds {name}, which is no tensor but {type(tensor).__name__}; give a state "
+                f"model.weights: {shown} holds {name}, which is not a tensor but {type(tensor).__name__}; give a state "
                 f"dict, or a map with one under {', '.join((*TRAINED, *AVERAGED))}"
             )
         if not bool(tensor.isfinite().all()):

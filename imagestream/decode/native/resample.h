@@ -43,7 +43,7 @@ struct filter {
 enum { MAX_TAPS = 8192 }; /* keeps rounded weights from adding up to more than 255 can be multiplied by */
 
 /* Plan the axis that maps [from, to) of `source_size` pixels onto `whole`, of which `size` from `start` on are wanted,
- * perhaps mirrored. A cubic one wants fine weights.
+ * perhaps mirrored. A cubic one needs fine weights.
  * Returns 0, or -1 when out of memory or bounds. */
 int filter_plan(struct filter *filter, int source_size, float from, float to, int size, int whole, int start,
                 int mirrored, int is_cubic, enum weight_bits bits);

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What a run on EC2 wants in its environment, and where each setting comes from. infra/launch/slurm/train.sbatch reads this
+# What a run on EC2 needs in its environment, and where each setting comes from. infra/launch/slurm/train.sbatch reads this
 # file; a value that is set already stays. Sourced, not run.
 
 # Which Python: the environment that `make setup` made, unless another is named. In an image it is the image's own.
