@@ -220,7 +220,7 @@ def test_an_old_node_is_amiss(
     assert node.level == level
     assert of_the_right_version.level == check.OK
     monkeypatch.setattr(cluster, "PCLUSTER_VERSION", "3.0.0")
-    assert "3.0.0 is wanted" in check.tools()[1].seen
+    assert "3.0.0 is needed" in check.tools()[1].seen
 
 
 def test_the_pinned_version_is_the_one_that_lint_uses() -> None:
