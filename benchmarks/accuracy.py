@@ -217,7 +217,8 @@ def hardware() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{cpuinfo.get_cpu_info().get('brand_raw', platform.machine())}, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cpuinfo.get_cpu_info().get('brand_raw', platform.machine())}, {cores} core{'s' * (cores > 1)}"
 
 
 def versions() -> str:

@@ -11,6 +11,7 @@ import csv
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -88,15 +89,15 @@ def tables(rows: Sequence[Row]) -> str:
     for budget in sorted({budget_of(row) for row in rows}):
         mine = [row for row in rows if budget_of(row) == budget]
         model, epochs, px, batch = budget
-        commits = {one for row in mine for one in row["commit"].split(", ")}
         parts.append(
-            f"\n**{model}, {epochs} epochs, {px} px, batches of {batch}**, on {mine[0]['hardware']}, "
-            f"{mine[0]['versions']}, at commit {', '.join(sorted(commits))}\n\n"
-            "| trained | top-1, mean +- standard deviation | each seed | images/s | seconds |\n|---|---|---|---|---|\n"
+            f"\n**{model}, {epochs} epochs, {px} px, batches of {batch}**, with {all_of(mine, 'versions')}, "
+            f"at commit {all_of(mine, 'commit')}\n\n"
+            "| trained | top-1, mean +- standard deviation | each seed | images/s | seconds | on |\n"
+            "|---|---|---|---|---|---|\n"
         )
         parts += [
             f"| {shown_name(row)} | {figure(row)} (n = {row['seeds']}, {int(row['images']):,} images) "
-            f"| {row['top1_each']} | {row['images_per_sec']} | {int(row['seconds']):,} |\n"
+            f"| {row['top1_each']} | {row['images_per_sec']} | {int(row['seconds']):,} | {row['hardware']} |\n"
             for row in mine
             if SWITCHED not in row["name"]
         ]
@@ -105,6 +106,11 @@ def tables(rows: Sequence[Row]) -> str:
             if switched:
                 parts += ["\n", *switches(base, switched)]
     return "".join(parts) + "\n"
+
+
+def all_of(rows: Sequence[Row], column: str) -> str:
+    """Return what the rows have in a column, each once."""
+    return ", ".join(sorted({one for row in rows for one in row[column].split(", ")}))
 
 
 def switches(base: Row, switched: Sequence[Row]) -> Iterator[str]:
@@ -157,19 +163,18 @@ def measured(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Write a PNG: accuracy over the seconds of a run, with each seed, a panel for each budget."""
+    """Write a PNG: accuracy over the seconds of a run, with each seed, a panel for each budget and machine."""
     rows = [row for row in rows if SWITCHED not in row["name"]]
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    budgets = sorted({budget_of(row) for row in rows})
-    figure, panels = plt.subplots(
-        1, len(budgets), figsize=(6.5 * len(budgets), 4.5), squeeze=False, layout="constrained"
-    )
-    for axes, budget in zip(panels[0], budgets, strict=True):
-        for row in (row for row in rows if budget_of(row) == budget):
+    kinds = Counter((budget_of(row), row["hardware"]) for row in rows)
+    shown = sorted(kind for kind, contestants in kinds.items() if contestants > 1) or sorted(kinds)
+    figure, panels = plt.subplots(1, len(shown), figsize=(6.5 * len(shown), 4.5), squeeze=False, layout="constrained")
+    for axes, (budget, hardware) in zip(panels[0], shown, strict=True):
+        for row in (row for row in rows if (budget_of(row), row["hardware"]) == (budget, hardware)):
             seconds, top1 = float(row["seconds"]), float(row["top1_mean"])
             colour = "grey" if row["name"] in REFERENCES else "tab:blue"
             each = [float(one) for one in row["top1_each"].split()]
@@ -177,7 +182,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.plot(seconds, top1, "o", color=colour)
             axes.annotate(row["name"], (seconds, top1), xytext=(6, 3), textcoords="offset points", fontsize=8)
         model, epochs, px = budget[:3]
-        axes.set(title=f"{model}, {epochs} epochs, {px} px", xlabel="seconds of a run", ylabel="top-1, %")
+        axes.set(
+            title=f"{model}, {epochs} epochs, {px} px, on {hardware}", xlabel="seconds of a run", ylabel="top-1, %"
+        )
         axes.margins(0.35, 0.2)  # room for the names
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
