@@ -23,6 +23,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 import torch
+from tqdm import tqdm
 
 from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError
@@ -91,7 +92,7 @@ def compare(run_a: str, run_b: str) -> list[str]:
     """What there is to say of two runs, a line each; the last one is the verdict."""
     folders = [open_place(run_a), open_place(run_b)]
     common = _common_checkpoints(folders, (run_a, run_b))
-    for place, name in enumerate(common, start=1):
+    for place, name in enumerate(tqdm(common, desc="compare", unit="checkpoint", leave=False, disable=None), start=1):
         one, other = (_load(folder, name, run) for folder, run in zip(folders, (run_a, run_b), strict=True))
         lines = [f"{name} of both, {place} of {len(common)}: {len(_trail(one, name, 'loss'))} batches"]
         parted = [_first_other_batch(what, _trail(one, name, what), _trail(other, name, what)) for what in TRAILS]
@@ -100,7 +101,11 @@ def compare(run_a: str, run_b: str) -> list[str]:
             lines += [f"  {path}" for path in different[:SHOWN]]
             if len(different) > SHOWN:
                 lines.append(f"  ... and {len(different) - SHOWN:,} more")
-            return [*lines, f"they part at {name}; the checkpoints before it are the same", "not the same"]
+            if place > 1:
+                parted_at = f"they part at {name}; the checkpoints before it are the same"
+            else:
+                parted_at = f"they part at or before {name}, the first checkpoint that both have"
+            return [*lines, parted_at, "not the same"]
     count = f"{len(common)} checkpoint{'s' if len(common) > 1 else ''}"
     return [*lines, f"the same, up to {common[-1]}, in {count}: every sample, crop, loss, tensor and number"]
 

@@ -175,11 +175,11 @@ def push_image(args: argparse.Namespace, account: Account) -> None:
     if submit.git("status", "--porcelain", "--untracked-files=no").strip():
         raise RefusedError("there are changes that are not committed; the image is named by its commit")
     monthly_budget(account.client("budgets"), account.number, args.name)
-    head.run_here(build)
+    head.run_in_view(build)
     token = account.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
     password = base64.b64decode(token).decode().partition(":")[2]
     head.run_here(["docker", "login", "--username", "AWS", "--password-stdin", account.registry], text=password)
-    head.run_here(["docker", "push", image])
+    head.run_in_view(["docker", "push", image])
     print(f"pushed {image}")
 
 
@@ -336,6 +336,8 @@ def down(args: argparse.Namespace, account: Account) -> None:
     )
     if args.dry_run:
         return
+    for instance_type, count in sorted(account.running().items()):
+        print(f"  running now: {count} x {instance_type}; their jobs end")
     agree("Remove this?", yes=args.yes)
     cloudformation = account.client("cloudformation")
     had_cluster = head.remove_cluster(args.name, account.region)

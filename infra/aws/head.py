@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.aws.spending import RefusedError
+from infra.aws.waiting import Waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_FOR_A_COMMAND, SECONDS_BETWEEN_LOOKS = 3600.0, 2.0  # the first one with an image brings 6 GB
@@ -152,10 +153,12 @@ def remove_cluster(name: str, region: str) -> bool:
 
 def _wait(name: str, region: str) -> str:
     deadline = time.monotonic() + SECONDS_FOR_A_CLUSTER
-    while (found := cluster_state(name, region)).endswith("_IN_PROGRESS"):
-        if time.monotonic() > deadline:
-            raise HeadError(f"cluster {name} is still {found} after an hour")
-        time.sleep(10 * SECONDS_BETWEEN_LOOKS)  # a cluster takes minutes; bounded above
+    with Waiting(f"cluster {name}") as waiting:
+        while (found := cluster_state(name, region)).endswith("_IN_PROGRESS"):
+            if time.monotonic() > deadline:
+                raise HeadError(f"cluster {name} is still {found} after an hour")
+            waiting.is_at(found)
+            time.sleep(10 * SECONDS_BETWEEN_LOOKS)  # a cluster takes minutes; bounded above
     return found
 
 
@@ -195,17 +198,31 @@ def on_head(ssm: Any, instance: str, lines: Sequence[str]) -> str:
     )
     command = sent["Command"]["CommandId"]
     deadline = time.monotonic() + SECONDS_FOR_A_COMMAND
-    while True:
-        try:
-            found = ssm.get_command_invocation(CommandId=command, InstanceId=instance)
-        except ssm.exceptions.InvocationDoesNotExist:  # for a moment after it was sent
-            found = {"Status": "Pending"}
-        if found["Status"] == "Success":
-            return str(found["StandardOutputContent"])
-        if found["Status"] not in ("Pending", "InProgress", "Delayed") or time.monotonic() > deadline:
-            said = (found.get("StandardOutputContent", "") + found.get("StandardErrorContent", ""))[-2000:]
-            raise HeadError(f"on the head node ({found['Status']}): {said}")
-        time.sleep(SECONDS_BETWEEN_LOOKS)  # bounded above
+    with Waiting("the head node's answer") as waiting:
+        while True:
+            try:
+                found = ssm.get_command_invocation(CommandId=command, InstanceId=instance)
+            except ssm.exceptions.InvocationDoesNotExist:  # for a moment after it was sent
+                found = {"Status": "Pending"}
+            if found["Status"] == "Success":
+                return str(found["StandardOutputContent"])
+            if found["Status"] not in ("Pending", "InProgress", "Delayed") or time.monotonic() > deadline:
+                said = (found.get("StandardOutputContent", "") + found.get("StandardErrorContent", ""))[-2000:]
+                raise HeadError(f"on the head node ({found['Status']}): {said}")
+            waiting.is_at(found["Status"])
+            time.sleep(SECONDS_BETWEEN_LOOKS)  # bounded above
+
+
+def run_in_view(command: Sequence[str]) -> None:
+    """Run a command that takes minutes in this repository; what it prints is seen at once.
+
+    Raises:
+        HeadError: it fails, as it has said itself.
+        RefusedError: it is not installed.
+    """
+    done = _run(command, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise HeadError(f"{command[0]} {command[1]} ended with exit status {done.returncode}")
 
 
 def run_here(command: Sequence[str], text: str | None = None) -> str:
@@ -213,8 +230,16 @@ def run_here(command: Sequence[str], text: str | None = None) -> str:
 
     Raises:
         HeadError: it fails.
+        RefusedError: it is not installed.
     """
-    done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False)
+    done = _run(command, input=text, capture_output=True)
     if done.returncode != 0:
         raise HeadError(f"{command[0]} {command[1]}: {done.stderr.strip()[-1000:]}")
     return done.stdout
+
+
+def _run(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(command, cwd=ROOT, text=True, check=False, **options)
+    except FileNotFoundError:
+        raise RefusedError(f"{command[0]} is not installed here") from None

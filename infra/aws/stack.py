@@ -10,6 +10,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from infra.aws.spending import RefusedError
+from infra.aws.waiting import Waiting
 
 TEMPLATE = Path(__file__).with_name("foundation.yaml")
 FAILED_TO_START = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED", "REVIEW_IN_PROGRESS")
@@ -245,13 +246,15 @@ def take_down(cloudformation: Any, name: str) -> bool:
 def wait(cloudformation: Any, name: str) -> str:
     """Wait until nothing is in progress; return the state."""
     deadline = time.monotonic() + SECONDS_TO_FINISH
-    while True:
-        found = state(cloudformation, name)
-        if not found.endswith("_IN_PROGRESS") or found == "REVIEW_IN_PROGRESS":
-            return found
-        if time.monotonic() > deadline:
-            raise StackError(f"stack {stack_name(name)} is still {found} after an hour; look at it in the console")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+    with Waiting(f"stack {stack_name(name)}") as waiting:
+        while True:
+            found = state(cloudformation, name)
+            if not found.endswith("_IN_PROGRESS") or found == "REVIEW_IN_PROGRESS":
+                return found
+            if time.monotonic() > deadline:
+                raise StackError(f"stack {stack_name(name)} is still {found} after an hour; look at it in the console")
+            waiting.is_at(found)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def reason(cloudformation: Any, name: str) -> str:

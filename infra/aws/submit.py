@@ -39,10 +39,9 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Where the run saves: its configuration's own place, or the bucket's."""
-        return next(
-            (word.partition("=")[2] for word in self.settings if word.startswith("checkpoint.save_folder=")), ""
-        )
+        """Where the run saves: what was given last, else the bucket's; "" where the configuration says it."""
+        said = [word.partition("=")[2] for word in self.settings if word.startswith("checkpoint.save_folder=")]
+        return said[-1] if said else ""
 
     def sbatch(self) -> list[str]:
         asked = f"{self.nodes[0]}-{self.nodes[-1]}" if len(self.nodes) > 1 else str(self.nodes[0])

@@ -2,12 +2,13 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
+from tqdm import tqdm
 
 from infra.aws.spending import RefusedError
 
@@ -41,12 +42,10 @@ def upload(s3: Any, folder: Path, bucket: str, prefix: str) -> tuple[int, int]:
     sent = 0
     with ThreadPoolExecutor(THREADS) as pool:
         for part in (heads, files[len(heads) :]):
-            sent += sum(pool.map(lambda path: _send(s3, path, bucket, _key(prefix, folder, path)), part))
-        wrong = [
-            path
-            for path, same in zip(files, pool.map(lambda p: _same(s3, p, bucket, prefix, folder), files), strict=True)
-            if not same
-        ]
+            was_sent = _each(pool, part, lambda path: _send(s3, path, bucket, _key(prefix, folder, path)), "upload")
+            sent += sum(times for _, times in was_sent)
+        compared = _each(pool, files, lambda path: _same(s3, path, bucket, prefix, folder), "compare")
+        wrong = [path for path, is_same in compared if not is_same]
     if wrong:
         raise RefusedError(
             f"s3://{bucket}/{prefix} differs from {folder} after the upload: {', '.join(map(str, wrong[:5]))}"
@@ -58,6 +57,17 @@ def upload(s3: Any, folder: Path, bucket: str, prefix: str) -> tuple[int, int]:
             "remove them, or give another --prefix"
         )
     return sent, len(files) - sent
+
+
+def _each(
+    pool: ThreadPoolExecutor, files: Sequence[Path], work: Callable[[Path], int], words: str
+) -> Iterator[tuple[Path, int]]:
+    """Yield each file with what `work` returns of it; on a terminal, a bar shows the bytes that are done."""
+    total = sum(path.stat().st_size for path in files)
+    with tqdm(total=total, desc=words, unit="B", unit_scale=True, disable=None) as bar:  # None: off without a terminal
+        for path, found in zip(files, pool.map(work, files), strict=True):
+            bar.update(path.stat().st_size)
+            yield path, found
 
 
 def _send(s3: Any, path: Path, bucket: str, key: str) -> int:

@@ -1,6 +1,7 @@
 """`infra/aws/cli.py` against moto, and against botocore's Stubber where moto lacks a call."""
 
 import base64
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from tests.infra.accounts import ACCOUNT, DATA, OUTPUTS, describe, git_says, gon
 
 pytestmark = pytest.mark.usefixtures("aws")
 UP = ["up", "--budget-usd", "200", "--email", "me@example.com", "--no-cluster", "--yes"]
+
+
+class Screen(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def shards(tmp_path: Path) -> Path:
@@ -301,7 +309,12 @@ def test_an_upload_is_resumed_checked_and_ends_with_the_index(
         str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
     )
     assert cli.main(["upload", "--yes", str(folder)]) == 0
-    assert "0 files sent, 4 were there" in capsys.readouterr().out
+    seen = capsys.readouterr()
+    assert "0 files sent, 4 were there" in seen.out and not seen.err, "there is no bar without a terminal"
+    with monkeypatch.context() as on_a_terminal:
+        on_a_terminal.setattr("sys.stderr", screen := Screen())
+        assert cli.main(["upload", "--yes", str(folder)]) == 0
+    assert "upload: 100%" in screen.getvalue() and "compare: 100%" in screen.getvalue()
     s3.put_object(Bucket=DATA, Key="imagenet/train/shard.00009.mds", Body=b"of another dataset")
     assert cli.main(["upload", "--yes", str(folder)]) == 2
     assert "also holds 1 files that are not in" in capsys.readouterr().err
@@ -330,6 +343,7 @@ def test_push_image_builds_logs_in_and_pushes(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(submit, "git", git_says())
     monkeypatch.setattr(head, "run_here", run_here)
+    monkeypatch.setattr(head, "run_in_view", run_here)
     assert cli.main(["push-image"]) == 0
     assert [command[:2] for command, _ in calls] == [["docker", "build"], ["docker", "login"], ["docker", "push"]]
     assert calls[1][1], "the password goes by standard input"
@@ -338,6 +352,21 @@ def test_push_image_builds_logs_in_and_pushes(monkeypatch: pytest.MonkeyPatch) -
     assert calls[2][0][-1].endswith("/resnet/resnet-streaming:0123456789ab")
     monkeypatch.setattr(submit, "git", git_says(changed=" M train/main.py\n"))
     assert cli.main(["push-image"]) == 2, "the image would not be what its name says"
+
+
+def test_a_push_shows_what_docker_says_and_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    has_budget()
+    monkeypatch.setattr(submit, "git", git_says())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["push-image"]) == 2
+    assert "docker is not installed here" in capfd.readouterr().err
+    (tmp_path / "docker").write_text("#!/bin/sh\necho step 7 of 9\nexit 3\n")
+    (tmp_path / "docker").chmod(0o755)
+    assert cli.main(["push-image"]) == 1
+    seen = capfd.readouterr()
+    assert "step 7 of 9" in seen.out and "docker build ended with exit status 3" in seen.err
 
 
 def invocation(status: str, out: str = "", err: str = "") -> dict[str, Any]:
@@ -358,14 +387,7 @@ def test_a_command_on_the_head_node_is_waited_for_and_its_failure_shown() -> Non
             head.on_head(ssm, "i-1", ["cat x"])
 
 
-def test_status_and_logs_ask_the_head_node(
-    monkeypatch: pytest.MonkeyPatch, pcluster: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["status"]) == 0
-    assert capsys.readouterr().out.split() == ["stack", "none", "cluster", "none"]
-    assert cli.main(["logs", "--job", "3"]) == 2
-    assert "no head node of cluster resnet is running" in capsys.readouterr().err
-    (pcluster / "state").write_text("CREATE_COMPLETE")
+def head_node_runs() -> None:
     tags = {"parallelcluster:cluster-name": "resnet", "parallelcluster:node-type": "HeadNode", "Project": "resnet"}
     listed = [{"Key": key, "Value": value} for key, value in tags.items()]
     boto3.client("ec2").run_instances(
@@ -375,6 +397,17 @@ def test_status_and_logs_ask_the_head_node(
         InstanceType="m6i.xlarge",
         TagSpecifications=[{"ResourceType": "instance", "Tags": listed}],
     )
+
+
+def test_status_and_logs_ask_the_head_node(
+    monkeypatch: pytest.MonkeyPatch, pcluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status"]) == 0
+    assert capsys.readouterr().out.split() == ["stack", "none", "cluster", "none"]
+    assert cli.main(["logs", "--job", "3"]) == 2
+    assert "no head node of cluster resnet is running" in capsys.readouterr().err
+    (pcluster / "state").write_text("CREATE_COMPLETE")
+    head_node_runs()
     monkeypatch.setattr(head, "on_head", lambda *_: "now=1767225600\n")
     assert cli.main(["status"]) == 0
     printed = capsys.readouterr().out
@@ -437,8 +470,30 @@ def test_down_says_what_is_left_and_may_bill(
         gone(stubber)
 
     stubbed(monkeypatch, "cloudformation", prepare)
+    head_node_runs()
     assert cli.main(["down", "--yes"]) == 1
-    assert volume in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert volume in said.err and "running now: 1 x m6i.xlarge; their jobs end" in said.out
+
+
+def test_a_terminal_shows_what_is_waited_for_and_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("infra.aws.waiting.SECONDS_BEFORE_SHOWN", 0.0)
+
+    def prepare(stubber: Stubber) -> None:
+        for _ in range(2):
+            stubber.add_response("describe_stacks", describe("CREATE_IN_PROGRESS"))
+            stubber.add_response("describe_stacks", describe("CREATE_COMPLETE"))
+
+    cloudformation: Any = boto3.client("cloudformation")
+    with Stubber(cloudformation) as stubber:
+        prepare(stubber)
+        assert stack.wait(cloudformation, "resnet") == "CREATE_COMPLETE"
+        assert capsys.readouterr() == ("", "")
+        monkeypatch.setattr("sys.stderr", screen := Screen())
+        assert stack.wait(cloudformation, "resnet") == "CREATE_COMPLETE"
+    assert "stack resnet-foundation: CREATE_IN_PROGRESS  00:00" in screen.getvalue()
 
 
 def test_the_stack_gives_the_cluster_what_it_wants() -> None:

@@ -54,6 +54,8 @@ def test_a_run_is_queued_in_the_commits_image(ready: list[str], capsys: pytest.C
     assert 'REQUIRE_EFA="1"' in script
     stored = boto3.client("s3").get_object(Bucket=DATA, Key=f"code/{COMMIT}.tar.gz")["Body"].read()
     assert stored == b"an archive" and submit.digest(stored) in script
+    assert cli.main([*argv, "checkpoint.save_folder=s3://mine/x"]) == 0
+    assert "train/watch.py s3://mine/x " in capsys.readouterr().out  # of two the later one counts
 
 
 def test_without_an_image_the_head_node_makes_an_environment(ready: list[str]) -> None:

@@ -86,7 +86,8 @@ def test_runs_whose_newest_checkpoints_agree_are_not_the_same_if_an_earlier_one_
     save(tmp_path / "a", 2)
     save(tmp_path / "b", 2, weight=1.25)
     code, lines = compared(tmp_path, capsys)
-    assert code == 1 and lines[0].startswith("ep1-ba2.pt") and lines[-1] == "not the same"
+    assert code == 1 and lines[0].startswith("ep1-ba2.pt")
+    assert lines[-2:] == ["they part at or before ep1-ba2.pt, the first checkpoint that both have", "not the same"]
 
 
 def test_a_checkpoint_that_is_gone_since_it_was_listed_is_said_in_a_line(
