@@ -1,6 +1,6 @@
-"""Evaluate a checkpoint on exactly the samples of a split.
+"""Evaluate a run or one of its checkpoints on exactly the samples of a split.
 
-python train/evaluate.py runs/x/ep90-ba56250.pt --data shards
+python train/evaluate.py runs/x --data shards
 python train/evaluate.py runs/x/ep90-ba56250.pt --data shards --predictions out.parquet
 composer -n 8 train/evaluate.py s3://bucket/runs/x/ep90-ba56250.pt --data s3://bucket/mds --local /tmp/cache
 """
@@ -50,9 +50,11 @@ from train.predictions import Columns, Predictions, ResultFile, as_parquet
 from train.process import start_process
 from train.ranks import raise_first_of_any_rank
 from train.real import image_numbers, read_classes_of_files, read_real, real_figures
+from train.resume.checkpoint_file import CheckpointError
 from train.resume.checkpoints import Found, on_every_node
 from train.resume.start import RefusedError
 from train.signals import listening
+from train.weights.choosing import Which, choose_checkpoint
 
 TABLES = ("reliability", "worst_pairs")  # printed by themselves
 
@@ -85,8 +87,8 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command's arguments."""
-    parser = argparse.ArgumentParser(prog="train/evaluate.py", description="Evaluate a checkpoint on a whole split.")
-    parser.add_argument("checkpoint", help="a .pt file that train/main.py wrote; local or s3://")
+    parser = argparse.ArgumentParser(prog="train/evaluate.py", description="Evaluate a network on a whole split.")
+    parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a run's save folder, or a .pt in it; local or s3://")
     parser.add_argument("--data", required=True, metavar="DIR_OR_S3", help="the MDS dataset")
     parser.add_argument("--local", metavar="DIR", help="cache folder, needed when --data is in S3")
     parser.add_argument("--split", help="default: the run's own data.val_split")
@@ -99,6 +101,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--tta",
         choices=["flip"],
         help="flip: average the logits of each image and of its mirror image, as for FFCV's figures",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=["best", "last"],
+        default="best",
+        help="of a folder: the one with the highest top-1 of those that are left, or the newest; default: best",
     )
     add_weights_option(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="images a step over all ranks; default: the run's")
@@ -134,13 +142,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Return top1, top5, loss, samples_evaluated and weights_sha256, and what else was asked for; collective."""
+    """Return checkpoint, top1, top5, loss, samples_evaluated, weights_sha256, and what was asked for; collective."""
     device = start_process(DIST_TIMEOUT_SECONDS)
     files_to_write = {
         option: ResultFile(place) for option in ("predictions", "per_class") if (place := vars(args)[option])
     }
     real = read_lists(args)
-    where, name = folder_and_name(args.checkpoint)
+    where, name = checkpoint_of(args.run, args.checkpoint)
     predictions = Predictions() if files_to_write or args.real or args.details else None
     with on_every_node(open_place(where), Found(name)) as path:
         assert path is not None
@@ -162,7 +170,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             Path(path),
             loader,
             device,
-            shown=args.checkpoint,
+            shown=f"{where}/{name}",
             weights=args.weights,
             callbacks=[predictions] if predictions else [],
             progress_bar=os.isatty(2),
@@ -171,7 +179,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     model.averages_mirrored, model.among = args.tta == "flip", among
     trainer.eval()
     values = {key: metric.compute().item() for key, metric in trainer.state.eval_metrics["eval"].items()}
-    figures = {
+    figures: dict[str, Any] = {
+        "checkpoint": name,
         "top1": values["top1"],
         "top5": values["top5"],
         "loss": values["loss"],
@@ -191,6 +200,23 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 error = caught
         raise_first_of_any_rank(error)
     return figures
+
+
+def checkpoint_of(location: str, which: Which) -> tuple[str, str]:
+    """Return the folder and the name of the checkpoint that rank 0 chooses; collective.
+
+    Raises:
+        CheckpointError, PlaceError: there is none; on all ranks alike.
+    """
+    name, error = "", None
+    if dist.get_global_rank() == 0:
+        try:
+            _, name = choose_checkpoint(location, which)
+        except (CheckpointError, PlaceError) as caught:
+            error = caught
+    raise_first_of_any_rank(error)
+    folder = folder_and_name(location)[0] if location.endswith(".pt") else location.rstrip("/") or "/"
+    return folder, dist.all_gather_object(name)[0]
 
 
 def read_lists(args: argparse.Namespace) -> Real | None:

@@ -163,6 +163,9 @@ def train(*more: str, ranks: int = 1) -> Way:
             "SHARDS": place.shards,
             "yamls/cats.yaml": place.tmp / "yamls/cats.yaml",
             "runs/local/ep18-ba1152.pt": place.get("checkpoint") if "ba1152" in command else "",
+            "evaluate.py runs/local": f"evaluate.py {Path(str(place.get('checkpoint'))).parent}"
+            if "evaluate.py" in command
+            else "",
         }.items():
             if name in command:
                 names[name] = value
@@ -338,7 +341,7 @@ HOW: dict[str, tuple[Way, bool]] = {
     "python train/predict.py EXPORTED PHOTOS": (whole_way, False),
     "python train/predict.py EXPORTED PHOTOS --out PREDICTIONS.parquet --html PREDICTIONS.html": (whole_way, False),
     "python train/main.py yamls/local.yaml data.local=SHARDS": (whole_way, False),
-    "python train/evaluate.py runs/local/ep18-ba1152.pt --data SHARDS": (train("--workers", "0"), True),
+    "python train/evaluate.py runs/local --data SHARDS": (train("--workers", "0"), True),
     f"python train/main.py yamls/local.yaml {S3_RUN} data.local=CACHE checkpoint.save_folder=s3://BUCKET/runs/one": (
         train(*SMALL_RUN),
         True,

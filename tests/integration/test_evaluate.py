@@ -97,6 +97,25 @@ def test_figures_and_predictions_are_the_same_for_1_to_4_ranks(
     assert np.abs(-np.log(probabilities[hit, 0]) - losses[hit]).max() < 1e-5
 
 
+def test_a_runs_folder_stands_for_its_best_checkpoint_or_its_newest(
+    dataset: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Both have the same weights; the record says that the first one was better."""
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    for name in ("ep0-ba1.pt", "ep0-ba2.pt"):
+        shutil.copy(checkpoint, run_folder / name)
+    scores = [{"batch": 1, "top1": 0.5}, {"batch": 2, "top1": 0.25}]
+    (run_folder / "run.json").write_text(json.dumps({"evaluations": scores}))
+    best = evaluate(run_folder, dataset, tmp_path / "best", "--workers", "0", ranks=2)
+    last = evaluate(run_folder, dataset, tmp_path / "last", "--workers", "0", "--checkpoint", "last")
+    assert (best["checkpoint"], last["checkpoint"]) == ("ep0-ba1.pt", "ep0-ba2.pt")
+    assert best | {"checkpoint": ""} == last | {"checkpoint": ""}
+    argv = [str(tmp_path), "--data", str(dataset)]
+    code, output = run(argv, tmp_path / "none", ranks=2, program="train.evaluate")
+    assert code == 2 and output.count(f"{tmp_path} holds no checkpoint (ep...-ba....pt)") == 1, output
+
+
 def test_predictions_go_to_s3_and_a_place_that_cannot_be_written_is_refused_first(
     shards: Path, s3_folder: str, s3_server: S3Server, tmp_path: Path
 ) -> None:
