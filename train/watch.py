@@ -70,6 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--port: {args.port} must be 0 to 65535")
     if not 0 < args.patience_h <= 24 * 365:
         parser.error(f"--patience-h: {args.patience_h:g} must be above 0, and at most a year")
+    if os.path.isfile(args.run):
+        parser.error(f"{args.run} is a file; give a run's checkpoint.save_folder")
     return args
 
 

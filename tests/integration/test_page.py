@@ -287,6 +287,9 @@ def test_a_port_in_use_is_said_in_a_line(tmp_path: Path) -> None:
         done = run_program("train.watch", [tmp_path, "--port", port])
     assert done.returncode == 2
     assert done.stderr == f"watch: port {port} cannot be used: Address already in use; give another, 0 for any\n"
+    (tmp_path / "file").write_text("")
+    done = run_program("train.watch", [tmp_path / "file", "--print", "--patience-h", "0.0002"])
+    assert done.returncode == 2 and f"{tmp_path}/file is a file; give a run's checkpoint.save_folder" in done.stderr
 
 
 def test_a_page_is_served_again_when_its_folder_can_be_read_again(
