@@ -25,6 +25,7 @@ What it says itself goes to standard error and to LOG_DIR/node-RANK.log.
 import argparse
 import contextlib
 import json
+import math
 import os
 import select
 import shutil
@@ -117,8 +118,8 @@ class Settings:
             master_port=_whole(env, ("MASTER_PORT",), default=29500 if nodes > 1 else 0),
             ranks=_whole(env, ("RANKS",), default=gpus or 1),
             log_dir=log_dir,
-            stall_s=float(env.get("STALL_S", "1200")),
-            peer_limit_s=float(env.get("PEER_LIMIT_S", "15")) if beats else None,
+            stall_s=_seconds(env, "STALL_S", default=1200.0),
+            peer_limit_s=_seconds(env, "PEER_LIMIT_S", default=15.0) if beats else None,
             launched_from=env.get("LAUNCHED_FROM", "the machine that launched the run"),
             watches_spot=env.get("WATCH_SPOT", "0") == "1",
             looks_first=preflight_is_wanted(env),
@@ -364,6 +365,18 @@ def _whole(env: Mapping[str, str], names: Sequence[str], *, default: int | None)
     if default is None:
         raise SettingsError(f"{' or '.join(names)} is not set")
     return default
+
+
+def _seconds(env: Mapping[str, str], name: str, *, default: float) -> float:
+    """A variable that is set, as a number above 0."""
+    text = env.get(name) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise SettingsError(f"{name}={text} must be a number of seconds above 0")
+    return seconds
 
 
 def _ignore_usr1() -> None:

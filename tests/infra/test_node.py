@@ -163,6 +163,9 @@ def test_no_notice_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"NODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR is not set"),
         ({"NODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "a"}, "NODE_RANK=2 must be below NODES=2"),
         ({"NODES": "two"}, "NODES=two must be a whole number"),
+        ({"STALL_S": "20min"}, "STALL_S=20min must be a number of seconds above 0"),
+        ({"STALL_S": "nan"}, "STALL_S=nan must be a number of seconds above 0"),
+        ({"BEATS_ON_STDIN": "1", "PEER_LIMIT_S": "0"}, "PEER_LIMIT_S=0 must be a number of seconds above 0"),
     ],
 )
 def test_a_variable_that_makes_no_sense_is_named(env: dict[str, str], words: str) -> None:
