@@ -77,7 +77,7 @@ class RandomResizedCrop:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, int):
+        if not callable(self.size):
             _check_edge("size", self.size)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale: {self.scale} must be (low, high) with 0 < low <= high <= 1")
@@ -141,7 +141,7 @@ def _check_interpolation(interpolation: str) -> None:
 
 
 def _check_edge(name: str, px: int) -> None:
-    if not isinstance(px, int) or not 1 <= px <= MAX_EDGE_PX:
+    if not isinstance(px, int) or isinstance(px, bool) or not 1 <= px <= MAX_EDGE_PX:
         raise ValueError(f"{name}: {px!r} must be a whole number from 1 to {MAX_EDGE_PX:,} px")
 
 

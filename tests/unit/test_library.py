@@ -269,7 +269,10 @@ def test_a_damaged_state_is_refused(shards: Path, damage: Any, words: str) -> No
         ({"batch_size": 8.0}, "batch_size: 8.0 must be a whole number from 1"),
         ({"batch_size": 101}, "100 samples, fewer than one global batch of 101; lower the batch size"),
         ({"seed": -1}, "seed: -1 must be a whole number from 0"),
-        ({"num_workers": -1}, "num_workers: -1 must be a whole number from 0"),
+        ({"num_workers": -1}, "num_workers: -1 must be a whole number from 0 to 256"),
+        ({"num_workers": 257}, "num_workers: 257 must be a whole number from 0 to 256"),
+        ({"transforms": drawing}, "transforms: .* must be a list of functions"),
+        ({"transforms": [3]}, r"transforms: \[3\] must be a list of functions"),
         ({"split": "test"}, "test/index.json does not exist"),
         ({"columns": ("image", "y")}, r"give the names of the columns, as in columns: \{image: image, label: y\}"),
         ({"world": World(2, 2)}, "must have a rank from 0 to its size - 1"),
@@ -310,6 +313,8 @@ def test_machines_that_do_not_divide_may_go_on_and_not_begin(shards: Path) -> No
     ("make", "words"),
     [
         (lambda: RandomResizedCrop(0), "size: 0 must be a whole number from 1 to 4,096 px"),
+        (lambda: RandomResizedCrop(64.5), "size: 64.5 must be a whole number"),  # type: ignore[arg-type]
+        (lambda: RandomResizedCrop(True), "size: True must be a whole number"),
         (lambda: RandomResizedCrop(32, scale=(0.5, 0.1)), "scale: "),
         (lambda: RandomResizedCrop(32, ratio=(0, 1)), "ratio: "),
         (lambda: RandomResizedCrop(32, flip_prob=1.5), "flip_prob: 1.5 must be from 0 to 1"),

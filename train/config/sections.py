@@ -27,6 +27,8 @@ from pydantic import (
     field_validator,
 )
 
+from imagestream.cores import MAX_WORKERS
+
 # Streaming checks with any hash of hashlib or xxhash (streaming/base/hashing.py) except the shake family.
 HASHES = [
     *("xxh64", "xxh32", "xxh128", "xxh3_64", "xxh3_128"),
@@ -38,7 +40,6 @@ CROP_MULTIPLE_PX, CROP_MIN_PX, CROP_MAX_PX = 16, 32, 512
 EVAL_MAX_PX = 1024
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
 MIN_ALPHA, MAX_ALPHA = 0.001, 1000.0  # numpy's Beta gives NaN or loops where they are extreme
-MAX_WORKERS = 256  # a rank: each is a process
 
 
 class Section(BaseModel):
