@@ -8,7 +8,6 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-MAX_WORKERS = 256  # loader processes of a rank
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 

@@ -1,6 +1,5 @@
 """`imagestream.Loader`: batches of images out of MDS shards, in an order and with crops that survive any restart."""
 
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from imagestream import world as worlds
-from imagestream.augment.policy import Policy
-from imagestream.cores import MAX_WORKERS, available_cores
+from imagestream.augment.policy import Policy, check_whole
+from imagestream.cores import available_cores
 from imagestream.data.batches import EvalCollate, RawBatch, TrainCollate
 from imagestream.data.buffers import SharedBlocks
 from imagestream.data.dataset import IGNORED_LABEL, StreamingEvalImages, StreamingImages
@@ -25,6 +24,7 @@ from imagestream.data.watchdog import StallWatch
 from imagestream.decode.backends import Decoder, open_decoder
 from imagestream.decode.crops import ALGORITHM, CenterCrop, RandomResizedCrop
 from imagestream.decode.native.decoder import ResizeIn
+from imagestream.limits import MAX_WORKERS
 from imagestream.world import World
 
 STATE_FORMAT = 1
@@ -338,7 +338,7 @@ def files_of(
 def worker_count(wanted: int | Literal["auto"], local_ranks: int) -> int:
     """Return loader processes per rank: as wanted, or the machine's cores shared among its ranks."""
     if wanted != "auto":
-        _check_count("num_workers", wanted, least=0, most=MAX_WORKERS)
+        check_whole("num_workers", wanted, 0, MAX_WORKERS)
         return wanted
     return max(1, min(MAX_AUTO_WORKERS, available_cores() // local_ranks))
 
@@ -399,10 +399,9 @@ def _check_crop(crop: Any, transforms: Sequence[ImageFunction], batch_size: int,
         raise ValueError(f"resize_in: {resize_in!r} must be 'rgb' with a crop whose interpolation is bicubic")
 
 
-def _check_count(name: str, value: Any, *, least: int, most: float = math.inf) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        upper = "" if most == math.inf else f" to {most}"
-        raise ValueError(f"{name}: {value!r} must be a whole number from {least}{upper}")
+def _check_count(name: str, value: Any, *, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: {value!r} must be a whole number from {least}")
 
 
 def _check_state(state: Any, steps_per_epoch: int) -> None:

@@ -47,7 +47,13 @@ def check(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name}: {value!r} must be from {low:g} to {high:g}")
 
 
+def check_above_zero(name: str, value: float, high: float) -> None:
+    """Raise ValueError unless a number is above 0, and within a bound."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
+        raise ValueError(f"{name}: {value!r} must be above 0, and at most {high:,.0f}")
+
+
 def check_whole(name: str, value: int, low: int, high: int) -> None:
     """Raise ValueError unless a whole number lies within bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} must be a whole number from {low} to {high}")
+        raise ValueError(f"{name}: {value!r} must be a whole number from {low:,} to {high:,}")

@@ -8,16 +8,24 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from streaming.base.hashing import is_hash
 from torch import distributed
 
 from imagestream import world
+from imagestream.augment.policy import check_above_zero, check_whole
 from imagestream.data.dataset import StreamingEvalImages, StreamingImages
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.downloads import CheckedStream, least_cache_bytes
 from imagestream.data.job_dir import link_for_this_job, one_at_a_time, remember_prefix
+from imagestream.limits import (
+    MAX_CACHE_GB,
+    MAX_PREFETCH_FACTOR,
+    MAX_SAMPLES,
+    MAX_SECONDS,
+    ShuffleAlgo,
+)
 from imagestream.mds.index import DataError
 from imagestream.world import World
 
@@ -44,9 +52,12 @@ class StreamOptions:
         stall_limit_s: seconds without a batch before `StalledLoaderError`.
         cache_limit_gb: most that the cache keeps of a split, GB of 10^9 bytes; None: all of it.
         prefetch_factor: batches that each worker keeps ready.
+
+    Raises:
+        ValueError: one of them is out of range.
     """
 
-    shuffle_algo: str = "py1e"
+    shuffle_algo: ShuffleAlgo = "py1e"
     shuffle_block_size: int = 262_144
     num_canonical_nodes: int = 1
     predownload: int | None = None
@@ -57,6 +68,24 @@ class StreamOptions:
     stall_limit_s: float = 450.0
     cache_limit_gb: float | None = None
     prefetch_factor: int = 2
+
+    def __post_init__(self) -> None:
+        if self.shuffle_algo not in get_args(ShuffleAlgo):
+            raise ValueError(f"shuffle_algo: {self.shuffle_algo!r} must be one of {', '.join(get_args(ShuffleAlgo))}")
+        check_whole("shuffle_block_size", self.shuffle_block_size, 1, MAX_SAMPLES)
+        check_whole("num_canonical_nodes", self.num_canonical_nodes, 1, MAX_SAMPLES)
+        check_whole("prefetch_factor", self.prefetch_factor, 1, MAX_PREFETCH_FACTOR)
+        if self.predownload is not None:
+            check_whole("predownload", self.predownload, 1, MAX_SAMPLES)
+        for name in ("download_timeout_s", "download_patience_s", "stall_limit_s"):
+            check_above_zero(name, getattr(self, name), MAX_SECONDS)
+        if self.stall_limit_s <= self.download_patience_s:
+            raise ValueError(
+                f"stall_limit_s: {self.stall_limit_s!r} must be above download_patience_s, which is "
+                f"{self.download_patience_s:g}"
+            )
+        if self.cache_limit_gb is not None:
+            check_above_zero("cache_limit_gb", self.cache_limit_gb, MAX_CACHE_GB)
 
 
 def open_train(

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "imagestream.augment": {"imagestream.augment", "imagestream.decode"},
     "imagestream.data": {
         *("imagestream.augment", "imagestream.data", "imagestream.decode", "imagestream.mds", "imagestream.storage"),
+        "imagestream.limits",
         "imagestream.process_identity",
         "imagestream.world",
     },

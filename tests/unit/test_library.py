@@ -318,6 +318,20 @@ def test_machines_that_do_not_divide_may_go_on_and_not_begin(shards: Path) -> No
         (lambda: RandomResizedCrop(32, scale=(0.5, 0.1)), "scale: "),
         (lambda: RandomResizedCrop(32, ratio=(0, 1)), "ratio: "),
         (lambda: RandomResizedCrop(32, flip_prob=1.5), "flip_prob: 1.5 must be from 0 to 1"),
+        (lambda: StreamOptions(shuffle_algo="py3"), "shuffle_algo: 'py3' must be one of py1e, "),  # type: ignore[arg-type]
+        (lambda: StreamOptions(shuffle_block_size=0), "shuffle_block_size: 0 must be a whole number from 1 to 1,000,"),
+        (lambda: StreamOptions(num_canonical_nodes=0), "num_canonical_nodes: 0 must be a whole number from 1"),
+        (lambda: StreamOptions(predownload=-5), "predownload: -5 must be a whole number from 1"),
+        (lambda: StreamOptions(prefetch_factor=0), "prefetch_factor: 0 must be a whole number from 1 to 1,000"),
+        (
+            lambda: StreamOptions(download_timeout_s=float("nan")),
+            "download_timeout_s: nan must be above 0, and at most",
+        ),
+        (
+            lambda: StreamOptions(stall_limit_s=300),
+            "stall_limit_s: 300 must be above download_patience_s, which is 300",
+        ),
+        (lambda: StreamOptions(cache_limit_gb=0), "cache_limit_gb: 0 must be above 0, and at most 1,000,000"),
         (lambda: CenterCrop(32, resize=31), "resize: 31 must be at least size, which is 32"),
         (lambda: Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "multiply values on the scale of 0 to 1 by"),
         (lambda: Loader("s3://bucket/x", batch_size=8, crop=CenterCrop(8)), "cache: s3://bucket/x needs a folder"),

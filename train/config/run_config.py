@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError, 
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from imagestream.limits import MAX_SECONDS
 from train.config.algorithm_pairs import fault_of_pairs
 from train.config.algorithms import (
     SAM,
@@ -36,7 +37,6 @@ from train.config.config_file import Dumper, Fault, Mark, Node, describe, is_num
 from train.config.model import ModelConfig, fault_of_step
 from train.config.network_faults import fault_of_algorithms, fault_of_decay, fault_of_model
 from train.config.sections import (
-    MAX_SECONDS,
     CheckpointConfig,
     DataConfig,
     Duration,

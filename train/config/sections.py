@@ -27,7 +27,14 @@ from pydantic import (
     field_validator,
 )
 
-from imagestream.cores import MAX_WORKERS
+from imagestream.limits import (
+    MAX_CACHE_GB,
+    MAX_PREFETCH_FACTOR,
+    MAX_SAMPLES,
+    MAX_SECONDS,
+    MAX_WORKERS,
+    ShuffleAlgo,
+)
 
 # Streaming checks with any hash of hashlib or xxhash (streaming/base/hashing.py) except the shake family.
 HASHES = [
@@ -35,7 +42,6 @@ HASHES = [
     *sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_")),
 ]
 PLACEHOLDER = "YOUR-BUCKET"  # stands in yamls/ where only the user knows the value
-MAX_SECONDS = 30 * 86_400.0  # timers and sockets take no number whatever
 CROP_MULTIPLE_PX, CROP_MIN_PX, CROP_MAX_PX = 16, 32, 512
 EVAL_MAX_PX = 1024
 MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
@@ -184,13 +190,13 @@ class DataConfig(Section):
     num_workers: CountOrAuto = Field(
         description="loader processes per GPU; auto: cores / ranks on the node, at most 12"
     )
-    prefetch_factor: int = Field(ge=1, le=1000, description="batches each worker keeps ready")
+    prefetch_factor: int = Field(ge=1, le=MAX_PREFETCH_FACTOR, description="batches each worker keeps ready")
     eval_batch_size: int = Field(gt=0, le=1_000_000, description="images per evaluation step over all GPUs")
-    shuffle_algo: Literal["py1e", "py1s", "py2s", "py1br", "naive"] = Field(description="streaming's shuffle")
-    shuffle_block_size: int = Field(gt=0, le=1_000_000_000, description="samples shuffled together")
-    num_canonical_nodes: int = Field(gt=0, description="sample order is fixed for this many nodes")
+    shuffle_algo: ShuffleAlgo = Field(description="streaming's shuffle")
+    shuffle_block_size: int = Field(gt=0, le=MAX_SAMPLES, description="samples shuffled together")
+    num_canonical_nodes: int = Field(gt=0, le=MAX_SAMPLES, description="sample order is fixed for this many nodes")
     predownload: int | None = Field(
-        gt=0, description="samples each worker downloads ahead; null: streaming's default, 8 batches"
+        gt=0, le=MAX_SAMPLES, description="samples each worker downloads ahead; null: streaming's default, 8 batches"
     )
     validate_hash: str | None = Field(
         description="hash each shard is checked by; 'auto': one of the index's own, xxh64 first; null: none"
@@ -208,7 +214,7 @@ class DataConfig(Section):
         ge=1, le=MAX_SECONDS, description="seconds without a batch before the run fails; above download_patience_s"
     )
     cache_limit_gb: float | None = Field(
-        gt=0, le=1_000_000, description="most that data.local keeps of a split, in GB of 10^9 bytes; null: all of it"
+        gt=0, le=MAX_CACHE_GB, description="most that data.local keeps of a split, in GB of 10^9 bytes; null: all of it"
     )
 
     @field_validator("remote")
