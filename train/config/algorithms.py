@@ -56,7 +56,7 @@ class LabelSmoothing(AlgorithmConfig):
 
     composer_class = "LabelSmoothing"
     name: Literal["label_smoothing"]
-    smoothing: float = Field(0.1, gt=0, lt=1, description="above 0, below 1")
+    smoothing: float = Field(0.1, gt=0, lt=1, description="share of a target that is spread over all classes")
 
 
 class SizeSchedule(AlgorithmConfig):
