@@ -108,6 +108,15 @@ def test_what_was_added_to_a_recipe_has_a_table_of_differences_and_is_no_contest
     assert "86.10 +- 0.21 % by `mosaic-mild`, beside" in accuracy_report.readme_row(rows)
 
 
+def test_a_recipe_that_was_tuned_for_these_images_is_not_set_beside_the_references_in_readme(tmp_path: Path) -> None:
+    path = tmp_path / "found.csv"
+    accuracy.write(path, [THEIRS, ROW, ROW | {"name": "imagenette-5", "top1_mean": "90.00"}])
+    rows = accuracy_report.read(path)
+    assert "| `imagenette-5` | 90.00 +- 0.21 % (n = 3," in accuracy_report.tables(rows)
+    assert "86.10 +- 0.21 % by `mosaic-mild`, beside" in accuracy_report.readme_row(rows)
+    assert "#              on Imagenette: 90.00 +- 0.21 %" in accuracy_report.measured(rows[:1])
+
+
 def test_readme_the_page_and_the_recipes_say_what_was_measured() -> None:
     assert accuracy_report.main(["--check"]) == 0
 
