@@ -156,7 +156,7 @@ def measured(rows: Sequence[Row]) -> str:
     """Return a recipe's line: what is not measured, and what is."""
     lines = [NOT_YET]
     lines += [
-        f"#              {'' if row['name'].startswith(OWN) else 'shortened, '}on Imagenette: {figure(row)} "
+        f"#              {'at another size' if row['name'].startswith(OWN) else 'shortened'}, on Imagenette: {figure(row)} "
         f"(n = {row['seeds']}; {row['model']}, {row['epochs']} epochs, {row['px']} px)"
         for row in rows
     ]

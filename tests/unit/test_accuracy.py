@@ -114,7 +114,7 @@ def test_a_recipe_that_was_tuned_for_these_images_is_not_set_beside_the_referenc
     rows = accuracy_report.read(path)
     assert "| `imagenette-5` | 90.00 +- 0.21 % (n = 3," in accuracy_report.tables(rows)
     assert "86.10 +- 0.21 % by `mosaic-mild`, beside" in accuracy_report.readme_row(rows)
-    assert "#              on Imagenette: 90.00 +- 0.21 %" in accuracy_report.measured(rows[:1])
+    assert "#              at another size, on Imagenette: 90.00 +- 0.21 %" in accuracy_report.measured(rows[:1])
 
 
 def test_readme_the_page_and_the_recipes_say_what_was_measured() -> None:
