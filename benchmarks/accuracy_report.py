@@ -156,8 +156,8 @@ def measured(rows: Sequence[Row]) -> str:
     """Return a recipe's line: what is not measured, and what is."""
     lines = [NOT_YET]
     lines += [
-        f"#              {'at another size' if row['name'].startswith(OWN) else 'shortened'}, on Imagenette: {figure(row)} "
-        f"(n = {row['seeds']}; {row['model']}, {row['epochs']} epochs, {row['px']} px)"
+        f"#              {'at another size' if row['name'].startswith(OWN) else 'shortened'}, on Imagenette: "
+        f"{figure(row)} (n = {row['seeds']}; {row['model']}, {row['epochs']} epochs, {row['px']} px)"
         for row in rows
     ]
     return "".join(f"{line}\n" for line in lines)
@@ -173,7 +173,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     kinds = Counter((budget_of(row), row["hardware"]) for row in rows)
     shown = sorted(kind for kind, contestants in kinds.items() if contestants > 1) or sorted(kinds)
-    figure, panels = plt.subplots(1, len(shown), figsize=(6.5 * len(shown), 4.5), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(6.5 * len(shown), 4.5), squeeze=False, sharey=True, layout="constrained"
+    )
     for axes, (budget, hardware) in zip(panels[0], shown, strict=True):
         for row in (row for row in rows if (budget_of(row), row["hardware"]) == (budget, hardware)):
             seconds, top1 = float(row["seconds"]), float(row["top1_mean"])
