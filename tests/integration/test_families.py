@@ -47,6 +47,7 @@ def test_a_killed_run_ends_with_the_same_weights(name: str, ranks: int, shards: 
     code, output = run(argv, tmp_path / "evaluated", program="train.evaluate")
     assert code == 0, output
     figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures.pop("checkpoint") == newest.name
     assert {name: one[name] for name in figures} == figures
 
 

@@ -95,7 +95,7 @@ def test_a_pass_of_one_image_that_becomes_one_pixel_is_refused(
     if fits:
         check_smallest_pass(cfg, device_batch_size)
         return
-    with pytest.raises(ConfigError, match="one alone, of 32 px"):
+    with pytest.raises(ConfigError, match="a single image of 32 px"):
         check_smallest_pass(cfg, device_batch_size)
 
 

@@ -68,7 +68,9 @@ def test_labels_without_names_are_numbered_with_a_warning(tmp_path: Path, caplog
 
 
 def test_a_damaged_label_does_not_make_a_million_classes(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="largest label is 1,152,921,504,606,846,976; without names at most 99,999"):
+    with pytest.raises(
+        SourceError, match="largest label is 1,152,921,504,606,846,976; without names the largest allowed is 99,999"
+    ):
         keys(parquet(tmp_path, [(IMAGE, 2**60)]))
 
 

@@ -161,7 +161,7 @@ GOOD = {"9.jpg": b"9", "9.cls": b"9"}
         ),
         (
             {"1.jpg": b"1", "1.cls": b"9" * 20},
-            r"largest label is 99,999,999,999,999,999,999; without names at most 99,999",
+            r"largest label is 99,999,999,999,999,999,999; without names the largest allowed is 99,999",
         ),
         ({"1.jpg": b"1", "1.png": b"1", "1.cls": b"1"}, r"sample 1 has two images, 1\.jpg and 1\.png"),
         ({"1.jpg": b"1", "./1.jpg": b"1", "1.cls": b"1"}, r"sample 1 has two images, 1\.jpg and \./1\.jpg"),
