@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from imagestream import world as worlds
-from imagestream.augment.policy import Policy, check_whole
+from imagestream.augment.policy import Policy
 from imagestream.cores import available_cores
 from imagestream.data.batches import EvalCollate, RawBatch, TrainCollate
 from imagestream.data.buffers import SharedBlocks
@@ -24,7 +24,7 @@ from imagestream.data.watchdog import StallWatch
 from imagestream.decode.backends import Decoder, open_decoder
 from imagestream.decode.crops import ALGORITHM, CenterCrop, RandomResizedCrop
 from imagestream.decode.native.decoder import ResizeIn
-from imagestream.limits import MAX_WORKERS
+from imagestream.limits import MAX_WORKERS, check_whole
 from imagestream.world import World
 
 STATE_FORMAT = 1

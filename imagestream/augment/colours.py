@@ -7,7 +7,8 @@ import torch
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Operation, Step
-from imagestream.augment.policy import Policy, Source, check
+from imagestream.augment.policy import Policy, Source
+from imagestream.limits import check
 
 _ONE = torch.empty(())
 MOST_BLUR_PX, LEAST_BLUR_PX = 2.0, 0.1  # radii of DeiT III's

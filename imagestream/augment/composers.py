@@ -10,7 +10,8 @@ import numpy as np
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Mix, Operation, Step, affine, rotation, shift
-from imagestream.augment.policy import Policy, Source, check, check_whole
+from imagestream.augment.policy import Policy, Source
+from imagestream.limits import check, check_whole
 
 AugmentationSet: TypeAlias = Literal["all", "safe", "original"]
 BILINEAR = 2  # PIL.Image.Resampling, as in Composer for all that is moved

@@ -9,7 +9,8 @@ from torchvision.transforms import RandomErasing as TorchvisionsErasing
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Colour, Operation, Step
-from imagestream.augment.policy import Policy, Source, check
+from imagestream.augment.policy import Policy, Source
+from imagestream.limits import check
 
 _PIXELS, _ONE = torch.empty(3, 1, 1), torch.empty(())
 

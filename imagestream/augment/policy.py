@@ -39,21 +39,3 @@ class Policy:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return by_pillow(image, self.draw(image.height, image.width, np.random))
-
-
-def check(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError unless a number lies within bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} must be from {low:g} to {high:g}")
-
-
-def check_above_zero(name: str, value: float, high: float) -> None:
-    """Raise ValueError unless a number is above 0, and within a bound."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
-        raise ValueError(f"{name}: {value!r} must be above 0, and at most {high:,.0f}")
-
-
-def check_whole(name: str, value: int, low: int, high: int) -> None:
-    """Raise ValueError unless a whole number lies within bounds."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} must be a whole number from {low:,} to {high:,}")

@@ -14,7 +14,8 @@ import torch
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Colour, Operation, Step, affine, rotation, shift
-from imagestream.augment.policy import Policy, Source, check_whole
+from imagestream.augment.policy import Policy, Source
+from imagestream.limits import check_whole
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic"]
 RESAMPLE: dict[str, int] = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling

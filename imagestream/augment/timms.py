@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from imagestream.augment.generators import Numbers
 from imagestream.augment.operations import Code, Colour, Operation, Step, affine, rotation, shift
-from imagestream.augment.policy import Policy, Source, check, check_whole
+from imagestream.augment.policy import Policy, Source
+from imagestream.limits import check, check_whole
 
 MOST = 10.0  # strength, `_LEVEL_DENOM`
 TRANSLATED_FRACTION = 0.45

@@ -14,7 +14,6 @@ from streaming.base.hashing import is_hash
 from torch import distributed
 
 from imagestream import world
-from imagestream.augment.policy import check_above_zero, check_whole
 from imagestream.data.dataset import StreamingEvalImages, StreamingImages
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.downloads import CheckedStream, least_cache_bytes
@@ -25,6 +24,8 @@ from imagestream.limits import (
     MAX_SAMPLES,
     MAX_SECONDS,
     ShuffleAlgo,
+    check_above_zero,
+    check_whole,
 )
 from imagestream.mds.index import DataError
 from imagestream.world import World

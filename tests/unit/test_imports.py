@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "imagestream.storage": {"imagestream.storage"},
     "imagestream.mds": {"imagestream.mds"},
     "imagestream.decode": {"imagestream.decode"},
-    "imagestream.augment": {"imagestream.augment", "imagestream.decode"},
+    "imagestream.augment": {"imagestream.augment", "imagestream.decode", "imagestream.limits"},
     "imagestream.data": {
         *("imagestream.augment", "imagestream.data", "imagestream.decode", "imagestream.mds", "imagestream.storage"),
         "imagestream.limits",
