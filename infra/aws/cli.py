@@ -166,14 +166,14 @@ def _with_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpars
 
 def push_image(args: argparse.Namespace, account: Account) -> None:
     """docker build, login, push; the tag is the commit's."""
-    tag = submit.git("rev-parse", "--short=12", "HEAD").strip()
+    commit = submit.git("rev-parse", "HEAD").strip()
+    tag = commit[:12]
     image = f"{account.registry}/{args.name}/{submit.IMAGE_REPOSITORY}:{tag}"
     build = ["docker", "build", "--build-arg", "EFA=1", "--tag", image, "."]
     print(f"  {shlex.join(build)}\n  docker push {image}\n  some 6 GB in the registry: about $0.60 a month")
+    _check_committed(submit.not_committed(None, commit), dry_run=args.dry_run)
     if args.dry_run:
         return
-    if submit.git("status", "--porcelain", "--untracked-files=no").strip():
-        raise RefusedError("there are changes that are not committed; the image is named by its commit")
     monthly_budget(account.client("budgets"), account.number, args.name)
     head.run_in_view(build)
     token = account.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
@@ -229,6 +229,7 @@ def submit_job(args: argparse.Namespace, account: Account) -> None:
         print(f"  as many nodes as there are, of {', '.join(map(str, job.nodes))}; the same global batch on each")
     how = f"image {job.image}" if job.image else "an environment on the head node"
     print(f"  commit {commit[:12]}, {how}: {shlex.join(job.sbatch())}")
+    _check_committed(submit.not_committed(args.config, commit), dry_run=args.dry_run)
     if not known:
         print("  without AWS credentials queue, image, secrets and budget are not looked at")
         return
@@ -238,10 +239,17 @@ def submit_job(args: argparse.Namespace, account: Account) -> None:
     print(f"  the month's budget of ${limit:g} is {limit / step.usd_per_hour:.1f} hours of it")
     if args.dry_run:
         return
-    submit.check_committed(args.config, commit)
     agree("Queue this?", yes=args.yes)
     print(_queue(args, account, job, commit, step.usd_per_hour / job.nodes[-1]))
     _say_where_to_look(args.name, job)
+
+
+def _check_committed(lacks: str | None, *, dry_run: bool) -> None:
+    """Refuse what the commit lacks; a dry run says that it would be refused, and looks at the rest."""
+    if lacks and not dry_run:
+        raise RefusedError(lacks)
+    if lacks:
+        print(f"  it would be refused now: {lacks}")
 
 
 def _queue(args: argparse.Namespace, account: Account, job: submit.Job, commit: str, node_usd_per_hour: float) -> str:

@@ -127,16 +127,17 @@ def _places(config: Config, bucket: str, run: str) -> list[str]:
     ]
 
 
-def check_committed(config: str, commit: str) -> None:
-    """Refuse to queue what the commit does not have.
+def not_committed(config: str | None, commit: str) -> str | None:
+    """Say what the commit lacks of what is in the working tree; None: nothing.
 
-    Raises:
-        RefusedError: something is changed and not committed, or the configuration is not tracked.
+    Args:
+        config: the run's YAML, or None where there is none.
     """
     if git("status", "--porcelain", "--untracked-files=no").strip():
-        raise RefusedError("there are changes that are not committed; the cluster runs a commit, so commit them first")
-    if not git("ls-tree", "--name-only", commit, "--", config).strip():
-        raise RefusedError(f"{config} is not in commit {commit[:12]}; the cluster runs a commit, so commit it first")
+        return "there are changes that are not committed; the cluster runs a commit, so commit them first"
+    if config is not None and not git("ls-tree", "--name-only", commit, "--", config).strip():
+        return f"{config} is not in commit {commit[:12]}; the cluster runs a commit, so commit it first"
+    return None
 
 
 def check_on_aws(job: Job, s3: Any, ecr: Any, bucket: str, project: str) -> None:

@@ -63,6 +63,6 @@ def git_says(commit: str = COMMIT, changed: str = "") -> Callable[..., str]:
     answers = {"rev-parse": commit + "\n", "status": changed, "ls-tree": "yamls/full.yaml\n"}
 
     def git(*arguments: str) -> str:
-        return answers[arguments[0]][: 12 if "--short=12" in arguments else None]
+        return answers[arguments[0]]
 
     return git

@@ -130,9 +130,14 @@ def test_what_the_commit_lacks_is_refused(
     monkeypatch.setattr(submit, "git", git_says(changed=" M train/main.py\n"))
     assert cli.main(FULL) == 2
     assert "not committed" in capsys.readouterr().err
+    assert cli.main([*FULL, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "it would be refused now: there are changes" in said and "hours of it" in said  # and the rest is looked at
     monkeypatch.setattr(submit, "git", lambda *words: "" if words[0] == "ls-tree" else git_says()(*words))
     assert cli.main(FULL) == 2
     assert "yamls/full.yaml is not in commit 0123456789ab" in capsys.readouterr().err
+    assert cli.main([*FULL, "--dry-run"]) == 0
+    assert "it would be refused now: yamls/full.yaml is not in commit" in capsys.readouterr().out
     assert cli.main(["submit", "--yes", "yamls/absent.yaml"]) == 2
     assert ready == []
 
