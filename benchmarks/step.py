@@ -9,8 +9,8 @@
 Ours and Composer's train by yamls/full.yaml, which key.path=value changes; Composer's is its own Trainer with its own
 algorithms and optimizer. torchvision, timm and graph are loops over their plain networks (benchmarks/step_loops.py);
 graph is one CUDA graph a step, the practical limit. Each --ours adds one more of ours with other settings, such as
---ours precision=amp_fp16. At each size every contestant is built and warmed up; then each round times --steps steps of
-each in turn. Batches are of --batch images on each rank.
+--ours precision=amp_fp16; deterministic=true is for all contestants. At each size every contestant is built and warmed
+up; then each round times --steps steps of each in turn. Batches are of --batch images on each rank.
 
 The figures are medians over the rounds with minimum and maximum; a ratio is the median of those within a round. The
 peer is the fastest of Composer, torchvision and timm in that round. Counts are of operations, mean over --count steps
@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from composer.devices import Device
-from composer.utils import dist
+from composer.utils import dist, reproducibility
 
 from benchmarks.loader import last_cores
 from benchmarks.step_contest import COMPOSER, OURS, OfTrainer, contest, loop
@@ -44,7 +44,7 @@ from benchmarks.step_loops import DTYPES, LOOPS, Contestant, why_not
 from benchmarks.step_report import heading, rows_of, table
 from benchmarks.step_trainers import one_batch
 from train.config.run_config import Config, ConfigError, load_config
-from train.process import precision_on, start_process, torch_device
+from train.process import choose_kernels, precision_on, start_process, torch_device
 
 NAMES = (OURS, COMPOSER, *LOOPS)
 DIST_TIMEOUT_S = 60.0
@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
 
         small_network.install()
     device = start_process(DIST_TIMEOUT_S)
-    torch.backends.cudnn.benchmark = True
     try:
+        choose_for_all(args, device)
         for px in sizes_of(args):  # before anything is measured
             for variant in [[], *(words.split(",") for words in args.ours)]:
                 precision_on(device, config(args, px, variant))
@@ -87,6 +87,21 @@ def main(argv: Sequence[str]) -> int:
             print("\n".join([*table(rows), ""]), flush=True)
             write(report, args)  # after each size: a machine may be there for a quarter of an hour only
     return 0
+
+
+def choose_for_all(args: argparse.Namespace, device: Device) -> None:
+    """Have torch choose kernels as in a run: `deterministic: true` holds for the process, and so for all contestants.
+
+    Raises:
+        ConfigError: one variant alone asks for it, or a setting does not go with it.
+    """
+    cfg = config(args, sizes_of(args)[0], [])
+    for words in args.ours:
+        if config(args, sizes_of(args)[0], words.split(",")).deterministic != cfg.deterministic:
+            raise ConfigError(f"--ours {words}: deterministic holds for all contestants; give it by itself")
+    choose_kernels(cfg, device)
+    if cfg.deterministic:
+        reproducibility.configure_deterministic_mode()
 
 
 def write(report: dict[str, Any], args: argparse.Namespace) -> None:
@@ -168,7 +183,7 @@ def header(args: argparse.Namespace, device: Device) -> dict[str, Any]:
         "ranks": dist.get_world_size(),
         "model": args.model + (", a quarter of the channels" if args.quarter else ""),
         "algorithms": [algorithm.name for algorithm in cfg.algorithms if not algorithm.runs_in_loader],
-        "precision": precision_on(device, cfg).value,
+        "precision": precision_on(device, cfg).value + ", deterministic" * cfg.deterministic,
         "batch": args.batch,
         "steps": args.steps,
         "rounds": args.rounds,

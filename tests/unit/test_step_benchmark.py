@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import step
 from benchmarks.step_contest import Measured, contest, counts_of
 from benchmarks.step_counts import AFTER, BEFORE, LOSS, OPTIMIZER, Counts, Probe
 from benchmarks.step_loops import Contestant, Timm, Torchvision, why_not
@@ -52,6 +53,12 @@ def test_what_some_steps_alone_launch_counts_by_its_share() -> None:
     counts = counts_of(Seldom(), 4)
     assert counts["launches"] == 1 + 3 / 2
     assert (counts[f"launches_{BEFORE}"], counts[f"launches_{AFTER}"]) == (1 / 2, 4 / 2)
+
+
+def test_deterministic_kernels_are_for_all_contestants_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert step.main(["--contestants", "ours", "--sizes", "32", "--ours", "deterministic=true"]) == 2
+    assert "deterministic holds for all contestants" in capsys.readouterr().err
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_one_that_fails_is_named_and_the_others_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
