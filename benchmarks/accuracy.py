@@ -153,7 +153,7 @@ def train(contestant: Contestant, seed: int, work: Path) -> None:
             done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, timeout=LIMIT_S, check=False)
     finally:
         seconds = before + time.monotonic() - began
-        found = {"seconds": seconds, "hardware": hardware(), "versions": versions(), "commit": commit()}
+        found = {"seconds": seconds, "hardware": hardware(), "versions": versions(contestant), "commit": commit()}
         measured.write_text(json.dumps(found))
     if done.returncode or contestant.figures(folder) is None:
         sys.exit(f"{contestant.name}, seed {seed}: exit {done.returncode}; see {log}\n{log.read_text()[-1500:]}")
@@ -221,11 +221,12 @@ def hardware() -> str:
     return f"{cpuinfo.get_cpu_info().get('brand_raw', platform.machine())}, {cores} core{'s' * (cores > 1)}"
 
 
-def versions() -> str:
+def versions(contestant: Contestant) -> str:
     """Return those that decide the figures."""
     from importlib import metadata
 
-    names = ("torch", "torchvision", "mosaicml", "mosaicml-streaming")
+    names = ["torch", "torchvision", "mosaicml", "mosaicml-streaming"]
+    names += ["timm"] if "timm" in (contestant.name, contestant.budget.model.partition(":")[0]) else []
     return " ".join(f"{name} {metadata.version(name)}" for name in names)
 
 

@@ -16,6 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from train.config.run_config import load_config
+
 RESULTS = ROOT / "benchmarks/results/imagenette.csv"
 PAGE, README, RECIPES = ROOT / "docs/accuracy.md", ROOT / "README.md", ROOT / "yamls/recipes"
 PICTURE = ROOT / "docs/accuracy.png"
@@ -25,9 +29,11 @@ OWN = "imagenette-"  # begins the name of a recipe that was tuned for these imag
 SWITCHED = " + "  # in a name: a recipe, and the one thing that was added to it
 _TABLE = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->\n)", re.DOTALL)
 _README_ROW = re.compile(r"^\| accuracy \|.*\n", re.MULTILINE)
-_MEASURED = re.compile(rf"^{re.escape(NOT_YET)}.*\n(#              .*\n)*", re.MULTILINE)
+_MEASURED = re.compile(r"^#   measured   .*\n(#              .*\n)*", re.MULTILINE)
 
 Row = dict[str, str]
+Budget = tuple[str, int, int, int]
+"""Network, epochs, px of the images, images of a batch."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +66,8 @@ def documents(rows: Sequence[Row]) -> Iterator[tuple[Path, str]]:
     yield README, replaced(_README_ROW, README, lambda match: readme_row(rows))
     for path in sorted(RECIPES.glob("*.yaml")):
         mine = [row for row in rows if row["name"] == path.stem]
-        yield path, replaced(_MEASURED, path, lambda match, mine=mine: measured(mine))  # type: ignore[misc]  # of this turn
+        line = measured(mine, own_budget(path) if path.stem.startswith(OWN) else None)
+        yield path, replaced(_MEASURED, path, lambda match, line=line: line)  # type: ignore[misc]  # of this turn
 
 
 def replaced(pattern: re.Pattern[str], path: Path, text: Callable[[re.Match[str]], str]) -> str:
@@ -75,7 +82,7 @@ def replaced(pattern: re.Pattern[str], path: Path, text: Callable[[re.Match[str]
     return found
 
 
-def budget_of(row: Row) -> tuple[str, int, int, int]:
+def budget_of(row: Row) -> Budget:
     return row["model"], int(row["epochs"]), int(row["px"]), int(row["batch"])
 
 
@@ -152,14 +159,26 @@ def readme_row(rows: Sequence[Row]) -> str:
     )
 
 
-def measured(rows: Sequence[Row]) -> str:
-    """Return a recipe's line: what is not measured, and what is."""
+def own_budget(path: Path) -> Budget:
+    """Return what a recipe for these images trains by itself."""
+    cfg = load_config(path, ["data.local=unused"], check_paths=False)
+    return cfg.model.name, int(cfg.max_duration.removesuffix("ep")), cfg.data.crop_size, cfg.global_batch_size
+
+
+def measured(rows: Sequence[Row], own: Budget | None) -> str:
+    """Return a recipe's lines: whether it was run as it stands, and what else was measured of it.
+
+    Args:
+        own: what it trains by itself, if it is for these images; None: it is for ImageNet.
+    """
     lines = [NOT_YET]
-    lines += [
-        f"#              {'at another size' if row['name'].startswith(OWN) else 'shortened'}, on Imagenette: "
-        f"{figure(row)} (n = {row['seeds']}; {row['model']}, {row['epochs']} epochs, {row['px']} px)"
-        for row in rows
-    ]
+    for row in rows:
+        words = f"{figure(row)} (n = {row['seeds']}; {row['model']}, {row['epochs']} epochs, {row['px']} px)"
+        if budget_of(row) == own:
+            lines[0] = f"#   measured   {words}"
+        else:
+            how = "shortened" if own is None else "with other settings"
+            lines.append(f"#              {how}, on Imagenette: {words}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -66,6 +66,18 @@ ROW = {
 THEIRS = ROW | {"name": "timm", "top1_mean": "84.00"}
 
 
+def test_a_row_has_timms_version_where_timm_made_the_network_or_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0")
+
+    def named(name: str, model: str) -> bool:
+        found = accuracy.versions(accuracy.Contestant(name, Budget(9469, 5, 64, 64, model), ()))
+        return found.startswith("torch 1.0 torchvision 1.0 ") and "timm 1.0" in found
+
+    assert (
+        named("timm", "resnet18") and named("imagenette-5", "timm:resnet18d") and not named("torchvision", "resnet18")
+    )
+
+
 def test_rows_of_the_same_budget_are_replaced_and_others_kept(tmp_path: Path) -> None:
     path = tmp_path / "found.csv"
     accuracy.write(path, [ROW, THEIRS])
@@ -85,7 +97,7 @@ def test_the_documents_say_what_the_figures_are(tmp_path: Path) -> None:
     )
     beside = "beside 84.00 +- 0.21 % by timm's train script, each with its script's defaults, n = 3"
     assert f"86.10 +- 0.21 % by `mosaic-mild`, {beside}" in accuracy_report.readme_row(rows)
-    assert accuracy_report.measured(rows[:1]) == (
+    assert accuracy_report.measured(rows[:1], None) == (
         "#   measured   not available yet: we have not run this file\n"
         "#              shortened, on Imagenette: 86.10 +- 0.21 % (n = 3; resnet50, 5 epochs, 128 px)\n"
     )
@@ -114,7 +126,16 @@ def test_a_recipe_that_was_tuned_for_these_images_is_not_set_beside_the_referenc
     rows = accuracy_report.read(path)
     assert "| `imagenette-5` | 90.00 +- 0.21 % (n = 3," in accuracy_report.tables(rows)
     assert "86.10 +- 0.21 % by `mosaic-mild`, beside" in accuracy_report.readme_row(rows)
-    assert "#              at another size, on Imagenette: 90.00 +- 0.21 %" in accuracy_report.measured(rows[:1])
+    own = accuracy_report.budget_of(rows[0])
+    assert accuracy_report.measured([], own) == f"{accuracy_report.NOT_YET}\n"
+    mine = [rows[0], rows[0] | {"px": "64", "top1_mean": "80.00"}]
+    assert accuracy_report.measured(mine, own).splitlines() == [
+        "#   measured   90.00 +- 0.21 % (n = 3; resnet50, 5 epochs, 128 px)",
+        "#              with other settings, on Imagenette: 80.00 +- 0.21 % (n = 3; resnet50, 5 epochs, 64 px)",
+    ]
+    assert accuracy_report.measured(mine[1:], own).startswith(accuracy_report.NOT_YET)
+    recipe = accuracy_report.RECIPES / "imagenette-5.yaml"
+    assert accuracy_report.own_budget(recipe)[1:] == (5, 128, 64)
 
 
 def test_readme_the_page_and_the_recipes_say_what_was_measured() -> None:
