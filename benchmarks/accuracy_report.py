@@ -207,7 +207,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set(
             title=f"{model}, {epochs} epochs, {px} px, on {hardware}", xlabel="seconds of a run", ylabel="top-1, %"
         )
-        axes.margins(0.35, 0.2)  # room for the names
+        axes.margins(y=0.2)
+        axes.set_xlim(0, 1.35 * axes.dataLim.x1)  # with room for the names
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
