@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from composer.devices import DeviceCPU
 from torch import nn
 
 from benchmarks import step
@@ -9,6 +10,7 @@ from benchmarks.step_contest import Measured, contest, counts_of
 from benchmarks.step_counts import AFTER, BEFORE, LOSS, OPTIMIZER, Counts, Probe
 from benchmarks.step_loops import Contestant, Timm, Torchvision, why_not
 from benchmarks.step_report import heading, ratios, rows_of, table
+from train.config.run_config import ConfigError
 
 
 def small() -> nn.Module:
@@ -55,9 +57,10 @@ def test_what_some_steps_alone_launch_counts_by_its_share() -> None:
     assert (counts[f"launches_{BEFORE}"], counts[f"launches_{AFTER}"]) == (1 / 2, 4 / 2)
 
 
-def test_deterministic_kernels_are_for_all_contestants_or_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert step.main(["--contestants", "ours", "--sizes", "32", "--ours", "deterministic=true"]) == 2
-    assert "deterministic holds for all contestants" in capsys.readouterr().err
+def test_deterministic_kernels_are_for_all_contestants_or_none() -> None:
+    args = step.parse(["--contestants", "ours", "--sizes", "32", "--ours", "deterministic=true"])
+    with pytest.raises(ConfigError, match="--ours deterministic=true: deterministic holds for all contestants"):
+        step.choose_for_all(args, DeviceCPU())
     assert not torch.are_deterministic_algorithms_enabled()
 
 
