@@ -56,7 +56,7 @@ def choose_kernels(cfg: Config, device: Device) -> None:
 
     Where torch's kernels must be deterministic, torch also fills every tensor that it makes with NaN before a kernel
     writes there, so that a read of memory that nobody has written shows. That is a pass over all features, and 1,414
-    operations in a step of a ResNet-50 (on a CPU, torch 2.15). It decides no bit of the result, and is turned off.
+    operations in a step of a ResNet-50 (on a CPU, torch 2.15). It is turned off; on a CPU the result has the same bits.
 
     Raises:
         ConfigError: a setting that cannot give the same result twice goes with `deterministic: true`.
