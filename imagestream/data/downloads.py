@@ -145,10 +145,11 @@ class CheckedStream(Stream):
 
     def _refuse_other_places(self, info: FileInfo) -> None:
         """Raise where a folder in the cache is a link that leads out of it: files there are deleted and written."""
-        folder, path = os.path.realpath(Path(self.local, self.split)), self._path(info)
-        where = os.path.realpath(path.parent)
-        if self.remote is not None and os.path.commonpath([folder, where]) != folder:
-            raise DownloadError(f"{path.parent} is a link to {where}, outside of the cache {folder}; remove the link")
+        folder = Path(os.path.realpath(self.local), self.split)
+        place = Path(folder, info.basename).parent
+        where = os.path.realpath(place)
+        if self.remote is not None and os.path.commonpath([folder, where]) != str(folder):
+            raise DownloadError(f"{place} is a link to {where}, outside of the cache {folder}; remove the link")
 
     def _is_here(self, info: FileInfo) -> bool:
         """Return whether a file is there and whole; a damaged one is deleted if it can be fetched again.

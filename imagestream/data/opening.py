@@ -178,6 +178,12 @@ def _open(
 ) -> Any:
     index = files.index(split)
     files.check_against_manifest(split)
+    if files.remote is None and options.cache_limit_gb is not None:
+        raise DataError(
+            f"cache_limit_gb: {options.cache_limit_gb:g} would delete shards of {files.local}, which holds the "
+            "only copy of them; leave it out or, to read from a cache, give a folder as cache=",
+            about=("cache_limit_gb",),
+        )
     try:
         # Without torch.distributed a process shares no memory with others: to Streaming it is alone, but for the order.
         with world.in_environment(place if distributed.is_initialized() else World()):
@@ -219,11 +225,14 @@ def _prepare_cache(files: DatasetFiles, split: str, index: dict[str, Any]) -> No
     Raises:
         DataError: the cache is another dataset's, or is the dataset itself.
     """
-    if "://" not in str(files.remote) and os.path.realpath(str(files.remote)) == os.path.realpath(files.local):
-        raise DataError(
-            f"{files.remote}: the cache is the same folder; to read the shards in place leave out cache=",
-            about=("cache",),
-        )
+    if "://" not in str(files.remote):
+        for name in {"", split}:
+            if _is_same_folder(Path(str(files.remote), name), Path(files.local, name)):
+                raise DataError(
+                    f"{Path(str(files.remote), name)}: the cache is the same folder; to read the shards in place leave "
+                    "out cache=",
+                    about=("cache",),
+                )
     folder = Path(files.local, split)
     path = folder / "index.json"
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
@@ -242,6 +251,11 @@ def _prepare_cache(files: DatasetFiles, split: str, index: dict[str, Any]) -> No
     part = folder / f".index.json.{uuid.uuid4().hex[:12]}.part"
     part.write_text(json.dumps(index))
     os.replace(part, path)
+
+
+def _is_same_folder(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one folder, by a link or a mount too."""
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _check_cache_limit(

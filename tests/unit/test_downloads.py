@@ -104,6 +104,23 @@ def test_a_compressed_shard_is_unpacked_to_the_size_of_the_index_and_no_further(
 
 
 @pytest.mark.parametrize("empty_cache", [False, True])
+def test_a_split_that_is_a_link_out_of_the_cache_is_refused_and_not_followed(tmp_path: Path, empty_cache: bool) -> None:
+    precious = tmp_path / "precious" / INFO.basename
+    precious.parent.mkdir()
+    precious.write_bytes(b"mine")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/train").symlink_to(precious.parent)
+    ours = stream(tmp_path, empty_cache=empty_cache, local=str(tmp_path / "cache"), split="train")
+    shard = MDSReader(ours.local, "train", [], [], [], None, [], INFO, 1, None, None)
+    with pytest.raises(
+        DownloadError, match=r"cache/train is a link to .*/precious, outside of the cache .*/cache/train; remove the"
+    ):
+        ours.set_up_local([shard], np.zeros(1, np.int64))
+        ours._prepare_shard_part(INFO)
+    assert precious.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("empty_cache", [False, True])
 def test_a_link_in_the_cache_that_leads_out_of_it_is_refused_and_not_followed(
     tmp_path: Path, empty_cache: bool
 ) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +154,30 @@ def test_shards_are_fetched_into_a_cache(shards: Path, tmp_path: Path, three_epo
     )
     with pytest.raises(DataError, match="another dataset's; give another folder"):
         loader_of(shards, split="val", cache=move(tmp_path / "cache/train", tmp_path / "other/val").parent)
+
+
+def test_no_limit_of_a_cache_deletes_the_only_copy(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    there = sorted(copy.rglob("*"))
+    options = StreamOptions(cache_limit_gb=1e-4, shuffle_block_size=8)
+    for split in ("train", "val"):
+        with pytest.raises(
+            DataError, match=f"cache_limit_gb: 0.0001 would delete shards of {copy}, which holds the"
+        ):
+            loader_of(copy, split=split, options=options)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/train").symlink_to(copy / "train")
+    for limited in (options, StreamOptions()):
+        with pytest.raises(DataError, match=f"{copy}/train: the cache is the same folder; to read the shards in place"):
+            loader_of(copy, cache=tmp_path / "cache", options=limited)
+    other = tmp_path / "other"
+    shutil.copytree(shards, other)
+    with pytest.raises(
+        DataError, match=f"cache/train is a link to {copy}/train, outside of the cache {tmp_path}/cache"
+    ):
+        loader_of(other, cache=tmp_path / "cache", options=StreamOptions(cache_limit_gb=1.0, shuffle_block_size=8))
+    assert sorted(copy.rglob("*")) == there
 
 
 def move(path: Path, to: Path) -> Path:
