@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.jpeg_header import Frame, is_safe_to_scale, read_frame
-from convert.mending import BadImage, describe, to_rgb
+from convert.mending import describe
 from imagestream.decode import limits
 from imagestream.decode.limits import MAX_PIXELS
 from imagestream.decode.native import library
+from imagestream.decode.rgb import UPRIGHT, BadImage, orientation_of, orientation_of_tiff, to_rgb, turned
 
 MAX_JPEG_SIDE_PX = 65_500  # libjpeg's JPEG_MAX_DIMENSION
 
@@ -52,17 +53,6 @@ if _HAS_HEIF:
 """Versions of the libraries that read AVIF and HEIC: what such an image is encoded anew from."""
 _AVIF_BRANDS = (b"avif", b"avis")  # of the file, in its first box (ISO/IEC 14496-12)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-
-UPRIGHT = 1  # of EXIF's orientations; the others and how they are undone:
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 _HAS_NATIVE_CHECK = library.is_built()
 
@@ -150,7 +140,7 @@ def check_image(data: bytes, resize: Resize | None = None, *, turn: bool = False
             raise BadImage(f"{image.width} x {image.height} px is more than the {MAX_PIXELS:,} px allowed")
         frame = read_frame(data) if image.format in ("JPEG", "MPO") else None
         try:
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             if turn and orientation != UPRIGHT:
                 return _mend(image, resize, frame, orientation)
             checked = _check(data, image, frame, resize)
@@ -174,17 +164,6 @@ def _check(data: bytes, image: Image.Image, frame: Frame | None, resize: Resize 
     if resize and frame and image.format == "JPEG" and image.info.get("progressive"):
         return _as_baseline(data, image, frame)
     return _keep(data, image)
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 (upright) to 8, as EXIF numbers them; broken EXIF, of which ImageNet has some, says nothing."""
-    if "exif" not in image.info:
-        return UPRIGHT
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
-    except Exception:  # Pillow's reader raises all kinds
-        return UPRIGHT
-    return int(orientation) if orientation in range(2, 9) else UPRIGHT
 
 
 def _open(data: bytes) -> Image.Image:
@@ -275,6 +254,7 @@ def _tables_by_component(image: Image.Image, frame: Frame) -> list[list[int]]:
 
 
 def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None, orientation: int = UPRIGHT) -> Checked:
+    by_pillow = orientation_of_tiff(image)
     image.load()
     width, height = resize.size(*image.size) if resize else image.size
     if max(width, height) > MAX_JPEG_SIDE_PX:
@@ -283,8 +263,10 @@ def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None, orient
             "side; make it smaller, as --resize does"
         )
     rgb, remarks = to_rgb(image)
+    if by_pillow != UPRIGHT:
+        remarks = [f"turned as its own orientation ({by_pillow}) says", *remarks]
     if orientation != UPRIGHT:
-        rgb = rgb.transpose(_TURNS[orientation])
+        rgb = turned(rgb, orientation)
         remarks = [f"turned as its EXIF orientation ({orientation}) says", *remarks]
     if resize and resize.size(*rgb.size) != rgb.size:
         return replace(_resize(rgb, resize), mended=describe(image, frame, resize.quality, remarks))

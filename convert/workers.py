@@ -16,13 +16,13 @@ from typing import Literal
 from convert.claims import Claims
 from convert.images import Checked, Resize, check_image
 from convert.journal import Journal, Record, is_as_written, receipt_of
-from convert.mending import BadImage
 from convert.plan import ShardTask
 from convert.pool import Death, WorkersDied, in_order, note
 from convert.sources import Sample
 from convert.tally import KeptImage, ShardResult
 from convert.trials import which_kill
 from imagestream.decode.limits import MAX_FILE_BYTES
+from imagestream.decode.rgb import BadImage
 from imagestream.mds.manifest import MendedFile, RefusedFile
 from imagestream.mds.names import printable
 from imagestream.mds.shards import EncodedShard, ShardFormat, encode_sample, encode_shard

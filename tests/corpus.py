@@ -24,13 +24,13 @@ from imagestream.decode.backends import Decoder
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convert.images import check_image, parse_resize
-from convert.mending import BadImage
 from convert.pool import how_it_ended
 from imagestream.decode import pillow
 from imagestream.decode.crops import View, center_view
 from imagestream.decode.native import library
 from imagestream.decode.native.decoder import NativeDecoder
 from imagestream.decode.pillow import DecodeError
+from imagestream.decode.rgb import BadImage
 
 LIMIT_S = 120
 RESIZES = (None, "short=256", "max=100")

@@ -39,7 +39,8 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: `config`, `num_classes`, `classes` (its names, or None).
+    """Return what a checkpoint says of its run: `config`, `num_classes`, `classes` (its names, or None), `exif`
+    (what was done with the orientation of its images; None: not known).
 
     Raises:
         CheckpointError: it is damaged, unsafe, or not of this program.

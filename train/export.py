@@ -162,7 +162,7 @@ def make(args: argparse.Namespace, path: Path, name: str, record: dict[str, Any]
     reference = classifier_of(trainer)
     sha256 = weights_sha256(reference)
     tensors = plain_tensors(reference.module)
-    described = describe(cfg, reference.module, saved["num_classes"], saved.get("classes"), files.manifest())
+    described = describe(cfg, reference.module, saved, files.manifest())
     write_model(folder, described, tensors)
     evaluated = evaluate_both(
         reference,

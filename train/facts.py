@@ -49,6 +49,7 @@ class Facts:
     val_fingerprint: str
     num_classes: int
     classes: tuple[str, ...] | None
+    exif: str | None
     train_samples: int
     val_samples: int
     world_size: int
@@ -94,12 +95,15 @@ def gather_facts(cfg: Config) -> Facts:
     check_samples(cfg.data.num_canonical_nodes, train_samples)
     length = int(cfg.max_duration[:-2])
     decoder = open_decoder(cfg.data.decoder, resize_in=cfg.data.resize_in)
+    manifest = files.manifest()
+    converted = manifest.splits.get(cfg.data.train_split) if manifest is not None else None
     facts = Facts(
         files=files,
         fingerprint=fingerprint,
         val_fingerprint=val_fingerprint,
         num_classes=count_classes(cfg, files),
         classes=files.class_names(),
+        exif=None if converted is None else converted.options.exif,
         train_samples=train_samples,
         val_samples=val_samples,
         world_size=world_size,
@@ -234,6 +238,7 @@ def describe(cfg: Config, facts: Facts, contract: Contract) -> dict[str, Any]:
             "fingerprint": facts.fingerprint,
             "num_classes": facts.num_classes,
             "classes": None if facts.classes is None else list(facts.classes),
+            "exif": facts.exif,
             "train_samples": facts.train_samples,
             "val_samples": facts.val_samples,
             "decoder": facts.decoder_version,

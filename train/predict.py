@@ -28,7 +28,7 @@ from imagestream.mds.names import shown
 from train.config.run_config import ConfigError
 from train.evaluation import DIST_TIMEOUT_SECONDS, add_weights_option
 from train.model import EVAL_PASS
-from train.predicting.images import Batch, Reading, batches_of, check_location, count_images, crop_of
+from train.predicting.images import Batch, Reading, batches_of, check_location, count_images, crop_of, exif_of
 from train.predicting.model import PredictingModel, logits_of, open_model
 from train.predicting.page import Page
 from train.predicting.results import RANKS, Prediction, open_table
@@ -62,6 +62,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that decode; default: the cores but for one"
     )
+    parser.add_argument(
+        "--exif",
+        choices=["ignore", "apply"],
+        help="whether files are turned as their EXIF orientation says; default: as when the training images were "
+        "converted",
+    )
     parser.add_argument("--cache", metavar="DIR", help="folder for shards that are in S3")
     args = parser.parse_args(argv)
     if args.out and not args.out.endswith((".csv", ".parquet")):
@@ -84,7 +90,13 @@ def predict(args: argparse.Namespace) -> int:
         raise ConfigError(f"predictions are made by one process, and here are {dist.get_world_size()}; use python")
     model = open_model(args.model, which=args.checkpoint, weights=args.weights)
     model.network.to(device)
-    reading = Reading(crop_of(model.described), args.batch_size or BATCH_SIZE[device.type], args.workers, args.cache)
+    reading = Reading(
+        crop_of(model.described),
+        turn=(args.exif or exif_of(model.described)) == "apply",
+        batch_size=args.batch_size or BATCH_SIZE[device.type],
+        num_workers=args.workers,
+        cache=args.cache,
+    )
     for location in args.images:
         check_location(location)
     table = open_table(args.out)

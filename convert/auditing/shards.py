@@ -16,9 +16,9 @@ import numpy.typing as npt
 from convert.auditing.findings import Finding, Kind, RecordAt, path_in
 from convert.auditing.index import FileEntry, ShardEntry, hash_hex
 from convert.images import check_image
-from convert.mending import BadImage
 from convert.pool import WorkersDied, note
 from convert.trials import which_kill
+from imagestream.decode.rgb import BadImage
 from imagestream.mds.shard_reader import ShardError, decode_record, raw_bytes, record_offsets
 from imagestream.storage.protocol import Place
 

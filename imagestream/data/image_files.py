@@ -17,6 +17,7 @@ from imagestream.data.watchdog import StallWatch
 from imagestream.decode.backends import Decoder
 from imagestream.decode.crops import CenterCrop
 from imagestream.decode.limits import MAX_FILE_BYTES, MAX_PIXELS
+from imagestream.decode.pillow import DecodeError, upright
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.protocol import Place
 
@@ -69,6 +70,7 @@ def file_loader(
     *,
     batch_size: int,
     num_workers: int,
+    turn: bool = False,
     stall_limit_s: float = 600.0,
 ) -> Iterator[tuple[list[ImageFile], RawBatch]]:
     """Yield batches of files, in their order, with their pixels.
@@ -78,6 +80,7 @@ def file_loader(
 
     Args:
         num_workers: loader processes; 0: none.
+        turn: as their EXIF orientation says.
         stall_limit_s: how long a batch may take.
     """
     waiting: list[list[ImageFile]] = []
@@ -98,7 +101,7 @@ def file_loader(
     collate.blocks = SharedBlocks(num_workers, PREFETCH_FACTOR + BLOCKS_BEYOND_PREFETCH)
     watch = StallWatch(stall_limit_s, workers=num_workers, rank=0, doing=lambda: "reading image files")
     loader = TimedLoader(
-        _Files(),
+        _Files(turn),
         batch_sampler=batches(),
         collate_fn=Tolerant(collate, max_pixels=MAX_PIXELS),
         num_workers=num_workers,
@@ -115,22 +118,26 @@ def file_loader(
 class _Files(Dataset[EncodedSample]):
     """Reads files, several at once from a place that takes its time to answer."""
 
+    def __init__(self, turn: bool) -> None:
+        self.turn = turn
+
     def __getitem__(self, file: ImageFile) -> EncodedSample:
-        return _read(file)
+        return _read(file, turn=self.turn)
 
     def __getitems__(self, files: Sequence[ImageFile]) -> list[EncodedSample]:
         at_once = max(file.place.concurrency for file in files)
         if at_once == 1:
-            return [_read(file) for file in files]
+            return [self[file] for file in files]
         with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(_read, files))
+            return list(pool.map(self.__getitem__, files))
 
 
-def _read(file: ImageFile) -> EncodedSample:
+def _read(file: ImageFile, *, turn: bool) -> EncodedSample:
     sample = EncodedSample(b"", IGNORED_LABEL, 0, 0)
     if file.size_bytes > MAX_FILE_BYTES:
         return sample._replace(fault=f"{file.size_bytes:,} bytes are more than the {MAX_FILE_BYTES:,} allowed")
     try:
-        return sample._replace(image=file.place.read(file.name))
-    except (OSError, PlaceError) as error:
+        image = file.place.read(file.name)
+        return sample._replace(image=upright(image) if turn else image)
+    except (OSError, PlaceError, DecodeError) as error:
         return sample._replace(fault=str(error))

@@ -11,6 +11,7 @@ from PIL import __version__ as pillow_version
 
 from imagestream.decode.crops import View
 from imagestream.decode.limits import FORMATS
+from imagestream.decode.rgb import UPRIGHT, orientation_of, to_rgb, turned
 
 
 class DecodeError(ValueError):
@@ -61,6 +62,27 @@ class PillowDecoder:
 def image_size(jpeg: bytes) -> tuple[int, int]:
     """Return (width, height) in px from the header alone."""
     return _open(jpeg).size
+
+
+def upright(data: bytes) -> bytes:
+    """Return an image as it is, or, where its EXIF says that it lies on its side, a BMP of it the right way up.
+
+    Raises:
+        DecodeError: it cannot be read.
+    """
+    image = _open(data)
+    orientation = orientation_of(image)
+    if orientation == UPRIGHT:
+        return data
+    try:
+        image.load()
+        encoded = io.BytesIO()
+        turned(to_rgb(image)[0], orientation).save(encoded, "BMP")
+    except MemoryError:
+        raise
+    except Exception as error:  # as below
+        raise DecodeError(str(error)) from error
+    return encoded.getvalue()
 
 
 def decode_batch(
@@ -118,7 +140,9 @@ def _open(jpeg: bytes) -> Image.Image:
 
 
 def _render(jpeg: bytes, view: View, size: int, bounded: bool) -> Image.Image:
-    image = _open(jpeg).convert("RGB")
+    loaded = _open(jpeg)
+    loaded.load()
+    image, _ = to_rgb(loaded)
     resample = Image.Resampling.BICUBIC if view.cubic else Image.Resampling.BILINEAR
     if bounded:
         left, top, right, bottom = (int(edge) for edge in view.box)

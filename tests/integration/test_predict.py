@@ -2,11 +2,13 @@
 
 import csv
 import functools
+import json
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import ExifTags, Image
 
 from imagestream.storage.places import open_place
 from tests import processes
@@ -70,6 +72,29 @@ def test_files_and_shards_get_the_probabilities_of_an_evaluation(made: Path, tmp
     predict([str(made / "exported"), str(made / "mds/val"), "--out", str(tmp_path / "shards.parquet")], tmp_path / "s")
     by_path = {str(made / "images" / path): found for path, found in ranked(tmp_path / "shards.parquet").items()}
     assert by_path == expected
+
+
+def test_a_photograph_on_its_side_is_turned_where_the_training_images_were(made: Path, tmp_path: Path) -> None:
+    with Image.open(made / "images/val/class0/000.jpg") as image:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6  # a camera held upright: turn it to the right
+        (tmp_path / "photos").mkdir()
+        image.save(tmp_path / "photos/a.png")
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photos/b.png", exif=exif)
+    turning = shutil.copytree(made / "exported", tmp_path / "turning")
+    config = json.loads((turning / "config.json").read_text())
+    assert config["pixels"]["exif"] == "ignore"  # as the manifest has it
+    (turning / "config.json").write_text(json.dumps(config | {"pixels": config["pixels"] | {"exif": "apply"}}))
+    for model, options, is_turned in (
+        (made / "run", [], False),
+        (made / "exported", ["--exif", "apply"], True),
+        (turning, [], True),
+        (turning, ["--exif", "ignore"], False),
+    ):
+        argv = [str(model), str(tmp_path / "photos"), "--out", str(tmp_path / "p.parquet"), *options]
+        predict(argv, tmp_path / "log")
+        upright, side = ranked(tmp_path / "p.parquet").values()
+        assert (upright == side) == is_turned, (model, options)
 
 
 def test_bad_files_are_listed_and_the_others_predicted(made: Path, tmp_path: Path) -> None:

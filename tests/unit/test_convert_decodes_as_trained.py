@@ -8,13 +8,13 @@ import pytest
 from convert import images
 from convert.images import check_image
 from convert.jpeg_header import read_frame
-from convert.mending import BadImage
 from imagestream.decode import pillow
 from imagestream.decode.backends import Decoder
 from imagestream.decode.crops import View
 from imagestream.decode.native import library
 from imagestream.decode.native.decoder import NativeDecoder
 from imagestream.decode.pillow import DecodeError
+from imagestream.decode.rgb import BadImage
 from tests.jpegs import lossless_jpeg, written_by_hand
 
 FACTORS: tuple[tuple[int, int], ...] = tuple((x, y) for x, y in product((1, 2, 3, 4), repeat=2))

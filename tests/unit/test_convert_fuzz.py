@@ -14,10 +14,10 @@ from PIL import Image
 
 from convert import images
 from convert.images import check_image, parse_resize
-from convert.mending import BadImage
 from imagestream.decode import pillow
 from imagestream.decode.crops import center_view
 from imagestream.decode.native import library
+from imagestream.decode.rgb import BadImage
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 from convert.images import BLOCKS_BETWEEN_RESTARTS, Resize, check_image, parse_resize
-from convert.mending import BadImage
+from imagestream.decode.rgb import BadImage
 from tests.jpegs import written_by_hand
 
 
@@ -270,6 +270,14 @@ def test_a_png_with_a_large_profile_or_text_is_read(option: str) -> None:
 def test_a_picture_that_comes_out_very_dark_is_listed_as_such() -> None:
     checked = check_image(tiff("H", 16, 1, [round(4095 * t) for t in RAMP]))
     assert checked.mended is not None and checked.mended.endswith("very dark: the largest grey is 4,095 of 65,535")
+
+
+def test_a_tiff_is_turned_as_its_own_orientation_says_and_listed_so() -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # TIFF 6.0: Orientation
+    checked = check_image(encode(Image.new("RGB", (32, 16), "red"), "TIFF", exif=exif))
+    assert (checked.width_px, checked.height_px, checked.ignored_turn) == (16, 32, False)
+    assert checked.mended == "TIFF re-encoded as RGB JPEG, quality 95, turned as its own orientation (6) says"
 
 
 def shrink(spec: str) -> Resize:

@@ -10,7 +10,7 @@ from PIL import Image, features
 
 from convert import images
 from convert.images import READERS, check_image
-from convert.mending import BadImage
+from imagestream.decode.rgb import BadImage
 from tests.unit.test_convert_images import encode, noise
 
 HAS_HEIF = "libheif" in READERS

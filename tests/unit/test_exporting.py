@@ -45,7 +45,7 @@ def a_config(*overrides: str) -> Config:
 
 def written(network: nn.Module, folder: Path, *overrides: str) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    described = describe(a_config(*overrides), network, len(CLASSES), CLASSES, None)
+    described = describe(a_config(*overrides), network, {"num_classes": len(CLASSES), "classes": CLASSES}, None)
     write_model(folder, described, plain_tensors(network))
     return described
 
@@ -212,7 +212,7 @@ def test_the_card_is_markdown_whatever_the_names_are() -> None:
         "evaluations": [{"batch": 7, "top1": 0.5, "top5": 1.0, "loss": 1.0, "samples_evaluated": 300}],
         "time": {"train_s": 10_800.0},
     }
-    described = describe(cfg, a_network(), 4, CLASSES, None)
+    described = describe(cfg, a_network(), {"num_classes": 4, "classes": CLASSES}, None)
     text = card(
         cfg,
         record,
@@ -266,3 +266,22 @@ def test_pixels_are_those_of_an_evaluation(tmp_path: Path) -> None:
         with Image.open(path) as image:
             found: Tensor = transform(image)
         assert torch.equal(found, (out[0].permute(2, 0, 1) - mean) / std), size
+
+
+def test_pixels_are_turned_where_those_that_it_was_trained_on_were(tmp_path: Path) -> None:
+    from PIL import ExifTags, Image
+
+    from train.exporting import shipped_model
+
+    network = a_network()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright = Image.effect_noise((60, 90), 80).convert("RGB")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "side.png", exif=exif)
+    (tmp_path / "model").mkdir()
+    for saved in ({}, {"exif": None}, {"exif": "ignore"}, {"exif": "apply"}):
+        described = describe(a_config(), network, {"num_classes": 4, "classes": CLASSES} | saved, None)
+        write_model(tmp_path / "model", described, plain_tensors(network))
+        transform = shipped_model.transform(tmp_path / "model")
+        with Image.open(tmp_path / "side.png") as image:
+            assert torch.equal(transform(image), transform(upright)) == (saved.get("exif") == "apply")

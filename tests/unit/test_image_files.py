@@ -4,12 +4,14 @@ import io
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from convert.images import check_image
 from imagestream.data.image_files import ImageFile, file_loader, image_files
 from imagestream.decode.backends import open_decoder
 from imagestream.decode.crops import CenterCrop
@@ -120,6 +122,58 @@ def test_avif_is_an_image() -> None:
     picture, data = Image.fromarray(np.full((30, 40, 3), 90, np.uint8)), io.BytesIO()
     picture.save(data, "AVIF")
     assert open_decoder("auto").image_sizes([data.getvalue()]) == [(40, 30)]
+
+
+def encoded(image: Image.Image, kind: str, **more: Any) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **more)
+    return data.getvalue()
+
+
+def on_its_side() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
+
+
+def odd_images() -> dict[str, bytes]:
+    """Images of which Pillow's own RGB is not what a person sees."""
+    rng = np.random.default_rng(1)
+    colours = Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8))
+    alpha = colours.copy()
+    alpha.putalpha(Image.fromarray(np.arange(40 * 56, dtype=np.uint32).reshape(40, 56).astype(np.uint8)))
+    return {
+        "alpha.png": encoded(alpha, "PNG"),
+        "clear.gif": encoded(colours.quantize(8), "GIF", transparency=3),
+        "grey16.png": encoded(Image.fromarray(rng.integers(0, 65536, (40, 56), np.uint16)), "PNG"),
+        "side.jpg": encoded(colours, "JPEG", quality=95, subsampling=0, exif=on_its_side()),
+        "side.tif": encoded(colours, "TIFF", exif=on_its_side()),
+        "side.png": encoded(colours, "PNG", exif=on_its_side()),
+    }
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_a_network_sees_what_the_converter_would_have_stored(turn: bool, tmp_path: Path) -> None:
+    for name, data in odd_images().items():
+        (tmp_path / name).write_bytes(data)
+    loaded = file_loader(
+        image_files(LocalPlace(tmp_path)), open_decoder("auto"), CROP, batch_size=9, num_workers=0, turn=turn
+    )
+    ((files, raw),) = loaded
+    assert raw.faults == () and len(files) == 6
+    for file, image in zip(files, raw.images.int(), strict=True):
+        stored = check_image(file.place.read(file.name), turn=turn).data
+        (size,) = PillowDecoder().image_sizes([stored])
+        expected = PillowDecoder().decode_batch([stored], [CROP.view(*size)], 16, bounded=False)[0].int()
+        assert (image - expected).abs().float().mean() < 2, file.name  # the stored one is a JPEG of quality 95
+
+
+def test_a_picture_that_is_transparent_everywhere_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(Image.new("RGBA", (30, 30), (255, 0, 0, 0)), "PNG"))
+    loaded = file_loader(image_files(LocalPlace(tmp_path)), open_decoder("auto"), CROP, batch_size=1, num_workers=0)
+    ((_, raw),) = loaded
+    ((place, why),) = raw.faults
+    assert place == 0 and why.startswith("every pixel is transparent")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

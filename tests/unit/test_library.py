@@ -162,9 +162,7 @@ def test_no_limit_of_a_cache_deletes_the_only_copy(shards: Path, tmp_path: Path)
     there = sorted(copy.rglob("*"))
     options = StreamOptions(cache_limit_gb=1e-4, shuffle_block_size=8)
     for split in ("train", "val"):
-        with pytest.raises(
-            DataError, match=f"cache_limit_gb: 0.0001 would delete shards of {copy}, which holds the"
-        ):
+        with pytest.raises(DataError, match=f"cache_limit_gb: 0.0001 would delete shards of {copy}, which holds the"):
             loader_of(copy, split=split, options=options)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/train").symlink_to(copy / "train")

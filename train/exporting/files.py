@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ FLOAT_SCALE = 255.0  # timm's mean and std are of pixels from 0 to 1
 log = logging.getLogger(__name__)
 
 
-def describe(
-    cfg: Config, network: nn.Module, num_classes: int, classes: Sequence[str] | None, manifest: Manifest | None
-) -> dict[str, Any]:
+def describe(cfg: Config, network: nn.Module, saved: Mapping[str, Any], manifest: Manifest | None) -> dict[str, Any]:
     """Return config.json: what model.py reads, and beside it timm's and Hugging Face's own keys.
 
     `architecture` is there where timm's network of that name is the same function, and only there.
+
+    Args:
+        saved: what the checkpoint says of its run, as `train.evaluation.read_run` returns it.
     """
+    num_classes, classes = int(saved["num_classes"]), saved.get("classes")
     layers = altered_layers(network)
     names = list(classes) if classes is not None else [str(number) for number in range(num_classes)]
     names += [str(number) for number in range(len(names), num_classes)]
@@ -54,6 +56,7 @@ def describe(
             "interpolation": data.eval_interpolation,
             "mean": list(data.mean),
             "std": list(data.std),
+            "exif": saved.get("exif") or "ignore",
         },
         "num_classes": num_classes,
         "label_names": names,

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torchvision
+from PIL import ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -158,8 +159,10 @@ def build(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
 def transform(folder: str | Path = HERE) -> Callable[[Any], Tensor]:
     """Return what makes a PIL image into float32 (3, crop, crop): resized, the middle cut out, normalised."""
     pixels = read_config(folder)["pixels"]
+    turn = [ImageOps.exif_transpose] if pixels.get("exif") == "apply" else []  # as the images that it was trained on
     return v2.Compose(
         [
+            *turn,
             v2.RGB(),
             v2.Resize(pixels["resize_px"], interpolation=v2.InterpolationMode(pixels["interpolation"])),
             v2.CenterCrop(pixels["crop_px"]),

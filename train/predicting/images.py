@@ -40,12 +40,14 @@ class Reading:
 
     Attributes:
         crop: what the network sees of each.
+        turn: files as their EXIF orientation says. (Shards are as they were converted.)
         batch_size: images.
         num_workers: loader processes; None: as many as there are cores, but for one.
         cache: folder for shards that are in S3.
     """
 
     crop: CenterCrop
+    turn: bool
     batch_size: int
     num_workers: int | None
     cache: str | None
@@ -55,6 +57,11 @@ def crop_of(described: dict[str, Any]) -> CenterCrop:
     """Return the crop that config.json says."""
     pixels = described["pixels"]
     return CenterCrop(pixels["crop_px"], resize=pixels["resize_px"], interpolation=pixels["interpolation"])
+
+
+def exif_of(described: dict[str, Any]) -> str:
+    """Return what was done with the EXIF orientation of the training images, `ignore` or `apply`."""
+    return str(described["pixels"].get("exif", "ignore"))
 
 
 def are_shards(location: str) -> bool:
@@ -140,6 +147,7 @@ def _of_files(locations: Sequence[str], reading: Reading) -> Iterator[Batch]:
         open_decoder("auto"),
         reading.crop,
         batch_size=reading.batch_size,
+        turn=reading.turn,
         num_workers=max(1, available_cores() - 1) if reading.num_workers is None else reading.num_workers,
     )
     for files, raw in loaded:

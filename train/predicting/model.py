@@ -87,7 +87,7 @@ def _of_checkpoint(path: Path, shown: str, weights: WeightsChoice) -> Predicting
             apply_stochastic_depth(model, **algorithm.model_dump(exclude={"name"}))
     stored = read_weights(path, shown, wants_average=weights == "averaged")
     load_into(model.module, stored, num_classes=saved["num_classes"], classes=None, shown=shown)
-    described = describe(cfg, model.module, saved["num_classes"], saved.get("classes"), None)
+    described = describe(cfg, model.module, saved, None)
     return PredictingModel(model.module.eval(), described, shown)
 
 

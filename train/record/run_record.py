@@ -185,6 +185,7 @@ class RunRecord(Callback):
             "config": self.facts["config"],
             "num_classes": self.facts["dataset"]["num_classes"],
             "classes": self.facts["dataset"]["classes"],
+            "exif": self.facts["dataset"]["exif"],
             "epochs": [dict(row) for row in self.epochs],
             "curve": [dict(point) for point in self.curve],
             "evaluations": [dict(evaluation) for evaluation in self.evaluations],
