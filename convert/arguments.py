@@ -74,7 +74,8 @@ def parse_args(description: str, argv: Sequence[str] | None) -> Args:
     parser.epilog = (
         "S3: credentials as boto3 finds them; set S3_ENDPOINT_URL for a server other than AWS.\n"
         "Exit status: 0 converted; 1 failed (bad images, disk full, upload failed, another converter at work);\n"
-        "2 the command needs correcting; 130, 143 interrupted. After 1, 130, 143 or a crash the same command resumes."
+        "2 the command needs correcting; 130, 143 interrupted. After 1, 130, 143 or a crash the same command resumes;\n"
+        "one with --overwrite begins anew, so give it again without."
     )
     values = vars(parser.parse_args(argv))
     part = values.pop("part") or part_of_array(os.environ)

@@ -21,7 +21,7 @@ from PIL import __version__ as pillow_version
 from PIL import features
 
 from convert.arguments import Args
-from convert.files_table import clear_scratch, write_files_table
+from convert.files_table import check_kept_table, clear_scratch, write_files_table
 from convert.imagenet_classes import readable_name
 from convert.images import READERS
 from convert.journal import Journal
@@ -141,6 +141,8 @@ def convert(conversion: Conversion) -> None:
         BadImagesError, OutputError, PlaceError, WorkerError: the message says what is the matter.
     """
     abort_uploads(conversion.output)
+    if not all(split.complete for split in conversion.splits) and _kept(conversion):
+        check_kept_table(conversion.output)
     for split in conversion.splits:
         if not split.complete:
             begin(conversion, split)
@@ -435,7 +437,9 @@ def build(conversion: Conversion, tasks: Sequence[ShardTask], job: Job) -> None:
             refuse_bad_images(conversion)
     except BaseException:
         if made:
-            logger.warning("%d of %s are made and stay; the same command resumes", made, counted(len(tasks), "shard"))
+            how = ", without --overwrite," if conversion.args.overwrite else ""
+            shards = counted(len(tasks), "shard")
+            logger.warning("%d of %s are made and stay; the same command%s resumes", made, shards, how)
         raise
 
 
@@ -524,6 +528,12 @@ def _check_remade(output: Place, split: Split) -> None:
                 f"{split.name}/{name} was missing, and made again it differs from {INDEX_NAME}: an image has "
                 "changed. Replace the split with --overwrite"
             )
+    if missing := missing_shards(output, split.name):
+        name = f"{split.name}/shard.{min(missing):05}.mds"
+        raise OutputError(
+            f"{name} is missing and cannot be made again: not one of its images can be used now. Mend them in the "
+            "source, or replace the split with --overwrite"
+        )
     Journal(output, split.name).end()
 
 

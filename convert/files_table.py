@@ -22,6 +22,10 @@ WHOLE_NAMES = (FILES_NAME, MANIFEST_NAME)
 SCRATCH = f"{PART}files-"  # folders for the table until it is whole
 
 
+class FilesTableError(RuntimeError):
+    """The table of an earlier conversion, whose rows are to be taken over, is damaged."""
+
+
 def clear_scratch(output: Place) -> None:
     """Remove what killed converters have left of the table and the manifest on a disk."""
     names = output.names() if output.path is not None else []
@@ -42,6 +46,7 @@ def write_files_table(output: Place, made: Mapping[str, Sequence[ShardTask]], *,
 
     Raises:
         PlaceError: it cannot be written.
+        FilesTableError: the table that is there is damaged.
         RecordsGoneError: a journal has gone, as another machine that completes the dataset too removes it.
     """
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=output.path) as scratch:
@@ -57,10 +62,36 @@ def write_files_table(output: Place, made: Mapping[str, Sequence[ShardTask]], *,
         output.put(FILES_NAME, path)
 
 
+def check_kept_table(output: Place) -> None:
+    """Open the table that an earlier conversion has left, if it has.
+
+    Raises:
+        FilesTableError: it is damaged.
+    """
+    if output.stat(FILES_NAME) is None:
+        return
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=output.path) as scratch:
+        _open(output.get(FILES_NAME, Path(scratch))).close()
+
+
+def _open(table: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(table)
+        if file.schema_arrow.names != SCHEMA.names:
+            raise ValueError(f"its columns are {', '.join(file.schema_arrow.names)}")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FilesTableError(
+            f"{FILES_NAME} in --out is damaged: {reason}; copy it again, or remove it: it will then have no rows "
+            "of the splits that are there"
+        ) from error
+    return file
+
+
 def _rows_before(table: Path | None, split: str) -> Iterator[dict[str, Any]]:
     if table is None:
         return
-    with pq.ParquetFile(table) as file:
+    with _open(table) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             yield from batch.filter(pc.equal(batch["split"].cast(pa.string()), split)).to_pylist()
 

@@ -37,6 +37,7 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 from convert.arguments import Args, parse_args
 from convert.claims import SessionOverError
 from convert.conversion import BadImagesError, Conversion, OutputError, UsageError, convert, look, warnings_of
+from convert.files_table import FilesTableError
 from convert.journal import FOLDER, RecordsGoneError
 from convert.lock import LockedError, only_converter
 from convert.machines import OtherPlanError
@@ -65,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args)
     except (UsageError, SourceError, ManifestError, OtherPlanError) as error:
         return _report(error, EXIT_USAGE)
-    except (BadImagesError, LockedError, OutputError, RecordsGoneError, SessionOverError, WorkerError) as error:
+    except (
+        *(BadImagesError, FilesTableError, LockedError, OutputError, RecordsGoneError, SessionOverError, WorkerError),
+    ) as error:
         return _report(error, EXIT_FAILED)
     except PlaceError as error:
         full = ". Free some space or choose another --out; a dataset takes as much room as its images"

@@ -29,7 +29,12 @@ def numbered_names(count: int) -> list[str]:
         )
     if count == len(WNIDS):
         return list(WNIDS)
-    return [f"class{index:04}" for index in range(count)]
+    return _numbered(count)
+
+
+def _numbered(count: int) -> list[str]:
+    digits = max(4, len(str(count - 1)))  # so that sorting keeps the order of the labels
+    return [f"class{index:0{digits}}" for index in range(count)]
 
 
 def classes_of_numbers(count: int, seen: Mapping[int, str], names: Sequence[str]) -> tuple[list[str], bool]:
@@ -47,8 +52,7 @@ def classes_of_numbers(count: int, seen: Mapping[int, str], names: Sequence[str]
     guess = numbered_names(count)
     if guess == list(WNIDS) and not names and all(WNIDS[label] == wnid for label, wnid in seen.items()):
         return guess, True
-    digits = max(4, len(str(count - 1)))  # so that sorting keeps the order of the labels
-    return [f"class{index:0{digits}}" for index in range(count)], not names
+    return _numbered(count), not names
 
 
 def warn_of_numbered_names(names: Sequence[str], source: object) -> None:

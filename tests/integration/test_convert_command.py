@@ -218,6 +218,24 @@ def test_a_missing_shard_whose_image_has_changed_is_refused(source: Path, out: P
     assert done.returncode == 1 and "train/shard.00001.mds was missing, and made again it differs" in done.stderr
 
 
+def test_a_missing_shard_of_which_no_image_can_be_used_is_not_passed_over(source: Path, out: Path) -> None:
+    for path in listing(source):
+        path.write_bytes(bytes(path.stat().st_size))
+    (out / "train/shard.00001.mds").unlink()
+    done = run("--source", source, "--out", out, *SMALL_SHARDS, "--on-bad", "skip")
+    assert done.returncode == 1, done.stderr
+    assert "train/shard.00001.mds is missing and cannot be made again: not one of its images can be used" in done.stderr
+
+
+def test_an_interrupted_overwrite_says_how_to_resume(source: Path, out: Path) -> None:
+    path = listing(source)[-1]
+    path.write_bytes(bytes(path.stat().st_size))
+    done = run("--source", source, "--out", out, *SMALL_SHARDS, "--overwrite", "--workers", 1)
+    assert done.returncode == 1 and "made and stay; the same command, without --overwrite, resumes" in done.stderr
+    again = run("--source", source, "--out", out, *SMALL_SHARDS, "--on-bad", "skip")
+    assert again.returncode == 0 and "written before" in again.stdout + again.stderr
+
+
 def test_overwrite_replaces_our_files_and_touches_no_other(source: Path, out: Path, converted: Path) -> None:
     stale = ("train/shard.00099.mds", "train/.shard.00098.mds.tmp")
     foreign = ("train/notes.txt", "val/shard.00077.mds", "other/index.json")

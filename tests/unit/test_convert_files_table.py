@@ -110,6 +110,20 @@ def test_a_record_that_somebody_removes_at_the_end_is_an_error_in_a_line(
     assert main(argv) == 0 and (tmp_path / "out" / FILES_NAME).exists()
 
 
+@pytest.mark.parametrize("content", [b"PAR1 and no more", b""])
+def test_a_damaged_one_is_named_before_any_work(
+    content: bytes, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(images, tmp_path, "--splits", "train")
+    whole = (tmp_path / FILES_NAME).read_bytes()
+    (tmp_path / FILES_NAME).write_bytes(content)
+    argv = ["--source", str(images), "--out", str(tmp_path), "--workers", "1", "--on-bad", "skip", "--splits", "val"]
+    assert main(argv) == 1
+    assert f"{FILES_NAME} in --out is damaged: " in capsys.readouterr().err and not (tmp_path / "val").exists()
+    (tmp_path / FILES_NAME).write_bytes(whole)
+    assert main(argv) == 0
+
+
 def failing_after(count: int, get: Any) -> Any:
     calls = iter(range(1_000_000))
 

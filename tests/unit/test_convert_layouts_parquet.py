@@ -67,6 +67,12 @@ def test_labels_without_names_are_numbered_with_a_warning(tmp_path: Path, caplog
     assert keys(source) == [("train/class0000/a.jpg", 0), ("train/class0002/a.jpg", 2)]
 
 
+def test_more_than_ten_thousand_classes_without_names_keep_their_labels(tmp_path: Path) -> None:
+    source = parquet(tmp_path, [(IMAGE, 10_001), (IMAGE, 1_001), (IMAGE, 1_000)])
+    assert [label for _, label in keys(source)] == [1_000, 1_001, 10_001]
+    assert source.class_names(["train"])[1_001] == "class01001"
+
+
 def test_a_damaged_label_does_not_make_a_million_classes(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match="largest label is 1,152,921,504,606,846,976; without names the largest allowed is 99,999"

@@ -17,6 +17,8 @@ class EMA(ComposerEMA):
 
     def match(self, event: Event, state: State) -> bool:
         if event == self.update_event and self._reads_the_model(state):  # upstream's copies the model in `match`
+            # A checkpoint after an epoch's last batch has put the averages there, and upstream takes them for trained.
+            self._ensure_training_weights_active(state)
             share_buffers(state.model)
         return super().match(event, state)
 
