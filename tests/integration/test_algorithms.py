@@ -24,6 +24,7 @@ ALGORITHMS = {
     "crop": RESIZING + ", mode: crop}",
     "decode": RESIZING + ", mode: decode}",
     "ema": EMA,
+    "ema_in_epochs": "{name: ema, half_life: 1ep}",
     "mixup": "{name: mixup}",
     "mixup_of_losses": "{name: mixup, interpolate_loss: true}",
     "cutmix": "{name: cutmix}",
@@ -65,6 +66,8 @@ ALGORITHMS["adamw"] = DEPTH + "block}"
 SETTINGS["adamw"] = ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.decay_batchnorm=false"]
 ALGORITHMS["lamb"] = DEPTH + "block}, {name: mixup}"
 SETTINGS["lamb"] = ["optimizer.name=lamb", "optimizer.lr=5e-3", "optimizer.decay_batchnorm=false"]
+ALGORITHMS["squeeze_excite_in_groups"] = ALGORITHMS["squeeze_excite"]
+SETTINGS["squeeze_excite_in_groups"] = ["optimizer.decay_batchnorm=false"]
 ALGORITHMS["ramp"] = "{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1, size_increment: 16}"
 SETTINGS["ramp"] = ["data.crop_size=48"]
 ALGORITHMS["repeats"] = "{name: trivial_augment}, {name: mixup_or_cutmix}"
@@ -115,6 +118,18 @@ def test_killed_at_a_random_batch_it_ends_with_identical_weights(
     assert "resume: from" in output
     assert records[0] == records[1]
     assert same_checkpoint(tmp_path / "undisturbed", tmp_path / "interrupted") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ema_in_epochs", pytest.param("swa", marks=pytest.mark.exhaustive)])
+def test_when_checkpoints_are_saved_changes_no_weight(shards: Path, tmp_path: Path, name: str) -> None:
+    """The last batch of an epoch has a checkpoint of its own with one interval, and the epoch's alone with the other."""
+    for interval in ("1ep", "6ba"):
+        more = [f"algorithms=[{ALGORITHMS[name]}]", f"checkpoint.save_interval={interval}", "max_duration=3ep"]
+        argv = command(shards, tmp_path / interval, *more, "eval_interval=1ep")
+        code, output = run(argv, tmp_path / f"{interval}.log", ranks=2)
+        assert code == 0, output
+    assert what_must_match(record_of(tmp_path / "1ep")) == what_must_match(record_of(tmp_path / "6ba"))
 
 
 def batches_saved(folder: Path) -> int:

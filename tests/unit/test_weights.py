@@ -172,6 +172,14 @@ def test_layers_that_algorithms_put_around_others_are_known_on_both_sides(here: 
     assert [name for name in matched.kept if ".se." not in name] == [] and bool(matched.kept) is (adds and not has)
 
 
+@pytest.mark.parametrize("name", BOTH)
+def test_layers_are_put_in_before_there_is_an_optimizer_with_and_without_weights(name: str) -> None:
+    """Composer does it later, where a second group of parameters ends in an error, and the order is another."""
+    model = network(1)
+    assert begin(model, config(), BOTH[name], None, num_classes=10, classes=None) is None
+    assert list(model.state_dict()) == list(network(1, algorithms=BOTH[name]).state_dict())
+
+
 def read_back(model: ImageClassifier) -> Any:
     from train.weights.reading import stored
 

@@ -89,9 +89,9 @@ def begin(
         WeightsError: they are not there, or of another network.
         ConfigError: nothing would be trained.
     """
+    replace_layers(model, algorithms)
     if weights is None and not cfg.freeze:
         return None
-    replace_layers(model, algorithms)
     matched = None
     if weights is not None:
         stored = weights.on_all_ranks()
