@@ -251,6 +251,7 @@ def measure_speed(cfg: Config, files: "DatasetFiles", workers: int, *, batch_siz
     loader = train_loader(
         data,
         files,
+        algorithms=cfg.per_sample_algorithms,
         seed=cfg.seed,
         batch_size=batch_size,
         resolution=lambda step: data.crop_size,

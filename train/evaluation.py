@@ -14,7 +14,7 @@ from torch import nn
 from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.labels import Labels, labels_for
 from imagestream.loader import Loader
-from train.config.run_config import Config, config_from_dict
+from train.config.run_config import Config, ConfigError, config_from_dict
 from train.data import dataset_files, eval_loader, eval_spec
 from train.model import ImageClassifier, build_model
 from train.process import precision_on, torch_device
@@ -65,9 +65,14 @@ def with_data(
     """Return a run's configuration with the data that a command names."""
     remote = data if "://" in data or local else None
     changes: dict[str, Any] = {"remote": remote, "local": local or (None if remote else data)}
+    if remote is None:
+        changes["cache_limit_gb"] = None  # of a cache, and the shards are read where they are
     if columns is not None:
-        changes["columns"] = dict(zip(("image", "label"), columns.split(",", 1), strict=False))
-    if batch_size:
+        names = columns.split(",")
+        if len(names) != 2:
+            raise ConfigError(f"--columns: {columns} must be two names, of images and of labels, as in image,label")
+        changes["columns"] = dict(zip(("image", "label"), names, strict=True))
+    if batch_size is not None:
         changes["eval_batch_size"] = batch_size
     if workers is not None:
         changes["num_workers"] = workers

@@ -86,6 +86,5 @@ def cut(images: Tensor, box: Box) -> tuple[Tensor, float]:
 
 
 def classes_of(model: nn.Module) -> int:
-    """Return how many classes a network tells apart: what its last linear layer gives."""
-    last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
-    return last.out_features
+    """Return how many classes an `ImageClassifier`, as it is or within DDP, tells apart."""
+    return next(count for layer in model.modules() if isinstance(count := getattr(layer, "num_classes", None), int))

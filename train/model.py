@@ -116,6 +116,7 @@ class ImageClassifier(ComposerModel):
         super().__init__()
         self.module = module
         self.loss_name = loss
+        self.num_classes: int | None = None  # that it tells apart
         self.among: Tensor | None = None  # bool (classes,): in an evaluation, those that may be predicted
         self.target_threshold: float | None = None  # above it a mixed target is 1, else 0 (arXiv:2110.00476, section 3)
         self.averages_mirrored = False  # in an evaluation, a sample's logits with those of its mirror image
@@ -227,6 +228,7 @@ def build_model(
     if syncs_batchnorm:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     model = ImageClassifier(module, cfg.loss)
+    model.num_classes = num_classes
     model.target_threshold = cfg.target_threshold
     model.training_step = training_step
     return model

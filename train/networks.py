@@ -7,7 +7,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from train.config.algorithms import SizeSchedule
+from train.config.algorithms import BlurPool, SizeSchedule, SqueezeExcite
 from train.config.networks import TIMM, VITS, WITHOUT_BATCHNORM
 from train.config.run_config import Config, ConfigError
 from train.step.network import BatchNorm2d
@@ -62,6 +62,11 @@ def check_timms(cfg: Config) -> None:
                 f"and data.eval_crop_size {cfg.data.eval_crop_size}; let them be the same"
             )
         for place, algorithm in enumerate(cfg.algorithms):
+            if isinstance(algorithm, BlurPool | SqueezeExcite):
+                raise ConfigError(
+                    f"algorithms.{place}.name: '{algorithm.name}' does nothing in {cfg.model.name}, which takes images "
+                    "of one size alone, as a ViT"
+                )
             if isinstance(algorithm, SizeSchedule):
                 raise ConfigError(
                     f"algorithms.{place}.name: it cannot go with {cfg.model.name}, which takes images of one size alone"

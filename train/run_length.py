@@ -8,7 +8,7 @@ only once the dataset is.
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
+from math import lcm, log
 
 from train.config.algorithms import EMA, SAM, SWA, ProgressiveResizing, ResolutionRamp
 from train.config.run_config import Config
@@ -84,7 +84,20 @@ def what_comes_too_late(cfg: Config, steps_per_epoch: int) -> list[str]:
             fault = f"end_epoch: {algorithm.end_epoch} comes too late: no batch would have data.crop_size"
         if fault:
             faults.append(f"algorithms.{place}.{fault}")
+    if fault := _fault_of_keeping(cfg, length):
+        faults.append(fault)
     return [f"{fault} (the run: {length})" for fault in faults]
+
+
+def _fault_of_keeping(cfg: Config, length: RunLength) -> str:
+    """An evaluation is of a checkpoint where both come after the same batch; at the end of the run both do."""
+    saves, evaluations = int(length.in_steps(cfg.checkpoint.save_interval)), int(length.in_steps(cfg.eval_interval))
+    if cfg.checkpoint.keep_best is None or evaluations >= length.steps or lcm(saves, evaluations) < length.steps:
+        return ""
+    return (
+        f"checkpoint.keep_best: no checkpoint but the last is evaluated: they are saved every {saves:,} batches "
+        f"(checkpoint.save_interval) and evaluated every {evaluations:,} (eval_interval); let one divide the other"
+    )
 
 
 def _faults_of_schedule(cfg: Config, length: RunLength) -> Iterator[str]:

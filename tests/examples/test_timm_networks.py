@@ -59,6 +59,7 @@ REFUSED = {
     ("resnet1818",): "has no resnet1818; did you mean timm:resnet18?",
     ("test_vit", "data.eval_crop_size=48", "data.eval_resize_size=48"): "timm:test_vit takes images of one size alone",
     ("test_vit", "optimizer.decay_batchnorm=false"): "does nothing in timm:test_vit, which has no BatchNorm",
+    ("test_vit", "algorithms=[{name: blurpool}]"): "'blurpool' does nothing in timm:test_vit",
     ("test_vit", "algorithms=[{name: progressive_resizing}]"): "timm:test_vit, which takes images of one size alone",
 }
 

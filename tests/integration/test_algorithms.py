@@ -123,7 +123,7 @@ def test_killed_at_a_random_batch_it_ends_with_identical_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ema_in_epochs", pytest.param("swa", marks=pytest.mark.exhaustive)])
 def test_when_checkpoints_are_saved_changes_no_weight(shards: Path, tmp_path: Path, name: str) -> None:
-    """The last batch of an epoch has a checkpoint of its own with one interval, and the epoch's alone with the other."""
+    """An epoch's last batch has a checkpoint of its own with one interval, with the other the epoch alone has."""
     for interval in ("1ep", "6ba"):
         more = [f"algorithms=[{ALGORITHMS[name]}]", f"checkpoint.save_interval={interval}", "max_duration=3ep"]
         argv = command(shards, tmp_path / interval, *more, "eval_interval=1ep")

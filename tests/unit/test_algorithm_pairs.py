@@ -80,6 +80,7 @@ def loss_errors(cfg: Config) -> list[float]:
     losses = _Losses(smoothing=smoothing)
     samples: Any = list(zip(images, labels, strict=True))
     model = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(CLASSES * PX * PX, CLASSES)), "cross_entropy")
+    model.num_classes = CLASSES
     trainer = Trainer(
         model=model,
         train_dataloader=torch.utils.data.DataLoader(samples, batch_size=8),

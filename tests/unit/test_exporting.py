@@ -18,6 +18,7 @@ from imagestream.storage.local import LocalPlace
 from tests.conftest import REPOSITORY
 from train.config.networks import RESNETS
 from train.config.run_config import Config, ConfigError, load_config
+from train.evaluation import with_data
 from train.export import check_target
 from train.exporting.card import card, recipe
 from train.exporting.checks import LOGIT_BOUND, Agreement, Evaluated, ExportError, Figures, check_graph, compare, loaded
@@ -196,6 +197,8 @@ def test_classes_have_their_names_whatever_is_in_them(tmp_path: Path) -> None:
 def test_the_recipe_is_a_configuration_that_can_be_run(tmp_path: Path) -> None:
     places = [
         "checkpoint.save_folder=s3://secret/x",
+        "data.remote=s3://secret/mds",
+        "data.cache_limit_gb=200",
         "loggers.mlflow={experiment: x, tracking_uri: 'http://secret:5000'}",
     ]
     cfg = a_config("run_name=x", *places, "optimizer.lr=0.03")
@@ -204,6 +207,16 @@ def test_the_recipe_is_a_configuration_that_can_be_run(tmp_path: Path) -> None:
     assert "secret" not in recipe(cfg)
     named = {"data", "checkpoint", "loggers"}
     assert again.model_dump(exclude=named) == cfg.model_dump(exclude=named)
+
+
+def test_a_run_from_s3_with_a_limited_cache_is_evaluated_on_a_folder() -> None:
+    cfg = a_config("data.remote=s3://bucket/mds", "data.cache_limit_gb=200")
+    assert with_data(cfg, "/mds", None).data.cache_limit_gb is None
+    assert with_data(cfg, "s3://bucket/mds", "/cache").data.cache_limit_gb == 200
+    with pytest.raises(ConfigError, match=r"--columns: jpg must be two names, of images and of labels"):
+        with_data(cfg, "/mds", None, columns="jpg")
+    with pytest.raises(ConfigError, match="eval_batch_size: 0 must be above 0"):
+        with_data(cfg, "/mds", None, batch_size=0)
 
 
 def test_the_card_is_markdown_whatever_the_names_are() -> None:

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from train.mixing import MixUpOrCutMix, box_of, cut, generator_of, partners
+from train.model import ImageClassifier
 
 CLASSES = 5
+
+
+def classifier() -> nn.Module:
+    """With a head that is a convolution, as timm's dla, dpn and resnetv2 have it."""
+    model = ImageClassifier(nn.Sequential(nn.Conv2d(3, CLASSES, 1), nn.Flatten()), "cross_entropy")
+    model.num_classes = CLASSES
+    return nn.ModuleDict({"module": model})  # as DDP has it
 
 
 def mixed(algorithm: MixUpOrCutMix, images: Tensor, labels: Tensor, *, batch: int, seed: int = 17) -> Any:
@@ -22,7 +30,7 @@ def mixed(algorithm: MixUpOrCutMix, images: Tensor, labels: Tensor, *, batch: in
         batch=(images, labels),
         rank_zero_seed=seed,
         timestamp=SimpleNamespace(batch=batch),
-        model=nn.Sequential(nn.Linear(2, 2), nn.Linear(2, CLASSES)),
+        model=classifier(),
     )
     state.batch_get_item = lambda key: batch_get(state.batch, key)
     state.batch_set_item = lambda key, value: setattr(state, "batch", batch_set(state.batch, key, value=value))

@@ -62,6 +62,15 @@ def test_without_a_schedule_every_batch_has_the_crop_size() -> None:
     assert {Resolution(224, 10, "90ep")(step) for step in range(900)} == {224}
 
 
+def test_a_ramp_begins_at_a_multiple_of_its_increment() -> None:
+    ramp = "algorithms=[{name: resolution_ramp, start_px: %d, start_epoch: 0, end_epoch: 1, size_increment: %d}]"
+    for start_px, increment in ((144, 32), (32, 96), (33, 32)):
+        with pytest.raises(ConfigError, match=f"{start_px} must be a multiple of size_increment, which is {increment}"):
+            load_config(
+                REPOSITORY / "yamls/tiny.yaml", [ramp % (start_px, increment), "data.crop_size=192"], check_paths=False
+            )
+
+
 RAMP = "algorithms=[{name: resolution_ramp, start_px: 32, start_epoch: 1, end_epoch: %d, size_increment: 16}]"
 
 

@@ -47,6 +47,9 @@ FAULTS = {
     (
         f"algorithms=[{{{SWA}, update_interval: 3ba}}]",
     ): "algorithms.0.update_interval: '3ba' is too long: the mean would be of one set of weights alone",
+    (
+        *("checkpoint.save_interval=7ba", "eval_interval=1ep", "checkpoint.keep_best=top1", "max_duration=3ep"),
+    ): "checkpoint.keep_best: no checkpoint but the last is evaluated: they are saved every 7 batches",
     ("algorithms=[{name: sam, interval: 5}]",): "algorithms.0.interval: 5 is too long: no step would be SAM's",
     (
         "algorithms=[{name: resolution_ramp, start_px: 32, start_epoch: 0, end_epoch: 1}]",
@@ -58,6 +61,10 @@ FAULTS = {
     ): "algorithms.0.delay_fraction: 0.5 is too long: all images would have 24 px; in a run of epochs they grow",
 }
 GOOD = [
+    ("checkpoint.save_interval=5ba", "eval_interval=1ep", "checkpoint.keep_best=top1", "max_duration=3ep"),
+    ("checkpoint.save_interval=4ba", "eval_interval=1ep", "checkpoint.keep_best=top1", "max_duration=3ep"),  # after 20
+    ("checkpoint.save_interval=7ba", "eval_interval=1ep", "checkpoint.keep_best=top1", "max_duration=1ep"),
+    ("checkpoint.save_interval=7ba", "eval_interval=1ep", "max_duration=3ep"),
     ("algorithms=[{name: ema, half_life: 2ba}]",),
     ("algorithms=[{name: ema, half_life: 4ba, update_interval: 2ba}]",),
     ("algorithms=[{name: ema, half_life: 1ep}]", "max_duration=2ep"),

@@ -33,6 +33,7 @@ def test_a_point_has_the_mean_of_its_own_batches(lags: list[int], batches_per_po
         )
         statistics.lag_steps = lag
         statistics.send(state, torch.tensor(float(batch)), torch.tensor(0.0), is_stop_asked=False)
+        state.schedulers = [SimpleNamespace(get_last_lr=lambda batch=batch: [0.1 * (batch + 1)])]  # of the next step
         state.timestamp = SimpleNamespace(batch=batch + 1, epoch=0, sample=8 * batch + 8, total_wct=timedelta(0))
         record.batch_end(state, None)
     statistics.settle()
@@ -45,7 +46,10 @@ def test_a_point_has_the_mean_of_its_own_batches(lags: list[int], batches_per_po
 
 def test_what_the_page_has_goes_on_from_a_checkpoint_and_a_checkpoint_of_before_it_is_loaded_too() -> None:
     statistics, none = StepStatistics(), SimpleNamespace()
-    facts = {"config": {"data": {"mean": [0.0] * 3, "std": [1.0] * 3}}, "dataset": {"num_classes": 2, "classes": None}}
+    facts = {
+        "config": {"data": {"mean": [0.0] * 3, "std": [1.0] * 3}},
+        "dataset": {"num_classes": 2, "classes": None, "exif": None},
+    }
     record = RunRecord(facts, none, none, statistics)  # type: ignore[arg-type]  # nothing is written
     record.starts = [{"batch": 0, "unix_time_s": 1.0, "world_size": 2, "hosts": 1, "first_host": "node1"}]
     state: Any = SimpleNamespace(

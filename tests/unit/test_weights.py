@@ -3,6 +3,7 @@
 import argparse
 import pickle
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 
 from imagestream.storage.places import open_place
 from tests import small_network
-from train.config.algorithms import BlurPool, SqueezeExcite
+from train.config.algorithms import BlurPool, SqueezeExcite, StochasticDepth
 from train.config.model import ModelConfig
 from train.layers import depths, head_of
 from train.model import ImageClassifier, build_model, tensors_of, weights_sha256
 from train.resume import checkpoint_file
 from train.weights import source
-from train.weights.beginning import InitialWeights, begin, replace_layers
+from train.weights.beginning import InitialWeights, begin, read_initial_weights, replace_layers
 from train.weights.loading import load_into
 from train.weights.names import plain_names
 from train.weights.reading import WeightsError, read_weights
@@ -72,19 +73,39 @@ def saved(content: Any, path: Path) -> Path:
     return path
 
 
-def checkpoint(path: Path, *, model: ImageClassifier, other: ImageClassifier | None, active: bool = True) -> Path:
+def checkpoint(
+    path: Path,
+    *,
+    model: ImageClassifier,
+    other: ImageClassifier | None,
+    active: bool = True,
+    algorithms: Sequence[str] = (),
+) -> Path:
     """A run's checkpoint: `model` in the network, `other` what EMA has set aside."""
-    algorithms = []
+    averages: list[Any] = []
     if other is not None:
         parts = {
             "named_parameters_dict": dict(other.named_parameters()),
             "named_buffers_dict": {n: b for n, b in other.named_buffers() if n.startswith("module.")},
         }
-        algorithms = [("EMA", {"ema_model": parts, "ema_weights_active": active, "ema_started": True})]
-    record = {"config": {}, "num_classes": 10, "classes": [f"class{n}" for n in range(10)]}
-    content = {"state": {"model": model.state_dict(), "algorithms": algorithms, "callbacks": {"RunRecord": record}}}
+        averages = [("EMA", {"ema_model": parts, "ema_weights_active": active, "ema_started": True})]
+    recipe = {"algorithms": [{"name": name} for name in algorithms]}
+    record = {"config": recipe, "num_classes": 10, "classes": [f"class{n}" for n in range(10)]}
+    content = {"state": {"model": model.state_dict(), "algorithms": averages, "callbacks": {"RunRecord": record}}}
     checkpoint_file.write(content, path)
     return path
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("here", [True, False])
+def test_weights_of_a_run_with_stochastic_depth_are_another_function_without_it(
+    there: bool, here: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = checkpoint(tmp_path / "x.pt", model=network(1), other=None, algorithms=["stochastic_depth"] * there)
+    weights = read_initial_weights(config(weights=str(path)))
+    algorithms = [StochasticDepth(name="stochastic_depth")] * here
+    begin(network(2), config(), algorithms, weights, num_classes=10, classes=None)
+    assert ("is of a run with stochastic_depth" in caplog.text) is (there and not here)
 
 
 WAYS: dict[str, Any] = {

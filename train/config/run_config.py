@@ -203,6 +203,13 @@ class Config(Section):
                 raise _fault_at(
                     algorithm.size_increment, f"must divide data.crop_size, which is {crop_size}", i, "size_increment"
                 )
+            if isinstance(algorithm, ResolutionRamp) and algorithm.start_px % algorithm.size_increment:
+                raise _fault_at(
+                    algorithm.start_px,
+                    f"must be a multiple of size_increment, which is {algorithm.size_increment}",
+                    i,
+                    "start_px",
+                )
             if isinstance(algorithm, ProgressiveResizing) and crop_size:
                 first_px = algorithm.image_px(crop_size, epoch=0, elapsed_fraction=0.0)
                 if not SMALLEST_PX <= first_px < crop_size:

@@ -72,7 +72,7 @@ def recipe(cfg: Config) -> str:
     `model.weights` stays: without it the run would be another one.
     """
     stored = cfg.model_dump(mode="json")
-    stored["data"] |= {"remote": None, "local": "SHARDS"}
+    stored["data"] |= {"remote": None, "local": "SHARDS", "cache_limit_gb": None}
     stored["checkpoint"] |= {"save_folder": f"runs/{cfg.run_name}"}
     stored["loggers"] |= {"wandb": None, "mlflow": None}
     return yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)

@@ -62,6 +62,7 @@ class RunRecord(Callback):
         self._speed = Speed()
         self._asked_at = 0.0
         self._image_px = 0
+        self._lr: float | None = None  # of the last step whose loss has come
         self._reported_at = time.monotonic()
         self._open_points: dict[int, dict[str, Any]] = {}  # of the curve, by batch: their losses are still to come
         self._losses_to = 0  # batches whose losses have come
@@ -109,7 +110,7 @@ class RunRecord(Callback):
             point = {
                 "batch": batch,
                 "loss": None,
-                "lr": state.schedulers[0].get_last_lr()[0],
+                "lr": None,
                 "image_px": self._image_px,
                 **self._speed.take_point(),
                 "host_memory_bytes": host_memory_bytes(),
@@ -121,9 +122,10 @@ class RunRecord(Callback):
                 self._open_points[batch] = point
 
     def _close(self, point: dict[str, Any]) -> None:
-        self.curve.append(point | {"loss": self._point_losses.take()})
+        self.curve.append(point | {"loss": self._point_losses.take(), "lr": self._lr})
 
     def _take_loss(self, step: Step) -> None:
+        self._lr = step.learning_rate  # the scheduler has by now that of the next step
         self._epoch_losses.add(step.loss)
         self._point_losses.add(step.loss)
         self._losses_to = step.batch + 1
@@ -135,7 +137,7 @@ class RunRecord(Callback):
             "epoch": int(state.timestamp.epoch),
             "batch": int(state.timestamp.batch),
             "train_loss": self._epoch_losses.take(),
-            "lr": state.schedulers[0].get_last_lr()[0],
+            "lr": self._lr,
             "image_px": self._image_px,
             "images_per_sec": self._speed.images_per_sec,
             "data_wait_fraction": self._speed.stages.fractions()["data_wait"],
@@ -192,13 +194,14 @@ class RunRecord(Callback):
             "epoch_losses": self._epoch_losses.state(),
             "point_losses": self._point_losses.state(),
             "image_px": self._image_px,
+            "lr": self._lr,
             "page": self._pictures() | {"starts": [dict(start) for start in self.starts]},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.curve, self.evaluations = state["epochs"], state["curve"], state["evaluations"]
         self._epoch_losses, self._point_losses = _Mean(*state["epoch_losses"]), _Mean(*state["point_losses"])
-        self._image_px = state["image_px"]
+        self._image_px, self._lr = state["image_px"], state.get("lr")
         page = state.get("page", {})  # checkpoints of before it have none
         self.starts, self._details = list(page.get("starts", [])), page.get("evaluated", {})
         if crops := page.get("crops"):

@@ -9,7 +9,7 @@ from composer.utils import dist
 from torch import nn
 
 from train.config.algorithm import AlgorithmConfig
-from train.config.algorithms import BlurPool, SqueezeExcite
+from train.config.algorithms import BlurPool, SqueezeExcite, StochasticDepth
 from train.config.model import ModelConfig
 from train.model import ImageClassifier
 from train.weights.freezing import freeze
@@ -96,6 +96,13 @@ def begin(
     if weights is not None:
         stored = weights.on_all_ranks()
         matched = load_into(model.module, stored, num_classes=num_classes, classes=classes, shown=weights.location)
+        if stored.drops_blocks and not any(isinstance(one, StochasticDepth) for one in algorithms):
+            log.warning(
+                "warning: weights: %s is of a run with stochastic_depth, whose evaluation scales what each block adds; "
+                "without it the network begins as another function. List stochastic_depth, or begin from what "
+                "train/export.py makes of it, which has the factors in its weights",
+                weights.location,
+            )
         log.info("weights: %s (%s, sha256 %s): %s", weights.location, stored.kind, stored.sha256[:16], matched)
     model.as_evaluated = freeze(model.module, cfg.freeze, num_classes=num_classes)
     return matched

@@ -5,7 +5,7 @@ import hashlib
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class StoredWeights:
         tensors: by name, without what wraps the network.
         kind: of weights, as a person reads it: "averaged weights", "trained weights" or "weights".
         classes: names of the classes of its outputs, where the file says so.
+        drops_blocks: whether they are of a network with Composer's stochastic depth, which scales what blocks add.
         sha256: of all tensors with their names; of a run's checkpoint it is `weights_sha256` in that run's run.json.
     """
 
@@ -40,6 +41,7 @@ class StoredWeights:
     kind: str
     classes: tuple[str, ...] | None
     sha256: str
+    drops_blocks: bool = False
 
 
 def read_weights(path: Path, shown: str, *, wants_average: bool) -> StoredWeights:
@@ -124,8 +126,11 @@ def _of_checkpoint(content: dict[str, Any], shown: str, *, wants_average: bool) 
         if bool(ema["ema_weights_active"]) is not wants_average:
             other = ema["ema_model"]["named_parameters_dict"] | ema["ema_model"]["named_buffers_dict"]
             model |= {f"module.{name}": tensor for name, tensor in without_wrappers(dict(other)).items()}
-    classes = state["callbacks"].get("RunRecord", {}).get("classes")
-    return stored(model, kind, shown, classes=None if classes is None else tuple(classes))
+    record = state["callbacks"].get("RunRecord", {})
+    classes = record.get("classes")
+    found = stored(model, kind, shown, classes=None if classes is None else tuple(classes))
+    algorithms = record.get("config", {}).get("algorithms", [])
+    return replace(found, drops_blocks=any(one["name"] == "stochastic_depth" for one in algorithms))
 
 
 def _load(path: Path, shown: str) -> Any:
