@@ -185,10 +185,11 @@ def _open_classes(source: str, layout: str | None, share: Share | None) -> Sourc
         raise SourceError(f"--val-fraction needs a local folder, and {source} is a bucket; copy it to a disk")
     with reading(source):
         splits = [name for names in USUAL_NAMES.values() for name in names if f"{name}/" in files.names()]
-        if splits:
+        if splits and layout is None:
             raise SourceError(
                 f"--val-fraction is for class folders without splits, and --source {source} holds {first_few(splits)}; "
-                f"leave it out, or give --source {files.path / splits[0]}"
+                f"leave it out, or give --source {files.path / splits[0]}; if these are classes, "
+                f"give --layout {CLASSES}"
             )
         return ClassFolders(files.path, share)
 

@@ -100,7 +100,16 @@ class CsvList:
     def _split(self, row: _Row) -> str:
         if row.split is not None:
             return row.split
-        return self.share.split_of(row.label, row.path) if self.share else "train"
+        return self.share.split_of(row.label, self._drawn_by(row)) if self.share else "train"
+
+    def _drawn_by(self, row: _Row) -> str:
+        """The path by which a file's split is drawn: the same however the list has it, and wherever the images lie."""
+        if not os.path.isabs(row.path):
+            return os.path.normpath(row.path)
+        file = os.sep + row.file
+        bases = (os.path.abspath(place) for place in (self.root, self.path.parent))
+        inside = next((base for base in bases if file.startswith(base.rstrip(os.sep) + os.sep)), os.sep)
+        return os.path.relpath(file, inside)
 
     def _read(self) -> list[_Row]:
         if not self._rows:
@@ -129,7 +138,8 @@ def rows_of(path: Path, root: Path) -> list[_Row]:
     if not found:
         raise SourceError(f"{path} has a header and no rows")
     faults: list[str] = []
-    listed = [_row(line, fields, at, path, root, faults) for line, fields in found]
+    labels: dict[str, str] = {}
+    listed = [_row(line, fields, at, path, root, faults, labels) for line, fields in found]
     kept = [row for row in listed if row is not None]
     lines_by_file: dict[str, list[int]] = defaultdict(list)
     for row in kept:
@@ -163,9 +173,19 @@ def _columns(header: Sequence[str], path: Path) -> dict[str, int]:
 
 
 def _row(
-    line: int, fields: Sequence[str], at: dict[str, int], path: Path, root: Path, faults: list[str]
+    line: int,
+    fields: Sequence[str],
+    at: dict[str, int],
+    path: Path,
+    root: Path,
+    faults: list[str],
+    labels: dict[str, str],
 ) -> _Row | None:
-    """A row, or None and one more fault."""
+    """A row, or None and one more fault.
+
+    Args:
+        labels: class -> label as the list has it; more are added.
+    """
     if len(fields) <= max(at.values()):
         faults.append(f"line {line} has {counted(len(fields), 'field')}")
         return None
@@ -180,6 +200,9 @@ def _row(
         return None
     split = given.get("split")
     label = given["label"].replace("/", "_")  # a class is a folder in the samples' keys
+    if (other := labels.setdefault(label, given["label"])) != given["label"]:
+        faults.append(f"line {line}: the labels {printable(other)} and {printable(given['label'])} would be one class")
+        return None
     name = given["path"].replace("\\", "/") if os.sep not in given["path"] else given["path"]
     return _Row(line, name, label, SPLITS.get(split.lower(), split) if split else None, *there)
 

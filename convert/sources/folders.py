@@ -32,7 +32,8 @@ def class_folders(folder: Path) -> list[str]:
         SourceError: there are none, or one has a name that is not UTF-8.
     """
     # A class folder that is itself a link is followed: subsets of ImageNet are often made of links.
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+    with reading(folder):
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
     if not names:
         raise SourceError(
             f"{folder} has no class folders; it holds {glimpse(LocalPlace(folder))}. Each image must lie in a folder "
@@ -47,24 +48,27 @@ def class_folders(folder: Path) -> list[str]:
 
 def walk(folder: Path, prefix: str, ignored: Counter[str]) -> Iterator[tuple[str, int]]:
     """Yields (path below the class folder, size in bytes) of each file, in no order; counts what it leaves out."""
-    for entry in os.scandir(folder):
-        path = prefix + entry.name
-        if is_hidden(entry.name):
-            ignored[HIDDEN] += 1
-        elif entry.is_dir(follow_symlinks=False):
-            yield from walk(folder / entry.name, path + "/", ignored)
-        elif entry.is_dir():
-            ignored["link to a folder"] += 1
-        else:
-            yield path, _size_of_regular_file(entry)
+    with reading(folder):
+        for entry in os.scandir(folder):
+            path = prefix + entry.name
+            if is_hidden(entry.name):
+                ignored[HIDDEN] += 1
+            elif entry.is_dir(follow_symlinks=False):
+                yield from walk(folder / entry.name, path + "/", ignored)
+            elif entry.is_dir():
+                ignored["link to a folder"] += 1
+            else:
+                yield path, _size_of_regular_file(entry)
 
 
 def outside_of_classes(folder: Path, ignored: Counter[str]) -> None:
     """Count what lies beside the class folders of a split."""
-    for entry in os.scandir(folder):
-        if is_hidden(entry.name):
+    with reading(folder):
+        entries = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
+    for name, is_folder in entries:
+        if is_hidden(name):
             ignored[HIDDEN] += 1
-        elif not entry.is_dir():
+        elif not is_folder:
             ignored["file outside a class folder"] += 1
 
 

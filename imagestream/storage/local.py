@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -38,7 +38,7 @@ class LocalPlace:
 
     def names(self, folder: str = "") -> list[str]:
         with _named(self.path / folder, "listed"), contextlib.suppress(*NO_SUCH_FILE):
-            return sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(self.path / folder))
+            return sorted(entry.name + "/" * _leads(entry.is_dir) for entry in os.scandir(self.path / folder))
         return []
 
     def sizes(self, folder: str = "") -> dict[str, int]:
@@ -46,7 +46,7 @@ class LocalPlace:
         with _named(self.path / folder, "listed"), contextlib.suppress(*NO_SUCH_FILE):
             for entry in sorted(os.scandir(self.path / folder), key=lambda entry: entry.name):
                 with contextlib.suppress(FileNotFoundError):  # it has been deleted meanwhile
-                    if entry.is_file():
+                    if _leads(entry.is_file):
                         found[entry.name] = entry.stat().st_size
         return found
 
@@ -166,6 +166,16 @@ def _named(path: Path, done: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise PlaceError(f"{path} cannot be {done}: {error.strerror or error}") from error
+
+
+def _leads(ask: Callable[[], bool]) -> bool:
+    """Return what an entry of a folder says of itself; False of a link to itself, as of any broken one."""
+    try:
+        return ask()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _create_without_link(path: Path, data: bytes) -> bool:

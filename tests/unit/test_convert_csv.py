@@ -86,6 +86,24 @@ def test_without_a_column_of_splits_a_fraction_is_for_validation(root: Path, tmp
     assert len(val) + len(contents(source, "train")) == 100
 
 
+def test_a_split_is_drawn_alike_however_the_paths_are_spelt(root: Path) -> None:
+    names = [f"{n}.jpg" for n in range(60)]
+    drawn = []
+    for spelt in ("{}", "./{}", str(root) + "/{}"):
+        for name in names:
+            put(root / name, name.encode())
+        (root / "list.csv").write_text(text_of([("path", "label"), *((spelt.format(name), "x") for name in names)]))
+        source = open_source(str(root / "list.csv"), share=Share(0.3, 5))
+        drawn.append(sorted(data for *_, data in contents(source, "val")))
+    assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) > 5
+
+
+def test_labels_that_would_become_one_class_are_refused(root: Path) -> None:
+    (root / "list.csv").write_text(text_of([("path", "label"), ("a.jpg", "dog/husky"), ("sub/b.jpg", "dog_husky")]))
+    with pytest.raises(SourceError, match=r"line 3: the labels dog/husky and dog_husky would be one class"):
+        open_source(str(root / "list.csv")).splits(None)
+
+
 def test_a_file_name_in_two_folders_is_two_images(root: Path) -> None:
     put(root / "other/a.jpg", b"other")
     (root / "list.csv").write_text(text_of([("path", "label"), ("a.jpg", "x/y"), ("other/a.jpg", "x/y")]))

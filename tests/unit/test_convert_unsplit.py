@@ -91,6 +91,24 @@ def test_what_cannot_be_split_is_refused(
             source.listing(split, source.class_names([split]))
 
 
+def test_a_class_may_be_called_train_where_the_layout_is_given(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"train": 20, "bus": 20})
+    with pytest.raises(SourceError, match="if these are classes, give --layout classes"):
+        open_source(str(tmp_path), share=Share(0.2, 0))
+    source = open_source(str(tmp_path), layout="classes", share=Share(0.2, 0))
+    assert source.class_names(source.splits(None)) == ["bus", "train"]
+
+
+@pytest.mark.parametrize("place", ["cat", "cat/more", "."])
+def test_a_link_to_itself_is_named(tmp_path: Path, place: str) -> None:
+    write_classes(tmp_path, {"cat": 9, "dog": 9, "cat/more": 1})
+    (tmp_path / place / "self.jpg").symlink_to("self.jpg")
+    with pytest.raises(SourceError, match=r"cannot be read: .*self\.jpg: Too many levels of symbolic links"):
+        source = open_source(str(tmp_path), layout="classes", share=Share(0.2, 0))
+        for split in source.splits(None):
+            source.listing(split, source.class_names([split]))
+
+
 @pytest.mark.parametrize("fraction", ["0", "1", "-0.1", "x", "nan", "20%"])
 def test_a_fraction_is_above_0_and_below_1(capsys: pytest.CaptureFixture[str], fraction: str) -> None:
     with pytest.raises(SystemExit) as caught:

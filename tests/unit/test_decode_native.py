@@ -61,6 +61,30 @@ def test_the_library_is_there_where_it_must_be() -> None:
 
 @pytest.mark.slow
 @needs_native
+def without_last_scans(data: bytes, count: int) -> bytes:
+    """A progressive JPEG as a server sends it that stops early: it ends well, and decodes without a word."""
+    scans = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
+    begin = data.rindex(b"\xff\xc4", 0, scans[-count])  # the scan's tables come before it
+    return data[: max(begin, scans[-count - 1] + 2)] + b"\xff\xd9"
+
+
+@needs_native
+@pytest.mark.parametrize("left_out", [1, 3, 5, 8])
+@pytest.mark.parametrize("resize_in", ["rgb", "ycbcr"])
+def test_a_progressive_jpeg_that_ends_early_has_pillows_pixels(left_out: int, resize_in: ResizeIn) -> None:
+    data = without_last_scans(jpeg(160, 120, "4:2:0", 5, progressive=True, quality=85), left_out)
+    decoder = NativeDecoder(resize_in=resize_in)
+    boxes: list[tuple[float, float, float, float]] = [
+        (51.0, 30.0, 115.0, 94.0),
+        (0.0, 0.0, 160.0, 120.0),
+        (17.0, 3.0, 60.0, 101.0),
+    ]
+    views = [View(box, False) for box in boxes]
+    for size in (64, 32):
+        expected = pillow.decode_batch([data] * 3, views, size, bounded=True)
+        assert torch.equal(decoder.decode_batch([data] * 3, views, size, bounded=True), expected)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_every_box_of_every_sampling_has_pillows_pixels(sampling: str, progressive: bool) -> None:

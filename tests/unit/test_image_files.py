@@ -35,6 +35,7 @@ def test_images_come_in_order_of_their_names_and_once_whatever_links_there_are(t
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b/loop").symlink_to(tmp_path)
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
     (tmp_path / "again").symlink_to(tmp_path / "b")
     assert names(tmp_path) == ["a.webp", "z.avif", "again/10.png", "again/2.JPG", "b/10.png", "b/2.JPG"]
 

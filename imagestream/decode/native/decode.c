@@ -336,6 +336,16 @@ static void write_finished_rows(struct worker *worker, const struct batch *batch
   }
 }
 
+/* Whether a progressive JPEG has every bit of every coefficient. Of one that ends before, libjpeg guesses the rest from
+   the blocks around, which are others where columns and rows are left out (smoothing_ok in its jdcoefct.c). */
+static int is_complete(const struct jpeg_decompress_struct *jpeg) {
+  if (!jpeg->progressive_mode || !jpeg->coef_bits) return 1;
+  for (int component = 0; component < jpeg->num_components; component++)
+    for (int place = 0; place < DCTSIZE2; place++)
+      if (jpeg->coef_bits[component][place]) return 0;
+  return 1;
+}
+
 static void render(struct worker *worker, const struct batch *batch, int index, int with_libjpeg_alone) {
   struct jpeg_decompress_struct *jpeg = &worker->jpeg;
   const double *box = batch->boxes + 4 * (size_t)index;
@@ -358,6 +368,7 @@ static void render(struct worker *worker, const struct batch *batch, int index, 
   uint8_t *out = batch->out + 3 * (size_t)batch->size * (size_t)batch->size * (size_t)index;
   jpeg->raw_data_out = in_planes; /* libjpeg lays out nothing beyond the inverse DCT */
   jpeg_start_decompress(jpeg);
+  if (!is_complete(jpeg)) give_up(worker, NOT_FOR_US, "a progressive JPEG that ends before its last bits");
   if (in_planes) {
     render_planes(worker, batch, &x, &y, out);
     return;
