@@ -28,7 +28,7 @@ from convert.journal import Journal
 from convert.plan import ShardTask, choose_classes, choose_samples, listing_hash, plan_split
 from convert.progress import Progress
 from convert.sources import Listing, Source, SourceError
-from convert.sources.base import counted, first_few
+from convert.sources.base import counted, each, first_few
 from convert.tally import SplitTally
 from convert.workers import Job, build_shards
 from imagestream import __version__
@@ -36,7 +36,7 @@ from imagestream.mds.files_table import FILES_NAME
 from imagestream.mds.manifest import MANIFEST_NAME, ClassInfo, Identity, Manifest, Options, RefusedFile, parse_manifest
 from imagestream.mds.shards import INDEX_NAME, encode_index, is_our_name
 from imagestream.storage.local import final_name
-from imagestream.storage.protocol import Check, Place, read_if_there
+from imagestream.storage.protocol import Check, Place, Stat, read_if_there
 
 logger = logging.getLogger("convert")
 
@@ -89,6 +89,7 @@ class Conversion:
     splits: list[Split]
     manifest: Manifest | None  # what the output has so far
     readable: dict[str, str]  # names of classes, as far as the source knows any
+    seen: dict[str, Stat]  # of the source's files that hold several images, as they were listed
     started: float = field(default_factory=time.monotonic)
     made_shards: int = 0  # by this run
     made_images: int = 0
@@ -103,8 +104,10 @@ def look(args: Args, source: Source, found: Sequence[str], output: Place) -> Con
     all_names = _in_class_order(source.class_names(found), args)
     names = _choose_classes(args, all_names)
     splits = []
+    seen: dict[str, Stat] = {}
     for split in found:
         listing = source.listing(split, all_names)
+        seen |= _containers(source.files, listing)
         listing = choose_samples(listing, names=all_names, chosen=names, seed=args.seed, per_class=args.per_class)
         _describe(listing, names)
         splits.append(_plan(args, listing, names))
@@ -112,13 +115,22 @@ def look(args: Args, source: Source, found: Sequence[str], output: Place) -> Con
     if left_out:
         logger.warning("warning: not converted: %s of --source %s", first_few(left_out, SHOWN_LEFT_OUT), args.source)
     manifest = _existing_manifest(output, args.out)
-    conversion = Conversion(args, source, output, names, splits, manifest, _readable_names(source))
+    conversion = Conversion(args, source, output, names, splits, manifest, _readable_names(source), seen)
     if not args.overwrite:
         for each in splits:
             each.complete = _is_complete(conversion, each)
     _refuse_other_classes(conversion)
     _refuse_other_share(conversion)
     return conversion
+
+
+def _containers(files: Place, listing: Listing) -> dict[str, Stat]:
+    """The files of a listing that hold several images, each with what is known of it."""
+    names = sorted({sample.file for sample in listing.samples if sample.offset_bytes is not None})
+    if not names:
+        return {}
+    stats = each(files.stat, names, threads=files.concurrency, unit="files", what=listing.split)
+    return {name: stat for name, stat in zip(names, stats, strict=True) if stat is not None}
 
 
 def was_made(args: Args, found: Sequence[str], output: Place) -> bool:
@@ -157,7 +169,8 @@ def job_of(conversion: Conversion) -> Job:
     """What is the same for all shards of a conversion."""
     args = conversion.args
     turn = args.exif == "apply"
-    return Job(conversion.source.files, conversion.output, args.on_bad, args.form, args.resizing, turn)
+    source = conversion.source.files
+    return Job(source, conversion.output, args.on_bad, args.form, args.resizing, turn, seen=conversion.seen)
 
 
 def look_again(conversion: Conversion) -> None:

@@ -26,7 +26,7 @@ from imagestream.decode.rgb import BadImage
 from imagestream.mds.manifest import MendedFile, RefusedFile
 from imagestream.mds.names import printable
 from imagestream.mds.shards import EncodedShard, ShardFormat, encode_sample, encode_shard
-from imagestream.storage.protocol import Place
+from imagestream.storage.protocol import Place, Stat
 
 OnBad = Literal["fail", "skip"]
 
@@ -50,6 +50,7 @@ class Job:
     turn: bool = False  # as EXIF says
     deadly: dict[tuple[str, int], str] = field(default_factory=dict)
     claims: Claims | None = None  # where several machines share the work
+    seen: Mapping[str, Stat] = field(default_factory=dict)  # of files that hold several images, when they were listed
 
 
 def build_shards(tasks: Iterable[ShardTask], job: Job, *, workers: int) -> Generator[ShardResult, None, None]:
@@ -124,7 +125,7 @@ def _who_died(deaths: Sequence[Death], tasks: Mapping[str, ShardTask]) -> str:
 def _images_of(task: ShardTask, job: Job) -> Iterator[tuple[int, bytes]]:
     """(sample id, bytes) of the images of a shard that are not known to be deadly."""
     samples = [(n, sample) for n, sample in task.samples if (task.split, n) not in job.deadly]
-    yield from zip((n for n, _ in samples), _read_all(samples, job.files), strict=True)
+    yield from zip((n for n, _ in samples), _read_all(samples, job.files, job.seen), strict=True)
 
 
 def build_shard(task: ShardTask, job: Job) -> ShardResult:
@@ -159,7 +160,7 @@ def make_shard(task: ShardTask, job: Job) -> tuple[ShardResult, EncodedShard | N
     """Read, check and encode the images of one shard; no shard where all of them are refused."""
     result = ShardResult(task.split, task.index, images=len(task.samples))
     encoded: list[bytes] = []
-    for (sample_id, sample), data in zip(task.samples, _read_all(task.samples, job.files), strict=True):
+    for (sample_id, sample), data in zip(task.samples, _read_all(task.samples, job.files, job.seen), strict=True):
         path = printable(sample.key)
         note(f"{task.name} {sample_id}")
         try:
@@ -193,28 +194,28 @@ def _check(sample: Sample, data: bytes, job: Job, deadly: str | None) -> Checked
     return check_image(data, job.resize, turn=job.turn)
 
 
-def _read_all(samples: Sequence[tuple[int, Sample]], files: Place) -> Iterator[bytes]:
+def _read_all(samples: Sequence[tuple[int, Sample]], files: Place, seen: Mapping[str, Stat]) -> Iterator[bytes]:
     """The bytes of the samples in order; from a place that takes its time to answer, several at once."""
     if files.concurrency == 1:
         for _, sample in samples:
-            yield _read(files, sample)
+            yield _read(files, sample, seen)
         return
     with ThreadPoolExecutor(files.concurrency) as pool:
         ahead: deque[Future[bytes]] = deque()
         for _, sample in samples:
-            ahead.append(pool.submit(_read, files, sample))
+            ahead.append(pool.submit(_read, files, sample, seen))
             if len(ahead) > files.concurrency:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _read(files: Place, sample: Sample) -> bytes:
+def _read(files: Place, sample: Sample, seen: Mapping[str, Stat]) -> bytes:
     if sample.size_bytes > MAX_FILE_BYTES:
         return b""  # it will be refused for its size, and need not fill the memory before
     try:
         if sample.offset_bytes is not None:
-            return files.read(sample.file, sample.offset_bytes, sample.size_bytes)
+            return files.read(sample.file, sample.offset_bytes, sample.size_bytes, seen=seen.get(sample.file))
         data = files.read(sample.file)
         if len(data) != sample.size_bytes:
             raise OSError(0, f"it had {sample.size_bytes:,} bytes when the conversion began, now {len(data):,}")

@@ -29,6 +29,11 @@ def cannot_be_written(path: Path, error: OSError, *, needed_bytes: int, final: s
     return full
 
 
+def has_changed(where: object) -> PlaceError:
+    """Return the error for a file that is not the one that was looked at before."""
+    return PlaceError(f"{where} has changed since it was listed; give the command again once nothing writes there")
+
+
 def all_of(data: bytes, size_bytes: int, where: object) -> bytes:
     """Return `data`, which must be `size_bytes` long; else a PlaceError."""
     if len(data) != size_bytes:

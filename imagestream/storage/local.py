@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from imagestream.storage.errors import PlaceError, all_of, cannot_be_written
+from imagestream.storage.errors import PlaceError, all_of, cannot_be_written, has_changed
 from imagestream.storage.protocol import Check, Stat
 
 PART = ".part-"
@@ -56,16 +56,21 @@ class LocalPlace:
             return Stat(seen.st_size, seen.st_mtime, "") if stat.S_ISREG(seen.st_mode) else None
         return None
 
-    def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+    def read(
+        self, name: str, offset_bytes: int = 0, size_bytes: int | None = None, *, seen: Stat | None = None
+    ) -> bytes:
         path = self.path / name
         try:
             with _named(path, "read"), open(path, "rb", buffering=0) as file:
                 file.seek(offset_bytes)
                 data = file.readall() if size_bytes is None else file.read(size_bytes)
+                now = os.fstat(file.fileno())
         except PlaceError as error:
             if isinstance(error.__cause__, NO_SUCH_FILE):
                 raise FileNotFoundError(errno.ENOENT, error.__cause__.strerror, str(path)) from error
             raise
+        if seen is not None and (now.st_size, now.st_mtime) != (seen.size_bytes, seen.written_s):
+            raise has_changed(path)
         return data if size_bytes is None else all_of(data, size_bytes, path)
 
     def get(self, name: str, into: Path) -> Path:

@@ -39,8 +39,13 @@ class Place(Protocol):
     def stat(self, name: str) -> Stat | None:
         """Return what is known of a file; None where there is no such file."""
 
-    def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+    def read(
+        self, name: str, offset_bytes: int = 0, size_bytes: int | None = None, *, seen: Stat | None = None
+    ) -> bytes:
         """Return a part of a file, by default all of it. Fewer bytes than asked for are an error, never returned.
+
+        Args:
+            seen: what `stat` has said of the file; another one by now is an error.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -18,7 +18,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError, ResponseStreamingError
 from urllib3.exceptions import HTTPError
 
-from imagestream.storage.errors import PlaceError, all_of
+from imagestream.storage.errors import PlaceError, all_of, has_changed
 from imagestream.storage.protocol import Check, Place, Stat, read_if_there
 from imagestream.storage.s3_checksums import T, s3_answer
 from imagestream.storage.s3_client import ATTEMPTS, all_pages, ask_s3, s3_client
@@ -78,11 +78,14 @@ class S3Place:
                 return None
             raise
 
-    def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+    def read(
+        self, name: str, offset_bytes: int = 0, size_bytes: int | None = None, *, seen: Stat | None = None
+    ) -> bytes:
         if size_bytes == 0:
             return b""
         end = "" if size_bytes is None else str(offset_bytes + size_bytes - 1)
         part = {"Range": f"bytes={offset_bytes}-{end}"} if offset_bytes or end else {}
+        part |= {"IfMatch": seen.tag} if seen is not None else {}
         for attempt in count(1):
             answer = self._answer(name, part)
             try:
@@ -174,6 +177,8 @@ class S3Place:
         except PlaceError as error:
             if _is_missing(error):
                 raise FileNotFoundError(errno.ENOENT, "no such object", f"{self}/{name}") from error
+            if _status_of(error) == 412:
+                raise has_changed(f"{self}/{name}") from error
             raise
 
     def _head(self, done: str, name: str, *, missing_passes: bool = False) -> Stat:

@@ -1,5 +1,6 @@
 """A folder on a disk and a prefix of a bucket do the same, call by call: its users need not know which one it is."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_what_is_written_is_listed_read_in_whole_and_in_part_and_known_by_its_si
         place.read("b", 11, 2)
     with pytest.raises(FileNotFoundError, match=f"{place}/gone"):
         place.read("gone")
+
+
+def test_another_file_of_the_name_is_not_read_for_the_one_that_was_seen(place: Place) -> None:
+    place.write("x", b"12345")
+    seen = place.stat("x")
+    assert place.read("x", 1, 2, seen=seen) == b"23" and place.read("x", seen=seen) == b"12345"
+    time.sleep(0.02)  # a disk's clock has ticks
+    place.write("x", b"54321")
+    for part in ((1, 2), (0, None)):
+        with pytest.raises(PlaceError, match=rf"^{place}/x has changed since it was listed; give the command again"):
+            place.read("x", *part, seen=seen)
+    assert place.read("x", 1, 2, seen=place.stat("x")) == b"43"
 
 
 def test_a_file_is_open_at_any_place_in_it(place: Place) -> None:

@@ -1,14 +1,21 @@
 """WebDataset tars are read in place; a sample that is not whole is named, and class tars are never taken for them."""
 
 import gzip
+import io
 import json
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from convert import conversion
+from convert.audit import main as audit
 from convert.imagenet_classes import WNIDS, readable_name
+from convert.imagenet_to_mds import main
 from convert.sources import Source, SourceError, open_source
 from tests.layouts import add, classes, put, write_folder, write_tar, write_tars, write_webdataset
 from tests.unit.test_convert_layouts import contents
@@ -41,6 +48,36 @@ def test_labels_and_tars_lie_where_webdatasets_have_them(folder: Path, tmp_path:
     for split in ("train", "val"):
         assert contents(source, split) == contents(open_source(str(folder)), split)
     assert source.left_out(["train", "val"]) == []
+
+
+def test_a_tar_that_is_written_anew_after_it_was_listed_ends_the_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of one size in another order: each would be read whole, and have another's label."""
+    samples = [{f"{n}.jpg": solid(n), f"{n}.cls": str(n).encode()} for n in range(6)]
+    tar = tmp_path / "w/train-0000.tar"
+    write_tar(tar, samples)
+    monkeypatch.setattr(conversion, "begin", rewriting(conversion.begin, lambda: write_tar(tar, samples[::-1])))
+    argv = ["--source", str(tmp_path / "w"), "--out", str(tmp_path / "out"), "--workers", "1", "--splits", "train"]
+    assert main(argv) == 1
+    assert "train-0000.tar has changed since it was listed; give the command again" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(argv) == 0 and audit([str(tmp_path / "out"), "--source", str(tmp_path / "w")]) == 0
+
+
+def solid(number: int) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16), (40 * number,) * 3).save(data, "BMP")
+    return data.getvalue()
+
+
+def rewriting(begin: Callable[..., None], rewrite: Callable[[], None]) -> Callable[..., None]:
+    def begun(*args: Any) -> None:
+        time.sleep(0.02)  # a disk's clock has ticks
+        rewrite()
+        begin(*args)
+
+    return begun
 
 
 @pytest.mark.parametrize("theirs", ["validation", "valid"])
