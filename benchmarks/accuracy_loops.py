@@ -10,7 +10,9 @@ multiplied by the batch over the script's. FILE gets top1 (0-1), samples_evaluat
 - torchvision: references/classification/train.py: 90 epochs of batches of 256 (8 x 32), SGD 0.1, momentum 0.9, decay
   1e-4, a tenth of the learning rate each 30 epochs; crops and mirrors (presets.py).
 - timm: train.py 1.0.31: 300 epochs, SGD 0.1 for a batch of 256, Nesterov momentum 0.9, decay 2e-5 but on biases and
-  norms, 5 epochs of warm-up from 1e-5, cosine; label smoothing 0.1, colour jitter 0.4, random interpolation.
+  norms, 5 epochs of warm-up from 1e-5, cosine at each update (--sched-on-updates), since so few epochs have no room for
+  a warm-up in whole ones; label smoothing 0.1, colour jitter 0.4, random interpolation; evaluated with the share and the
+  interpolation that timm has for the network.
 """
 
 import argparse
@@ -57,14 +59,15 @@ def torchvision_loop(args: argparse.Namespace, steps: int) -> tuple[nn.Module, A
 def timm_loop(args: argparse.Namespace, steps: int) -> tuple[nn.Module, Any, Any, nn.Module, Any, Step]:
     """The same of timm's script."""
     import timm
-    from timm.data import create_transform
+    from timm.data import create_transform, resolve_data_config
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
     from timm.scheduler import create_scheduler_v2
 
     network = timm.create_model(args.model, pretrained=False, num_classes=args.classes)
     train = create_transform(args.px, is_training=True, color_jitter=0.4, interpolation="random", mean=MEAN, std=STD)
-    evaluate = create_transform(args.px, crop_pct=0.875, interpolation="bilinear", mean=MEAN, std=STD)
+    of_eval = {key: resolve_data_config({}, model=network)[key] for key in ("crop_pct", "interpolation")}
+    evaluate = create_transform(args.px, **of_eval, mean=MEAN, std=STD)
     lr = LR * args.batch / LR_BATCH
     optimizer = create_optimizer_v2(network, opt="sgd", lr=lr, momentum=MOMENTUM, weight_decay=2e-5)
     schedule, _ = create_scheduler_v2(

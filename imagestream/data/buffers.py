@@ -7,6 +7,7 @@ sent to the rank once, as a tensor with a file descriptor, which takes a talk be
 
 import itertools
 import math
+from collections import deque
 from typing import Any, ClassVar, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -54,6 +55,7 @@ class SharedBlocks:
         self._taken = taken.share_memory_()
         self._images: dict[int, torch.Tensor] = {}  # of this worker, as last filled
         self._known: dict[int, npt.NDArray[np.uint8]] = {}  # to this rank
+        self._arrived: deque[tuple[int, Any]] = deque()  # in this rank; where memory is pinned, by a thread of torch's
         self._in_use: list[tuple[int, Any]] = []  # by this rank
 
     def images_to_fill(self, count: int, size: int) -> tuple[torch.Tensor, Block | None]:
@@ -80,20 +82,19 @@ class SharedBlocks:
 
         Their storage is theirs alone, so that its end says that the batch is gone; the memory stays.
         """
-        known = cls._of_this_rank[block.owner]._known
+        blocks = cls._of_this_rank[block.owner]
         if isinstance(images, torch.Tensor):
-            known[block.number] = images.numpy().reshape(-1)
+            blocks._known[block.number] = images.numpy().reshape(-1)
         shape = tuple(images.shape if isinstance(images, torch.Tensor) else images)
-        return torch.from_numpy(known[block.number][: math.prod(shape)]).view(shape)
-
-    def received(self, images: torch.Tensor, block: Block | None) -> None:
-        """Note, in the rank, that a batch is in use."""
-        if block is not None:
-            memory = StorageWeakRef(images.untyped_storage())
-            self._in_use.append((block.number, memory))
+        arrived = torch.from_numpy(blocks._known[block.number][: math.prod(shape)]).view(shape)
+        # Here, since torch throws away what is under way where a loop is left early, and nobody else sees it.
+        blocks._arrived.append((block.number, StorageWeakRef(arrived.untyped_storage())))
+        return arrived
 
     def give_back(self) -> None:
         """Let workers take the blocks that nothing in the rank refers to any more."""
+        while self._arrived:
+            self._in_use.append(self._arrived.popleft())
         still = []
         for number, memory in self._in_use:
             if memory.expired():

@@ -57,7 +57,6 @@ class TimedLoader(DataLoader[Any]):
                 return
             self.waited_seconds += time.perf_counter() - start
             self.stage_seconds = self.stage_seconds + batch.stage_s
-            self.blocks.received(batch.images, batch.block)
             if self.labels is not None:  # here, before a copy to the GPU: to look at them there makes it wait
                 batch = batch._replace(labels=self.labels(batch.labels))
             yield batch

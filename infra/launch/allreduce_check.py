@@ -116,6 +116,8 @@ def _start(env: Mapping[str, str], nodes: int, ranks: int, local_rank: int, port
         "MASTER_ADDR": env.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": str(port),
     }
+    # Nobody reads what the others print until they end, and more than a pipe holds would have them wait.
+    own["NCCL_DEBUG"] = "WARN"
     if local_rank == 0:
         own |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,NET", "NCCL_DEBUG_FILE": str(_nccl_log(env))}
     parent = os.getpid()

@@ -1,5 +1,6 @@
 """Workers use their memory again when the rank is done with it, and never before."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,10 +36,10 @@ class Growing(Numbers):
         return RawBatch(images.fill_(edge), torch.tensor([0]), torch.tensor([0]), 0, torch.zeros(3), block)
 
 
-def loader_of(workers: int) -> TimedLoader:
+def loader_of(workers: int, **more: Any) -> TimedLoader:
     blocks = SharedBlocks(workers, BLOCKS)
     numbers: Any = range(BATCHES)
-    loader = TimedLoader(numbers, batch_size=1, collate_fn=Numbers(blocks), num_workers=workers)
+    loader = TimedLoader(numbers, batch_size=1, collate_fn=Numbers(blocks), num_workers=workers, **more)
     loader.blocks = blocks
     return loader
 
@@ -56,6 +57,18 @@ def test_memory_is_used_again_once_a_batch_is_gone() -> None:
     assert seen == list(range(BATCHES))
     assert len(new) == len(set(new)) <= WORKERS * BLOCKS
     assert set(again) <= set(new) and len(again) == BATCHES - len(new)
+
+
+def test_a_loop_that_is_left_early_keeps_no_memory() -> None:
+    """What is under way then is thrown away by torch, after the next iteration has asked for its first batches."""
+    loader = loader_of(WORKERS, persistent_workers=True)
+    for _ in range(4):
+        next(itertools.islice(loader, 2, None))
+    blocks = []
+    for batch in loader:
+        blocks.append(batch.block)
+        del batch
+    assert len(blocks) == BATCHES and None not in blocks[BATCHES // 2 :]
 
 
 @pytest.mark.slow
