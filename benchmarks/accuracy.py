@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 from benchmarks.accuracy_budget import Budget, shortened
 from imagestream.mds.manifest import load_manifest
-from train.config.run_config import load_config
+from train.config.batch_scale import scaled
+from train.config.run_config import Config, load_config
 
 COLUMNS = (
     "name", "model", "epochs", "px", "batch", "seeds", "top1_mean", "top1_sd", "top1_each", "images",
@@ -44,6 +45,11 @@ COLUMNS = (
 )  # fmt: skip
 KEY = ("name", "model", "epochs", "px", "batch")
 LIMIT_S = 12 * 3600.0  # of one run
+FREE = {
+    *("run_name", "seed", "data.local", "data.remote", "data.num_workers", "checkpoint.save_folder"),
+    *("loggers.progress_bar", "loggers.console_interval"),
+}
+"""What may differ between runs of one row: places, and what changes no weight."""
 MEASURED = "measured.json"  # in a run's folder: its seconds, and with what it was trained
 
 
@@ -55,11 +61,20 @@ class Contestant:
     budget: Budget
     command: tuple[str, ...]
     is_loop: bool = False
+    config: Config | None = None  # of ours
 
     def with_seed(self, seed: int, folder: Path) -> list[str]:
         if self.is_loop:
             return [*self.command, f"--seed={seed}", f"--out={folder / 'figures.json'}"]
         return [*self.command, f"seed={seed}", f"checkpoint.save_folder={folder}"]
+
+    def faults(self, folder: Path) -> list[str]:
+        """Return the settings by which a run of it that has ended differs from what would be trained now."""
+        if self.config is None:
+            return []
+        there = json.loads((folder / "run.json").read_text())["config"]
+        here = scaled(self.config).model_dump(mode="json")
+        return [f"{key}: {was} there, {now} now" for key, was, now in _differences(there, here) if key not in FREE]
 
     def figures(self, folder: Path) -> dict[str, Any] | None:
         """Return what a run of it has found, or None where it has not ended."""
@@ -105,10 +120,10 @@ def contestants_of(args: argparse.Namespace) -> Iterator[Contestant]:
         cfg = load_config(path, always)
         own = Budget(images, int(cfg.max_duration[:-2]), cfg.data.crop_size, cfg.global_batch_size, cfg.model.name)
         command = [*start, str(path), *always, f"eval_interval={cfg.max_duration}"]
-        yield Contestant(path.stem, own, tuple(command))
+        yield Contestant(path.stem, own, tuple(command), config=load_config(path, command[len(start) + 1 :]))
     for path in args.recipes:
-        command = [*start, str(path), *always, *shortened(load_config(path, always), budget)]
-        yield Contestant(path.stem, budget, tuple(command))
+        changes = [*always, *shortened(load_config(path, always), budget)]
+        yield Contestant(path.stem, budget, (*start, str(path), *changes), config=load_config(path, changes))
     for name in args.references:
         sizes = [f"--{key}={getattr(budget, key)}" for key in ("epochs", "px", "batch", "model")]
         loop = str(ROOT / "benchmarks/accuracy_loops.py")
@@ -119,8 +134,9 @@ def contestants_of(args: argparse.Namespace) -> Iterator[Contestant]:
         plain = load_config(args.base, changes).algorithms
         switched = [json.dumps(one.model_dump(mode="json")) for one in plain]
         switched.append(SWITCHES[name].format(ema=max(1, budget.steps // 40)))
-        command = [*start, str(args.base), *changes, f"algorithms=[{', '.join(switched)}]"]
-        yield Contestant(f"{args.base.stem} + {name}", budget, tuple(command))
+        changes.append(f"algorithms=[{', '.join(switched)}]")
+        config = load_config(args.base, changes)
+        yield Contestant(f"{args.base.stem} + {name}", budget, (*start, str(args.base), *changes), config=config)
 
 
 SWITCHES = {
@@ -142,6 +158,8 @@ def train(contestant: Contestant, seed: int, work: Path) -> None:
     """
     folder = folder_of(contestant, seed, work)
     if contestant.figures(folder):
+        if faults := contestant.faults(folder):
+            sys.exit(f"{folder} was trained with other settings; give another --work. {'; '.join(faults)}")
         return
     folder.mkdir(parents=True, exist_ok=True)
     log, measured = folder / "output.txt", folder / MEASURED
@@ -157,6 +175,15 @@ def train(contestant: Contestant, seed: int, work: Path) -> None:
         measured.write_text(json.dumps(found))
     if done.returncode or contestant.figures(folder) is None:
         sys.exit(f"{contestant.name}, seed {seed}: exit {done.returncode}; see {log}\n{log.read_text()[-1500:]}")
+
+
+def _differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted keys of two configurations that differ, with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted({*one, *other}):
+            yield from _differences(one.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+    elif one != other:
+        yield key, one, other
 
 
 def folder_of(contestant: Contestant, seed: int, work: Path) -> Path:

@@ -11,8 +11,8 @@ multiplied by the batch over the script's. FILE gets top1 (0-1), samples_evaluat
   1e-4, a tenth of the learning rate each 30 epochs; crops and mirrors (presets.py).
 - timm: train.py 1.0.31: 300 epochs, SGD 0.1 for a batch of 256, Nesterov momentum 0.9, decay 2e-5 but on biases and
   norms, 5 epochs of warm-up from 1e-5, cosine at each update (--sched-on-updates), since so few epochs have no room for
-  a warm-up in whole ones; label smoothing 0.1, colour jitter 0.4, random interpolation; evaluated with the share and the
-  interpolation that timm has for the network.
+  a warm-up in whole ones; label smoothing 0.1, colour jitter 0.4, random interpolation; evaluated with the share of an
+  image and the interpolation that timm has for the network.
 """
 
 import argparse

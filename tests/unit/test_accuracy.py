@@ -1,6 +1,7 @@
 """The benchmark of accuracies: how recipes are shortened, and how its figures get into the documents."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,24 @@ def test_a_row_has_timms_version_where_timm_made_the_network_or_the_loop(monkeyp
     assert (
         named("timm", "resnet18") and named("imagenette-5", "timm:resnet18d") and not named("torchvision", "resnet18")
     )
+
+
+def test_a_run_of_other_settings_is_not_taken_for_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    def contestant(*overrides: str) -> accuracy.Contestant:
+        cfg = load_config(
+            REPOSITORY / "yamls/recipes/imagenette-5.yaml", ["data.local=x", *overrides], check_paths=False
+        )
+        return accuracy.Contestant("imagenette-5", Budget(9469, 5, 128, 64, "timm:resnet18d"), (), config=cfg)
+
+    folder = accuracy.folder_of(contestant(), 1, tmp_path)
+    folder.mkdir()
+    found = {"status": "finished", "top1": 0.5, "samples_evaluated": 9, "throughput": {"images_per_sec": 1}}
+    ran = contestant("seed=7", "data.num_workers=3").config
+    assert ran is not None
+    (folder / "run.json").write_text(json.dumps(found | {"config": scaled(ran).model_dump(mode="json")}))
+    accuracy.train(contestant(), 1, tmp_path)
+    with pytest.raises(SystemExit, match=r"other settings; give another --work. optimizer.lr: 0.003 there, 0.0015 now"):
+        accuracy.train(contestant("optimizer.lr=1.5e-3"), 1, tmp_path)
 
 
 def test_rows_of_the_same_budget_are_replaced_and_others_kept(tmp_path: Path) -> None:
