@@ -3,7 +3,8 @@
 With E epochs of P px in batches of B images:
 
 - the run has E epochs, and every time in the recipe, be it in epochs or in batches, keeps its share of the run;
-- every image size is multiplied by P / crop_size: a crop is then the next multiple of 16 px;
+- every image size is multiplied by P / crop_size: a crop is then the next multiple of 16 px, a ramp's first size one
+  of its own steps;
 - the learning rate is multiplied by B / global_batch_size, and so is the decay of `decoupled_sgdw`, which is taken once
   a step (`scale_with_batch` would do the same once more, and is turned off).
 
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from train.config.algorithms import ResolutionRamp
 from train.config.run_config import Config
 
 IMAGENET_TRAIN = 1_281_167  # images
@@ -73,8 +75,9 @@ def shortened(recipe: Config, budget: Budget) -> list[str]:
     for at, algorithm in enumerate(recipe.algorithms):
         for key, value in _leaves({f"algorithms.{at}": algorithm.model_dump()}):
             changes |= times.changed(key, value)
-            if key.endswith(".start_px"):
-                changes[key] = max(32, 16 * round(value * scale / 16))
+            if isinstance(algorithm, ResolutionRamp) and key.endswith(".start_px"):
+                each = algorithm.size_increment
+                changes[key] = max(32, each * round(value * scale / each))
     return [f"{key}={_text(value)}" for key, value in changes.items()]
 
 

@@ -88,7 +88,7 @@ def contestants(folder: Path, bucket: str) -> dict[str, tuple[float, Callable[[]
         "plan, images/s": (PLANNED, lambda: plan(samples)),
         "read from tars in S3, images/s": (
             IN_S3,
-            lambda: sum(len(data) for data in _read_all(list(enumerate(tars)), files)),
+            lambda: sum(len(data) for data in _read_all(list(enumerate(tars)), files, {})),
         ),
         "upload shards to S3, MB/s": (SHARD_BYTES / 1e6, lambda: place.write("shard", shard)),
         "complete, images/s": (RECORDED, lambda: complete(output, tasks)),

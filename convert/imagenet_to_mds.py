@@ -141,7 +141,7 @@ def _spool(args: Args, output: Place) -> Path:
         return Path(args.spool)
     if output.path is not None:
         return output.path / FOLDER / "spool"
-    name = hashlib.sha256(os.path.abspath(args.source).encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{os.path.abspath(args.source)} {args.out}".encode()).hexdigest()[:16]
     if args.part:  # machines may be processes of one host, and the first to end removes its own
         name += f"-{args.part.index}-of-{args.part.count}"
     return Path(tempfile.gettempdir()) / f"convert-spool-{os.getuid()}-{name}"

@@ -32,7 +32,7 @@ from convert.journal import FOLDER, Journal, RecordsGoneError
 from convert.lock import read_lock
 from convert.machines import Machine, is_session_of, joined, sweep
 from convert.plan import ShardTask
-from convert.sources import Source
+from convert.sources import Source, SourceError
 from convert.sources.base import counted
 from convert.tally import SplitTally
 from convert.workers import WorkerError
@@ -61,7 +61,13 @@ def convert_part(args: Args, source: Source, found: Sequence[str], output: Place
     if was_made(args, found, output) and not read_lock(output):  # listing a source may take an hour
         _leave_alone(found, output)
         return None
-    conversion = look(args, source, found, output)
+    try:
+        conversion = look(args, source, found, output)
+    except (SourceError, OSError):  # the machine that completes it removes what sources are unpacked into
+        if not was_made(args, found, output) or read_lock(output):
+            raise
+        _leave_alone(found, output)
+        return None
     plan = {split.name: split.identity for split in conversion.splits}
     if not _open_splits(conversion) and not is_session_of(output, plan):
         _leave_alone(found, output)

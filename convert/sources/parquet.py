@@ -256,7 +256,7 @@ class Parquet:
                 )
             wnid = by_label[label]
             by_row = f"{stem}-{row:06}.jpg"
-            file = images_path(self.spool, part.name).name
+            file = images_path(self.spool, self.source, part.name).name
             folder = f"{split}/{wnid}"
             yield _Row(f"{folder}/{_file_name(path, wnid) or by_row}", f"{folder}/{by_row}", wnid, file, at, size_bytes)
             at += size_bytes

@@ -61,11 +61,12 @@ def unpack(files: Place, name: str, spool: Path) -> Unpacked:
     size_bytes = size_of(files, name)
     tail = files.read(name, max(0, size_bytes - TAIL_BYTES), min(size_bytes, TAIL_BYTES))
     tail_sha256 = hashlib.sha256(tail).hexdigest()
-    there = _load(spool, name)
+    images_file = images_path(spool, files, name)
+    there = _load(images_file)
     if there and (there.size_bytes, there.tail_sha256) == (size_bytes, tail_sha256):
         return there
     where = f"{files}/{name}"
-    with _local(files, name, spool) as file, whole_file(images_path(spool, name)) as images:
+    with _local(files, name, spool) as file, whole_file(images_file) as images:
         parquet = open_parquet(file, where)
         labels, paths, sizes_bytes = [], [], []
         for row, (label, path, data) in enumerate(_rows(parquet, where)):
@@ -82,14 +83,15 @@ def unpack(files: Place, name: str, spool: Path) -> Unpacked:
             sizes_bytes.append(len(data))
     names = class_names(parquet)
     unpacked = Unpacked(name, size_bytes, tail_sha256, names, labels, paths, sizes_bytes)
-    with whole_file(_sidecar_path(spool, name)) as sidecar:
+    with whole_file(images_file.with_suffix(".json")) as sidecar:
         sidecar.write(json.dumps(asdict(unpacked)).encode())
     return unpacked
 
 
-def images_path(spool: Path, name: str) -> Path:
-    """Where the images of a parquet file are; all files of a spool lie side by side."""
-    return spool / (name.removesuffix(".parquet").replace("/", "-") + ".images")
+def images_path(spool: Path, files: Place, name: str) -> Path:
+    """Where the images of a parquet file are; all files of a spool, of any sources, lie side by side."""
+    source = hashlib.blake2b(f"{files}/{name}".encode(), digest_size=8).hexdigest()
+    return spool / f"{name.removesuffix('.parquet').replace('/', '-')}.{source}.images"
 
 
 def open_parquet(file: BinaryIO, where: str) -> "ParquetFile":
@@ -206,16 +208,12 @@ def _local(files: Place, name: str, spool: Path) -> Iterator[BinaryIO]:
             yield copy
 
 
-def _load(spool: Path, name: str) -> Unpacked | None:
-    """What an earlier run unpacked of this file; None where there is nothing, or it is not whole."""
+def _load(images_file: Path) -> Unpacked | None:
+    """What an earlier run unpacked into this file; None where there is nothing, or it is not whole."""
     try:
-        unpacked = Unpacked(**json.loads(_sidecar_path(spool, name).read_bytes()))
-        whole = images_path(spool, name).stat().st_size == sum(unpacked.sizes_bytes)
+        unpacked = Unpacked(**json.loads(images_file.with_suffix(".json").read_bytes()))
+        whole = images_file.stat().st_size == sum(unpacked.sizes_bytes)
         counts = {len(unpacked.labels), len(unpacked.paths), len(unpacked.sizes_bytes)}
     except (OSError, ValueError, TypeError):
         return None
     return unpacked if whole and len(counts) == 1 and unpacked.version == SIDECAR_VERSION else None
-
-
-def _sidecar_path(spool: Path, name: str) -> Path:
-    return images_path(spool, name).with_suffix(".json")

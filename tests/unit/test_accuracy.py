@@ -48,7 +48,7 @@ def test_times_keep_their_share_of_the_run_and_sizes_theirs_of_the_crop() -> Non
 
     cfg = load_config(REPOSITORY / "yamls/recipes/ffcv-rn50-16.yaml", ["data.local=x"], check_paths=False)
     ramp = recipe("ffcv-rn50-16", *shortened(cfg, BUDGET))["algorithms"][3]  # type: ignore[index]
-    assert (ramp["start_px"], ramp["start_epoch"], ramp["end_epoch"]) == (112, 3, 4)  # of 160; 11 and 13 of 16
+    assert (ramp["start_px"], ramp["start_epoch"], ramp["end_epoch"]) == (96, 3, 4)  # of 160; 11 and 13 of 16
 
 
 def test_a_recipe_in_batches_is_refused() -> None:

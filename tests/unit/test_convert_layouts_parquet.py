@@ -157,18 +157,31 @@ def test_a_second_run_uses_what_is_unpacked(folder: Path, tmp_path: Path) -> Non
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "spool").iterdir()} == before
 
 
+def test_two_sources_with_one_spool_keep_their_own_images(tmp_path: Path) -> None:
+    for name, byte in (("a", b"1"), ("b", b"2")):
+        rows = [({"bytes": byte * 9, "path": "a.jpg"}, 0)]
+        write_parquet_file(tmp_path / name / "data/train-00000-of-00001.parquet", rows, names=None)
+    sources = [open_source(str(tmp_path / name), spool=tmp_path / "spool") for name in "ab"]
+    samples = [source.listing("train", source.class_names(["train"])).samples[0] for source in sources]
+    read = [
+        source.files.read(one.file, one.offset_bytes or 0, one.size_bytes)
+        for source, one in zip(sources, samples, strict=True)
+    ]
+    assert read == [b"1" * 9, b"2" * 9]
+
+
 @pytest.mark.parametrize("spoilt", ["images", "json", "sidecar"])
 def test_what_is_not_whole_is_unpacked_anew(spoilt: str, folder: Path, tmp_path: Path) -> None:
     write_parquet(folder, tmp_path / "p")
     first = contents(open_source(str(tmp_path / "p"), spool=tmp_path / "spool"), "train")
-    stem = tmp_path / "spool/data-train-00001-of-00002"
+    (stem,) = (path.with_suffix("") for path in (tmp_path / "spool").glob("data-train-00001-of-00002.*.json"))
     if spoilt == "images":
-        os.truncate(stem.with_suffix(".images"), 1000)
+        os.truncate(Path(f"{stem}.images"), 1000)
     elif spoilt == "json":
-        stem.with_suffix(".json").write_text("{")
+        Path(f"{stem}.json").write_text("{")
     else:
-        sidecar = json.loads(stem.with_suffix(".json").read_text())
-        stem.with_suffix(".json").write_text(json.dumps({**sidecar, "labels": sidecar["labels"][1:]}))
+        sidecar = json.loads(Path(f"{stem}.json").read_text())
+        Path(f"{stem}.json").write_text(json.dumps({**sidecar, "labels": sidecar["labels"][1:]}))
     assert contents(open_source(str(tmp_path / "p"), spool=tmp_path / "spool"), "train") == first
 
 
