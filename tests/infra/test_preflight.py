@@ -248,6 +248,21 @@ def test_bus_bandwidth_is_as_nccl_tests_has_it(monkeypatch: pytest.MonkeyPatch) 
     assert allreduce.bus_bandwidth(torch.ones(1), None, 1, 2.0) is None
 
 
+def test_ranks_that_print_more_than_a_pipe_holds_do_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the advice to set NCCL_DEBUG=INFO, of which one rank's lines go to a file."""
+    program = tmp_path / "rank.py"
+    program.write_text(
+        "import json, os\n"
+        "if os.environ['NCCL_DEBUG'] == 'INFO' and 'NCCL_DEBUG_FILE' not in os.environ:\n"
+        "    print('NCCL INFO a line of a hundred bytes\\n' * 5000)\n"
+        "print(json.dumps({'own': None, 'all': None}))\n"
+    )
+    monkeypatch.setattr(allreduce_check, "PROGRAM", program)
+    monkeypatch.setattr(allreduce_check, "SECONDS_FOR_ALL", 20.0)
+    env = os.environ | {"LOG_DIR": str(tmp_path), "NCCL_DEBUG": "INFO"}
+    assert allreduce_check.measured(env, 1, 2) == {"own": None, "all": None}
+
+
 def test_ranks_that_cannot_meet_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other machine never comes."""
     port = allreduce_check._free_port()

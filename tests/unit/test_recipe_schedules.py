@@ -1,4 +1,7 @@
-"""The learning rate of each recipe, batch by batch, is its source's: imported, or worked out as the source does."""
+"""The schedule of each recipe's learning rate, batch by batch, is its source's: imported, or worked out as there.
+
+Composer takes each rate one step late (docs/design-notes.md).
+"""
 
 import math
 from collections.abc import Callable
