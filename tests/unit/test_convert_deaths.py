@@ -18,6 +18,7 @@ from convert.trials import which_kill
 from convert.workers import Job, WorkerError, build_shards
 from imagestream.mds.shards import ShardFormat
 from imagestream.storage.local import LocalPlace
+from imagestream.storage.protocol import Stat
 from tests.jpegs import jpeg
 
 pytestmark = pytest.mark.slow
@@ -80,12 +81,14 @@ def test_on_bad_fail_names_the_image_and_stops(tmp_path: Path) -> None:
 class KillsItsReader(LocalPlace):
     """A place whose reader is killed from outside at one file, once: memory ran out."""
 
-    def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+    def read(
+        self, name: str, offset_bytes: int = 0, size_bytes: int | None = None, *, seen: Stat | None = None
+    ) -> bytes:
         flag = self.path / "killed"
         if name == "1.jpg" and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return LocalPlace.read(self, name, offset_bytes, size_bytes)
+        return LocalPlace.read(self, name, offset_bytes, size_bytes, seen=seen)
 
 
 def test_a_worker_killed_from_outside_is_no_bad_image(tmp_path: Path) -> None:

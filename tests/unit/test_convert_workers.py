@@ -20,13 +20,16 @@ from convert.workers import Job, OnBad, WorkerError, build_shard, build_shards
 from imagestream.decode.limits import MAX_FILE_BYTES
 from imagestream.mds.shards import ShardFormat
 from imagestream.storage.local import LocalPlace
+from imagestream.storage.protocol import Stat
 from tests.conftest import REPOSITORY
 
 
 class SlowFiles(LocalPlace):
     """Files on a disk that has stopped answering."""
 
-    def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+    def read(
+        self, name: str, offset_bytes: int = 0, size_bytes: int | None = None, *, seen: Stat | None = None
+    ) -> bytes:
         time.sleep(60)
         raise AssertionError("not reached")
 
@@ -90,9 +93,11 @@ def test_samples_keep_their_order_when_they_are_read_ahead(tmp_path: Path) -> No
     class Jittery(LocalPlace):
         concurrency = 4
 
-        def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
+        def read(
+            self, name: str, offset_bytes: int = 0, size_bytes: int | None = None, *, seen: Stat | None = None
+        ) -> bytes:
             time.sleep(random.uniform(0, 0.01))
-            return super().read(name, offset_bytes, size_bytes)
+            return super().read(name, offset_bytes, size_bytes, seen=seen)
 
     names = [f"{n}.JPEG" for n in range(30)]
     for n, name in enumerate(names):

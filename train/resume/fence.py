@@ -91,8 +91,10 @@ class FencedFolder:
     def stat(self, name: str) -> Stat | None:
         return self.inner.stat(name)
 
-    def read(self, name: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
-        return self.inner.read(name, offset_bytes, size_bytes)
+    def read(
+        self, name: str, offset_bytes: int = 0, size_bytes: int | None = None, *, seen: Stat | None = None
+    ) -> bytes:
+        return self.inner.read(name, offset_bytes, size_bytes, seen=seen)
 
     def get(self, name: str, into: Path) -> Path:
         return self.inner.get(name, into)
