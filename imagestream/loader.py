@@ -167,6 +167,7 @@ class Loader(TimedLoader):
             "decoder": found.name,
             "augmentation": ALGORITHM,
             "crop": _describe(crop),
+            "columns": list(self.files.columns),
         }
         if policies := [repr(function) for function in transforms if isinstance(function, Policy)]:
             self._settings["transforms"] = policies
@@ -302,10 +303,11 @@ class Loader(TimedLoader):
         if not self.is_training and not state:
             return
         _check_state(state, self.steps_per_epoch)
+        before = {"columns": self._settings["columns"]} | state["settings"]  # older ones have none
         if differences := [
-            f"{name} was {state['settings'].get(name)!r} and is {value!r}"
-            for name, value in self._settings.items()
-            if state["settings"].get(name) != value
+            f"{name} was {before.get(name)!r} and is {self._settings.get(name)!r}"
+            for name in {**self._settings, **before}
+            if before.get(name) != self._settings.get(name)
         ]:
             raise StateError(f"the state is another loader's: {'; '.join(differences)}")
         self.begin_at(state["epoch"], state["batch"], state["order"])

@@ -238,6 +238,8 @@ def test_a_state_goes_on_with_the_same_augmentations_and_is_refused_with_others(
         other.load_state_dict(state)
     with pytest.raises(StateError, match="transforms was None and is"):
         loader.load_state_dict(loader_of(shards, decoder=decoder).state_dict())
+    with pytest.raises(StateError, match=r"transforms was \[.*depth=3.* and is None"):
+        loader_of(shards, decoder=decoder).load_state_dict(state)
 
 
 def test_a_transform_that_changes_an_images_size_is_refused(shards: Path) -> None:
@@ -255,6 +257,7 @@ def test_a_transform_that_changes_an_images_size_is_refused(shards: Path) -> Non
         ({"decoder": "pillow"}, "decoder was '.*' and is 'pillow"),
         ({"options": StreamOptions(shuffle_block_size=9)}, "shuffle was "),
         ({"split": "val", "batch_size": SIZE}, "fingerprint was "),
+        ({"columns": ("x", "i")}, r"columns was \['x', 'y'\] and is \['x', 'i'\]"),
     ],
 )
 def test_a_state_of_another_loader_is_refused_with_both_values(
