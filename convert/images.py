@@ -254,7 +254,7 @@ def _tables_by_component(image: Image.Image, frame: Frame) -> list[list[int]]:
 
 
 def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None, orientation: int = UPRIGHT) -> Checked:
-    by_pillow = orientation_of_tiff(image)
+    by_pillow, is_deep = orientation_of_tiff(image), _is_deep_png(image)
     image.load()
     width, height = resize.size(*image.size) if resize else image.size
     if max(width, height) > MAX_JPEG_SIDE_PX:
@@ -263,6 +263,8 @@ def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None, orient
             "side; make it smaller, as --resize does"
         )
     rgb, remarks = to_rgb(image)
+    if is_deep:
+        remarks = ["16 bits a channel reduced to 8", *remarks]
     if by_pillow != UPRIGHT:
         remarks = [f"turned as its own orientation ({by_pillow}) says", *remarks]
     if orientation != UPRIGHT:
@@ -272,6 +274,13 @@ def _mend(image: Image.Image, resize: Resize | None, frame: Frame | None, orient
         return replace(_resize(rgb, resize), mended=describe(image, frame, resize.quality, remarks))
     data = _encode(rgb, quality=MENDED_QUALITY, subsampling=MENDED_SUBSAMPLING)
     return Checked(data, rgb.width, rgb.height, mended=describe(image, frame, MENDED_QUALITY, remarks))
+
+
+def _is_deep_png(image: Image.Image) -> bool:
+    """Whether a PNG that is not loaded yet has 16 bits in each of its colours, of which Pillow drops eight."""
+    return image.format == "PNG" and any(
+        str(tile.args) in ("RGB;16B", "RGBA;16B") for tile in getattr(image, "tile", ())
+    )
 
 
 def _smaller(image: Image.Image, resize: Resize) -> Image.Image:

@@ -1,6 +1,7 @@
 """What becomes of one image's bytes."""
 
 import struct
+import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -170,6 +171,17 @@ def test_sixteen_bit_greys_are_scaled_not_clipped() -> None:
     greys = np.full((16, 16), 0x8000, dtype=np.uint16)
     checked = check_image(encode(Image.fromarray(greys), "PNG"))
     assert abs(np.asarray(Image.open(BytesIO(checked.data)), dtype=int) - 128).max() <= 2
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4)])
+def test_colours_of_sixteen_bits_lose_eight_and_it_is_said(kind: int, channels: int) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = (b"\0" + b"\xff\xff" * channels * 8) * 6
+    header = struct.pack(">IIBBBBB", 8, 6, 16, kind, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert check_image(data).mended == "PNG re-encoded as RGB JPEG, quality 95, 16 bits a channel reduced to 8"
 
 
 def tiff(code: str, bits: int, sample_format: int, values: Sequence[float], **tags: int) -> bytes:
