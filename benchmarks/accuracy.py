@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "build/examples")]  # timm is there, after `make test-examples`
 
 from tqdm import tqdm
 
@@ -164,6 +164,7 @@ def train(contestant: Contestant, seed: int, work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log, measured = folder / "output.txt", folder / MEASURED
     before = json.loads(measured.read_text())["seconds"] if measured.exists() else 0.0
+    found = {"hardware": hardware(), "versions": versions(contestant), "commit": commit()}
     began = time.monotonic()
     command = contestant.with_seed(seed, folder)
     try:
@@ -171,8 +172,7 @@ def train(contestant: Contestant, seed: int, work: Path) -> None:
             done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, timeout=LIMIT_S, check=False)
     finally:
         seconds = before + time.monotonic() - began
-        found = {"seconds": seconds, "hardware": hardware(), "versions": versions(contestant), "commit": commit()}
-        measured.write_text(json.dumps(found))
+        measured.write_text(json.dumps({"seconds": seconds, **found}))
     if done.returncode or contestant.figures(folder) is None:
         sys.exit(f"{contestant.name}, seed {seed}: exit {done.returncode}; see {log}\n{log.read_text()[-1500:]}")
 
