@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 from typing import Any
 
 import boto3
@@ -19,7 +20,7 @@ class Account:
     def __init__(self, args: argparse.Namespace) -> None:
         self.name: str = args.name
         self._dry_run: bool = args.dry_run
-        self._session = boto3.Session(region_name=args.region)
+        self._session = boto3.Session(region_name=args.region or os.environ.get("AWS_REGION") or None)
         self.region = str(self._session.region_name or "us-east-1")
         self._clients: dict[str, Any] = {}  # one takes a quarter of a second to make
 

@@ -52,6 +52,7 @@ from infra.aws.upload import files_of, upload
 from infra.plan.machines import UnknownMachineError
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
+MOST_CHARACTERS = 23_000  # of an answer of the head node
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError")
 THROTTLED = ("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown")
 
@@ -116,7 +117,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("push-image", push_image, "build the container image and put it into the registry")
     sub = add("upload", upload_data, "bring a dataset into the bucket: resumable, checked")
     sub.add_argument("shards", type=Path, help="what convert/imagenet_to_mds.py wrote")
-    sub.add_argument("--prefix", default="imagenet")
+    sub.add_argument("--prefix", default="imagenet", help="imagenet, or below it, which is what runs may read")
     sub = add("secret", put_secret, "keep a secret for runs, such as WANDB_API_KEY; it is read from standard input")
     sub.add_argument("variable", help="the environment variable that runs find it in")
     sub = add("submit", submit_job, "queue a run")
@@ -185,6 +186,8 @@ def push_image(args: argparse.Namespace, account: Account) -> None:
 
 def upload_data(args: argparse.Namespace, account: Account) -> None:
     """The dataset, into the data bucket."""
+    if args.prefix.partition("/")[0] != "imagenet":
+        raise RefusedError(f"--prefix {args.prefix}: runs may read imagenet and what is below it; give imagenet/NAME")
     files = files_of(args.shards)
     gb = sum(path.stat().st_size for path in files) / 1e9
     bucket = account.bucket("data")
@@ -301,7 +304,8 @@ def status(args: argparse.Namespace, account: Account) -> None:
 
 def logs(args: argparse.Namespace, account: Account) -> None:
     """The end of a job's log, which lies where it was submitted."""
-    line = f"tail -n {args.lines} code/*/slurm-{args.job}.log"
+    # Session Manager gives the first 24,000 characters, and the last ones are asked for.
+    line = f"tail -n {args.lines} code/*/slurm-{args.job}.log | tail -c {MOST_CHARACTERS}"
     if args.dry_run:
         print(f"  on the head node: {line}; costs nothing")
         return
@@ -349,9 +353,10 @@ def down(args: argparse.Namespace, account: Account) -> None:
     agree("Remove this?", yes=args.yes)
     cloudformation = account.client("cloudformation")
     had_cluster = head.remove_cluster(args.name, account.region)
-    if stack.parameters_of(cloudformation, args.name):
+    had_stack = bool(stack.state(cloudformation, args.name))
+    if stack.wait_for_others(cloudformation, args.name):
         bring_runs_home(account)
-    had_stack = stack.take_down(cloudformation, args.name)
+        stack.take_down(cloudformation, args.name)
     had_budget = remove_budget(account.client("budgets"), account.number, args.name)
     for what, was_there in {"cluster": had_cluster, "stack": had_stack, "budget": had_budget}.items():
         print(f"{what}: {'removed' if was_there else 'there was none'}")

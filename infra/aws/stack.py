@@ -64,6 +64,21 @@ def outputs(cloudformation: Any, name: str) -> dict[str, str]:
     return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
 
 
+def outputs_so_far(cloudformation: Any, name: str) -> dict[str, str]:
+    """The outputs of a stack in whatever state; empty where there are none."""
+    described = _described(cloudformation, name)
+    return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
+
+
+def wait_for_others(cloudformation: Any, name: str) -> str:
+    """Wait for what an interrupted call has begun; return the stack's state, '' where there is none."""
+    found = state(cloudformation, name)
+    if found.endswith("_IN_PROGRESS") and found != "REVIEW_IN_PROGRESS":
+        print(f"stack {stack_name(name)} is {found}: an earlier call's work is waited for")
+        found = wait(cloudformation, name)
+    return found
+
+
 def parameters_of(cloudformation: Any, name: str) -> dict[str, str]:
     """What the stack was made with; empty where there is none, or one that is half-made."""
     described = _described(cloudformation, name)
@@ -133,10 +148,7 @@ def bring_up(
 
 def _settled(cloudformation: Any, name: str) -> str:
     """The state of a stack that can be worked on, '' for none."""
-    found = state(cloudformation, name)
-    if found.endswith("_IN_PROGRESS") and found != "REVIEW_IN_PROGRESS":
-        print(f"stack {stack_name(name)} is {found}: an earlier call's work is waited for")
-        found = wait(cloudformation, name)
+    found = wait_for_others(cloudformation, name)
     if found in FAILED_TO_START:
         print(f"stack {stack_name(name)} is {found}, half-made: it is removed and made anew")
         cloudformation.delete_stack(StackName=stack_name(name))

@@ -14,10 +14,12 @@ from infra.aws.queues import Queue, queue_of
 from infra.aws.run_secrets import check_names
 from infra.aws.spending import RefusedError
 from train.config.run_config import Config, ConfigError, device_batch_size, load_config
+from train.config.sections import PLACEHOLDER
 
 IMAGE_REPOSITORY = "resnet-streaming"
 IN_THE_IMAGE = "yamls/"  # the configurations that Dockerfile copies
 MOST_NODES = 1000
+FSX_RUNS = "/fsx/runs"  # what `down` brings to the bucket
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Job:
 
     def sbatch(self) -> list[str]:
         asked = f"{self.nodes[0]}-{self.nodes[-1]}" if len(self.nodes) > 1 else str(self.nodes[0])
+        # singleton: a run that is queued twice, as after an interrupted submission, waits for its own end. Both at once
+        # would take the save folder from each other for ever.
         options = [f"--nodes={asked}", f"--partition={self.queue.name}", f"--job-name={self.run}"]
+        options.append("--dependency=singleton")
         return ["sbatch", "--parsable", *options, "infra/launch/slurm/train.sbatch", *self.settings]
 
 
@@ -79,6 +84,7 @@ def plan_job(
     """
     found = queue_of(queue)
     check_names(secrets)
+    is_named = bool(run)
     run = run or config.rpartition("/")[2].partition(".")[0]
     try:
         settled = load_config(head.ROOT / config, [*overrides, f"run_name={run}"], check_paths=False)
@@ -89,7 +95,7 @@ def plan_job(
             f"{config}: the image has the configurations in {IN_THE_IMAGE} alone; move it, or --no-image"
         )
     counts = _node_counts(settled, nodes, found.machine.gpus)
-    settings = (config, *_places(settled, bucket, run), f"run_name={run}", *overrides, *options)
+    settings = (config, *_places(settled, bucket, run, is_named=is_named), f"run_name={run}", *overrides, *options)
     return Job(found, counts, run, settings, tuple(secrets), image)
 
 
@@ -117,14 +123,22 @@ def _node_counts(config: Config, nodes: str, gpus: int) -> tuple[int, ...]:
     return tuple(fitting)
 
 
-def _places(config: Config, bucket: str, run: str) -> list[str]:
-    """Where a run reads and saves: in the bucket, unless its configuration reads shards in place, as from FSx."""
-    if config.data.remote is None:
-        return []
-    return [
-        *(f"data.remote=s3://{bucket}/imagenet", "data.local=/scratch/mds"),
-        f"checkpoint.save_folder=s3://{bucket}/runs/{run}",
-    ]
+def _places(config: Config, bucket: str, run: str, *, is_named: bool) -> list[str]:
+    """Where a run reads and saves: in the project's bucket where the configuration has only a placeholder for one.
+
+    A run with a name of its own has a folder of its own on FSx, too.
+    """
+    places, remote = [], config.data.remote or ""
+    if PLACEHOLDER in remote:
+        places.append(f"data.remote=s3://{bucket}/imagenet")
+    if PLACEHOLDER in remote or remote.startswith(f"s3://{bucket}/"):
+        places.append("data.local=/scratch/mds")
+    folder = str(config.checkpoint.save_folder)
+    if PLACEHOLDER in folder:
+        places.append(f"checkpoint.save_folder=s3://{bucket}/runs/{run}")
+    elif is_named and folder.startswith(f"{FSX_RUNS}/"):
+        places.append(f"checkpoint.save_folder={FSX_RUNS}/{run}")
+    return places
 
 
 def not_committed(config: str | None, commit: str) -> str | None:
@@ -148,7 +162,7 @@ def check_on_aws(job: Job, s3: Any, ecr: Any, bucket: str, project: str) -> None
     """
     choices = recall(s3, bucket)
     if choices:
-        known = [name for name in str(choices["queues"]).split(",") if name]
+        known = [name.strip() for name in str(choices["queues"]).split(",") if name.strip()]
         reserved = bool(choices.get("blocks") or choices.get("reservations"))
         if job.queue.name not in known and not (job.queue.paid in ("block", "reserved") and reserved):
             raise RefusedError(f"--queue {job.queue.name}: the cluster has {', '.join(known)}; `up --queues` adds one")

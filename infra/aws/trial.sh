@@ -3,7 +3,7 @@
 #
 #   infra/aws/trial.sh SHARDS you@example.com [--dry-run]
 #
-# SHARDS is a small dataset (`make demo` makes build/demo/shards; a few hundred images will do), converted with at most ten classes.
+# SHARDS is a small dataset (`make demo` leaves demo/data/mds) with at most ten classes, and 512 images or more to train on.
 # It checks, brings up a cluster of its own (`trial`), and then looks at: the image under enroot and Pyxis on a GPU; NCCL over EFA
 # between two nodes; a spot instance that is ended in mid-run, after which the run resumes by itself; FSx, which gives its runs to
 # the bucket before it goes; and whether anything is left that bills. Each step says PASS or FAIL; the log is build/trial/trial.log.
@@ -15,7 +15,7 @@ set -uo pipefail
 
 usage() { sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 [[ $# -ge 2 && $1 != -* ]] || { usage >&2 && exit 2; }
-shards=$1 email=$2 dry=${3:-}
+shards=$(realpath "$1") email=$2 dry=${3:-}
 [[ -z $dry || $dry == --dry-run ]] || { usage >&2 && exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 python=${PYTHON:-.venv/bin/python} name=trial
@@ -81,8 +81,8 @@ from_fsx() {
 fsx_is_in_the_bucket() {
   local bucket
   [[ -z $dry ]] || return 0
-  bucket=$name-data-$(aws sts get-caller-identity --query Account --output text)-${AWS_REGION:-$(aws configure get region)}
-  aws s3 ls "s3://$bucket/runs/full/run.json" # where full-fsx.yaml saves
+  bucket=$name-data-$(aws sts get-caller-identity --query Account --output text)-${AWS_REGION:-${AWS_DEFAULT_REGION:-$(aws configure get region)}}
+  aws s3 ls "s3://$bucket/runs/fsx/run.json"
 }
 
 if [[ -z $dry ]]; then step "check" cli check --queues g5-spot,g6 || exit 1; fi

@@ -102,6 +102,7 @@ def up(args: argparse.Namespace, account: Account) -> None:
         stack.refuse_losses(changes, allowed)
         agree("Change it so?", yes=args.yes)
         if any(change.kind == "AWS::FSx::FileSystem" and change.loses for change in changes):
+            refuse_running_jobs(account)
             bring_runs_home(account)
 
     print(f"stack: {stack.bring_up(cloudformation, args.name, parameters, agreed)}")
@@ -158,9 +159,19 @@ def _cluster_up(args: argparse.Namespace, account: Account, choices: Choices, qu
             ) from error
 
 
+def refuse_running_jobs(account: Account) -> None:
+    """Raise RefusedError where machines run beside the head node: what their jobs save to FSx now would be lost."""
+    running = account.running()
+    if sum(running.values()) > 1:
+        machines = ", ".join(f"{count} x {kind}" for kind, count in sorted(running.items()))
+        raise RefusedError(
+            f"FSx cannot go while jobs may save there; {machines} are running. Let the jobs end, or scancel"
+        )
+
+
 def bring_runs_home(account: Account) -> None:
     """Wait until what is in /fsx/runs is in the bucket, if there is an FSx."""
-    made = stack.outputs(account.client("cloudformation"), account.name).get("FileSystem", "")
+    made = stack.outputs_so_far(account.client("cloudformation"), account.name).get("FileSystem", "")
     fsx = account.client("fsx")
     if made and filesystem.file_system_exists(fsx, made):
         print(filesystem.export_runs(fsx, made))

@@ -65,6 +65,8 @@ part() {
   local command=(env "${variables[@]}" "${VENV:-.venv}/bin/python" infra/launch/node.py "${@:2}")
   printf 'cd %q && ' "$repository"
   [[ -z ${ENV_FILE:-} ]] || printf '. %q && ' "$ENV_FILE"
+  # Docker would make missing folders as root, and the image's user could not write there.
+  [[ -z ${IMAGE:-} ]] || printf 'mkdir -p %q %q && ' "$repository/runs" "$logs"
   printf 'exec'
   if [[ -n ${IMAGE:-} ]]; then
     printf ' %q' docker run --rm --interactive --gpus all --network host --ipc host --ulimit memlock=-1 \

@@ -165,7 +165,8 @@ def plan(cfg: Config, chosen: Machine, args: argparse.Namespace) -> dict[str, An
     core_rate = core_images_per_sec(args, dataset.stored)
     here = predict(chosen, args.nodes, recipe, storage, core_rate)
     hours = here.total_s / 3600
-    fsx_usd = hours * fsx_usd_per_hour(args.fsx_tib) if args.storage == "fsx" else 0.0
+    fsx_hourly = fsx_usd_per_hour(args.fsx_tib) if args.storage == "fsx" else 0.0
+    fsx_usd = hours * fsx_hourly
     return {
         "config": str(args.config),
         "instance": chosen.name,
@@ -185,7 +186,7 @@ def plan(cfg: Config, chosen: Machine, args: argparse.Namespace) -> dict[str, An
         "advice": ADVICE[here.binding],
         "prices_read": chosen.prices_read,
         "warnings": warnings_of(chosen, has_fsx=bool(fsx_usd)),
-        "scaling": scaling(chosen, recipe, storage, core_rate),
+        "scaling": scaling(chosen, recipe, storage, core_rate, fsx_hourly_usd=fsx_hourly),
     }
 
 
@@ -223,7 +224,7 @@ def recipe_of(cfg: Config, dataset: Dataset, *, is_measured: bool = False) -> Re
         global_batch_size=cfg.global_batch_size,
         pixels=pixels_over_the_run(cfg, epochs),
         eval_px=cfg.data.eval_crop_size,
-        evaluations=max(1, math.floor(epochs / between)),
+        evaluations=max(1, math.ceil(epochs / between)),  # there is one at the end in any case
         gpu_cost=gpu_cost(cfg) * (1.0 if is_measured else network.cost),
         loader_cost=loader_cost(cfg, dataset.stored),
         parameters=network.parameters,
@@ -313,7 +314,9 @@ def measured_gpu_rate(path: Path) -> float:
         return float(rate * (report["image_px"] / REFERENCE_PX) ** 2)
 
 
-def scaling(chosen: Machine, recipe: Recipe, storage: Storage, core_rate: float) -> list[dict[str, Any]]:
+def scaling(
+    chosen: Machine, recipe: Recipe, storage: Storage, core_rate: float, *, fsx_hourly_usd: float
+) -> list[dict[str, Any]]:
     """From 1 to 64 nodes: the whole run at the recipe's batch (as far as it divides), and at its batch on each node."""
     rows = []
     for nodes in NODES_DRAWN:
@@ -326,7 +329,7 @@ def scaling(chosen: Machine, recipe: Recipe, storage: Storage, core_rate: float)
                 row[way] = {
                     "images_per_sec": found.images_per_sec,
                     "hours": hours,
-                    "usd_on_demand": cost(chosen.usd_per_hour, hours * nodes, 0.0),
+                    "usd_on_demand": cost(chosen.usd_per_hour, hours * nodes, hours * fsx_hourly_usd),
                     "binding": found.binding,
                 }
         rows.append(row)
