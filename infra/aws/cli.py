@@ -353,8 +353,8 @@ def down(args: argparse.Namespace, account: Account) -> None:
     agree("Remove this?", yes=args.yes)
     cloudformation = account.client("cloudformation")
     had_cluster = head.remove_cluster(args.name, account.region)
-    had_stack = bool(stack.state(cloudformation, args.name))
-    if stack.wait_for_others(cloudformation, args.name):
+    had_stack = bool(stack.wait_for_others(cloudformation, args.name))
+    if had_stack:
         bring_runs_home(account)
         stack.take_down(cloudformation, args.name)
     had_budget = remove_budget(account.client("budgets"), account.number, args.name)

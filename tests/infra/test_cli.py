@@ -83,6 +83,24 @@ def test_a_size_that_fsx_does_not_have_is_refused(gib: str, dry: list[str], caps
     assert boto3.client("cloudformation").list_stacks()["StackSummaries"] == []
 
 
+def test_the_region_is_the_options_then_aws_regions_then_the_profiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/index.json").write_text("{}")
+    for variable, options, expected in (
+        (None, [], "us-east-1"),
+        ("eu-west-1", [], "eu-west-1"),
+        ("eu-west-1", ["--region", "us-west-2"], "us-west-2"),
+    ):
+        if variable:
+            monkeypatch.setenv("AWS_REGION", variable)
+        assert cli.main(["upload", str(tmp_path), "--dry-run", *options]) == 0
+        assert f"-{expected}/imagenet" in capsys.readouterr().out
+    assert cli.main(["upload", str(tmp_path), "--dry-run", "--prefix", "imagenette"]) == 2
+    assert "runs may read imagenet and what is below it; give imagenet/NAME" in capsys.readouterr().err
+
+
 def test_the_price_an_hour_is_in_the_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*UP, "--dry-run", "--fsx-gib", "1200"]) == 0
     printed = capsys.readouterr().out
@@ -429,6 +447,40 @@ def test_cost_is_this_months_by_tag(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "$12.35 of $200.00" in capsys.readouterr().out.replace("$12.34 ", "$12.35 ")
 
 
+@pytest.mark.parametrize(
+    "states",
+    [
+        ["CREATE_IN_PROGRESS", "CREATE_COMPLETE"],
+        ["UPDATE_ROLLBACK_IN_PROGRESS", "UPDATE_ROLLBACK_FAILED"],
+        ["UPDATE_ROLLBACK_FAILED"],
+        ["DELETE_IN_PROGRESS"],
+        ["DELETE_FAILED"],
+    ],
+    ids="-".join,
+)
+def test_down_waits_for_what_an_interrupted_call_has_begun_and_removes_it(
+    states: list[str], monkeypatch: pytest.MonkeyPatch, pcluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stack, "SECONDS_BETWEEN_LOOKS", 0.0)
+    has_budget()
+
+    def prepare(stubber: Stubber) -> None:
+        looks = [state for state in states for _ in range(2 if state.endswith("_IN_PROGRESS") else 1)]
+        for state in looks:
+            stubber.add_response("describe_stacks", describe(state))
+        if states == ["DELETE_IN_PROGRESS"]:
+            gone(stubber)
+            return
+        for _ in range(2):
+            stubber.add_response("describe_stacks", describe(states[-1]))
+        stubber.add_response("delete_stack", {}, {"StackName": "resnet-foundation"})
+        gone(stubber)
+
+    stubber = stubbed(monkeypatch, "cloudformation", prepare)
+    assert cli.main(["down", "--yes"]) == 0, capsys.readouterr().err
+    stubber.assert_no_pending_responses()
+
+
 def test_down_twice_leaves_buckets_and_lists_them(
     monkeypatch: pytest.MonkeyPatch, pcluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -440,10 +492,10 @@ def test_down_twice_leaves_buckets_and_lists_them(
     has_budget()
 
     def prepare(stubber: Stubber) -> None:
-        for _ in range(2):
+        for _ in range(3):
             stubber.add_response("describe_stacks", describe("CREATE_COMPLETE"))
         stubber.add_response("delete_stack", {}, {"StackName": "resnet-foundation"})
-        for _ in range(3):
+        for _ in range(2):
             gone(stubber)
 
     stubbed(monkeypatch, "cloudformation", prepare)

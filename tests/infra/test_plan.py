@@ -138,6 +138,19 @@ def test_a_cache_saves_later_epochs_the_download_and_more_nodes_fill_it_later() 
     assert four[0] == pytest.approx(one[0] / 4)
 
 
+def test_there_is_an_evaluation_at_the_end_in_any_case() -> None:
+    def evaluations(*overrides: str) -> float:
+        return recipe_of(load_config(FULL, overrides, check_paths=False), imagenet("original")).evaluations
+
+    assert [evaluations("max_duration=18ep", f"eval_interval={each}ep") for each in (5, 6, 7, 18)] == [4, 3, 3, 1]
+
+
+def test_a_run_has_one_price_with_fsx(tmp_path: Path) -> None:
+    report = plan("--storage", "fsx", "--fsx-tib", "48", "--nodes", "1", tmp_path=tmp_path)
+    (row,) = [row for row in report["scaling"] if row["nodes"] == 1]
+    assert row["strong"]["usd_on_demand"] == pytest.approx(report["usd_on_demand"], rel=1e-9)
+
+
 def test_more_nodes_are_never_predicted_to_scale_better_than_linearly() -> None:
     recipe = recipe_of(load_config(FULL, check_paths=False), imagenet("original"))
     for name in read_table()["machines"]:

@@ -145,6 +145,27 @@ def test_what_the_commit_lacks_is_refused(
 def test_a_run_that_reads_from_fsx_keeps_its_places(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["submit", "--dry-run", "yamls/full-fsx.yaml"]) == 0
     assert "yamls/full-fsx.yaml run_name=full-fsx\n" in capsys.readouterr().out
+    assert cli.main(["submit", "--dry-run", "yamls/full-fsx.yaml", "--run", "second"]) == 0
+    printed = capsys.readouterr().out
+    assert "yamls/full-fsx.yaml checkpoint.save_folder=/fsx/runs/second run_name=second\n" in printed
+
+
+def test_places_of_ones_own_are_kept_and_placeholders_filled_in(
+    ready: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["data.remote=s3://mine/mds", "checkpoint.save_folder=s3://mine/runs/x"]
+    assert cli.main(["submit", "--dry-run", "yamls/full.yaml", *own]) == 0
+    assert f"yamls/full.yaml run_name=full {' '.join(own)}\n" in capsys.readouterr().out
+    below = f"data.remote=s3://{DATA}/imagenet/small"
+    assert cli.main(["submit", "--dry-run", "yamls/full.yaml", below]) == 0
+    places = f"data.local=/scratch/mds checkpoint.save_folder=s3://{DATA}/runs/full"
+    assert f"yamls/full.yaml {places} run_name=full {below}\n" in capsys.readouterr().out
+
+
+def test_a_run_that_is_queued_twice_waits_for_its_own_end(ready: list[str]) -> None:
+    assert cli.main(FULL) == 0
+    (script,) = ready
+    assert "--job-name=full --dependency=singleton infra/launch" in script
 
 
 def test_without_credentials_a_dry_run_says_what_it_did_not_look_at(
