@@ -12,7 +12,8 @@ the rule of benchmarks/accuracy_budget.py; `--own` are trained as they stand. `-
 random weights, and evaluated once, at its end, on all images of val.
 
 A run that was interrupted resumes where it was, when the same command is given again, and one that is in DIR is not
-trained again. FILE keeps the rows of other budgets. `seconds` are those of the whole command, with its start.
+trained again. FILE keeps the rows of other budgets. `seconds` are those of the whole command, with its start;
+of one that was killed in between, at least those of the training.
 """
 
 import argparse
@@ -86,7 +87,8 @@ class Contestant:
             return found
         if found["status"] != "finished":
             return None
-        return {key: found[key] for key in ("top1", "samples_evaluated")} | found["throughput"]
+        own_s = {"train_s": found["time"]["train_s"]}  # over all of its starts
+        return {key: found[key] for key in ("top1", "samples_evaluated")} | found["throughput"] | own_s
 
 
 def main(argv: Sequence[str]) -> int:
@@ -200,6 +202,8 @@ def row_of(contestant: Contestant, seeds: Sequence[int], work: Path) -> dict[str
         return None
     top1 = [100 * found["top1"] for _, found in ended]
     measured = [json.loads((folder / MEASURED).read_text()) for folder, _ in ended]
+    # A command that was killed has not noted its seconds; the run itself has those of its training.
+    seconds = [max(one["seconds"], found.get("train_s", 0.0)) for one, (_, found) in zip(measured, ended, strict=True)]
     counts = {found["samples_evaluated"] for _, found in ended}
     if len(counts) > 1:
         raise ValueError(f"{contestant.name} was evaluated on {sorted(counts)} images; begin with an empty --work")
@@ -216,7 +220,7 @@ def row_of(contestant: Contestant, seeds: Sequence[int], work: Path) -> dict[str
         "top1_each": " ".join(f"{one:.2f}" for one in top1),
         "images": counts.pop(),
         "images_per_sec": f"{statistics.mean(found['images_per_sec'] for _, found in ended):.0f}",
-        "seconds": f"{statistics.mean(one['seconds'] for one in measured):.0f}",
+        "seconds": f"{statistics.mean(seconds):.0f}",
         **{key: ", ".join(sorted({one[key] for one in measured})) for key in ("hardware", "versions", "commit")},
     }
 

@@ -89,10 +89,15 @@ def test_a_run_of_other_settings_is_not_taken_for_the_one_that_is_asked_for(tmp_
     folder = accuracy.folder_of(contestant(), 1, tmp_path)
     folder.mkdir()
     found = {"status": "finished", "top1": 0.5, "samples_evaluated": 9, "throughput": {"images_per_sec": 1}}
+    found["time"] = {"train_s": 60.0}
     ran = contestant("seed=7", "data.num_workers=3").config
     assert ran is not None
     (folder / "run.json").write_text(json.dumps(found | {"config": scaled(ran).model_dump(mode="json")}))
     accuracy.train(contestant(), 1, tmp_path)
+    told = {"seconds": 20.0, "hardware": "X", "versions": "torch 2", "commit": "abc"}  # by the command that ended it
+    (folder / accuracy.MEASURED).write_text(json.dumps(told))
+    row = accuracy.row_of(contestant(), [1], tmp_path)
+    assert row is not None and (row["seconds"], row["top1_mean"]) == ("60", "50.00")
     with pytest.raises(SystemExit, match=r"other settings; give another --work. optimizer.lr: 0.003 there, 0.0015 now"):
         accuracy.train(contestant("optimizer.lr=1.5e-3"), 1, tmp_path)
 
