@@ -248,6 +248,7 @@ def test_bus_bandwidth_is_as_nccl_tests_has_it(monkeypatch: pytest.MonkeyPatch) 
     assert allreduce.bus_bandwidth(torch.ones(1), None, 1, 2.0) is None
 
 
+@pytest.mark.slow
 def test_ranks_that_print_more_than_a_pipe_holds_do_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with the advice to set NCCL_DEBUG=INFO, of which one rank's lines go to a file."""
     program = tmp_path / "rank.py"

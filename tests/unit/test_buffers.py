@@ -59,6 +59,7 @@ def test_memory_is_used_again_once_a_batch_is_gone() -> None:
     assert set(again) <= set(new) and len(again) == BATCHES - len(new)
 
 
+@pytest.mark.slow
 def test_a_loop_that_is_left_early_keeps_no_memory() -> None:
     """What is under way then is thrown away by torch, after the next iteration has asked for its first batches."""
     loader = loader_of(WORKERS, persistent_workers=True)

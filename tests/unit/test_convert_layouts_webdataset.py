@@ -50,6 +50,7 @@ def test_labels_and_tars_lie_where_webdatasets_have_them(folder: Path, tmp_path:
     assert source.left_out(["train", "val"]) == []
 
 
+@pytest.mark.slow
 def test_a_tar_that_is_written_anew_after_it_was_listed_ends_the_conversion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
