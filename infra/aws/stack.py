@@ -61,12 +61,15 @@ def outputs(cloudformation: Any, name: str) -> dict[str, str]:
     found = str(described.get("StackStatus", ""))
     if not found.endswith("_COMPLETE") or found in FAILED_TO_START:
         raise RefusedError(f"stack {stack_name(name)} is {found or 'not there'}; run `up` first")
-    return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
+    return _outputs(described)
 
 
 def outputs_so_far(cloudformation: Any, name: str) -> dict[str, str]:
     """The outputs of a stack in whatever state; empty where there are none."""
-    described = _described(cloudformation, name)
+    return _outputs(_described(cloudformation, name))
+
+
+def _outputs(described: Mapping[str, Any]) -> dict[str, str]:
     return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", [])}
 
 

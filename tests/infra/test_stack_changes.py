@@ -1,6 +1,8 @@
 """A second `up`: what would change is shown, and nothing that holds data is lost unless it is named."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -10,6 +12,7 @@ from botocore.stub import ANY, Stubber
 from infra.aws import cli, filesystem, stack
 from infra.aws.choices import Choices, remember
 from infra.aws.spending import RefusedError
+from infra.aws.up import refuse_running_jobs
 from tests.infra.accounts import DATA, describe, stubbed
 
 pytestmark = pytest.mark.usefixtures("aws")
@@ -177,6 +180,13 @@ def test_down_leaves_fsx_where_the_bucket_lacks_a_run(
     assert cli.main(["down", "--yes"]) == 2
     assert "so FSx is not removed" in capsys.readouterr().err
     stubber.assert_no_pending_responses()  # and no delete_stack
+
+
+@pytest.mark.parametrize(("running", "is_refused"), [({}, False), ({"c7i.xlarge": 1}, False), ({"p4d": 2}, True)])
+def test_fsx_does_not_go_under_running_jobs(running: dict[str, int], is_refused: bool) -> None:
+    account: Any = SimpleNamespace(running=lambda: running)  # one machine is the head node
+    with pytest.raises(RefusedError, match=r"running\. Let the jobs end") if is_refused else nullcontext():
+        refuse_running_jobs(account)
 
 
 def test_the_template_exports_what_runs_save() -> None:
