@@ -21,7 +21,7 @@ from imagestream.mds.names import shown
 from train.signals import listen, listening
 
 EXIT_FAILED = 1  # it has ended by itself before its time
-EXIT_REFUSED = 2  # nothing was trained: the configuration, the data or the save folder is not usable
+EXIT_REFUSED = 2  # the configuration or the data is not usable, or another run has the save folder; no use to try again
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         # Imported only now: torch and Composer take seconds, and a misspelt key should not wait for them.
         from train.facts import plan
         from train.resume.start import RefusedError
-        from train.run import SavingFailedError, train
+        from train.run import EvictedError, SavingFailedError, train
         from train.stopping import EXIT_STOPPED, NonFiniteError, StopRequested
 
         listen()  # again: Composer has taken SIGTERM and SIGINT
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         return refuse(in_yaml(error))
     except StopRequested as error:
         return say(error, EXIT_STOPPED)
+    except EvictedError as error:
+        return say(error, EXIT_REFUSED)
     except (NonFiniteError, SavingFailedError) as error:
         return say(error, EXIT_FAILED)
     return 0

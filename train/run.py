@@ -128,6 +128,10 @@ class SavingFailedError(RuntimeError):
     """The save folder was there at the start, and now cannot be written."""
 
 
+class EvictedError(SavingFailedError):
+    """Another run has the save folder now. To start this one again would take the folder from that one."""
+
+
 @contextlib.contextmanager
 def saving(trainer: Trainer, folder: Place, record: RunRecord) -> Iterator[None]:
     """Give the save folder back at the end, and say of a run that could not save what it has ended for.
@@ -135,7 +139,8 @@ def saving(trainer: Trainer, folder: Place, record: RunRecord) -> Iterator[None]
     A run that a signal has stopped says so in its record; its checkpoint is safe by then.
 
     Raises:
-        SavingFailedError: a checkpoint or the record cannot be stored, or another run has taken over the folder.
+        SavingFailedError: a checkpoint or the record cannot be stored.
+        EvictedError: another run has taken over the folder.
     """
     try:
         yield
@@ -147,9 +152,7 @@ def saving(trainer: Trainer, folder: Place, record: RunRecord) -> Iterator[None]
         release(folder)
         raise
     except TakenOverError as error:
-        raise SavingFailedError(
-            f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}"
-        ) from error
+        raise EvictedError(f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}") from error
     except PlaceError as error:
         raise SavingFailedError(
             f"the run has ended after batch {int(trainer.state.timestamp.batch)}: {error}; once that is mended, the "

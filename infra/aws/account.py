@@ -9,6 +9,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from infra.aws.filesystem import file_system_exists
+
 # AWS answers "slow down" to bursts; botocore then waits and tries again, this often.
 ATTEMPTS = 8
 RETRIES = Config(retries={"mode": "adaptive", "max_attempts": ATTEMPTS})
@@ -90,11 +92,37 @@ class Account:
         return counts
 
     def leftovers(self) -> list[str]:
-        """What still has this project's tag, buckets apart, and instances that are ending."""
+        """What still has this project's tag, buckets apart, and instances that are ending.
+
+        The tagging service goes on naming what was deleted, for an hour and more (github.com/aws/aws-cli/issues/8197).
+        So EC2 and FSx are asked what is still there of theirs.
+        """
         pages = self.client("resourcegroupstaggingapi").get_paginator("get_resources")
         found = pages.paginate(TagFilters=[{"Key": "Project", "Values": [self.name]}])
         arns = [str(entry["ResourceARN"]) for page in found for entry in page["ResourceTagMappingList"]]
         ended = (":s3:::", ":instance/", ":stack/")
-        return sorted(arn for arn in arns if not any(part in arn for part in ended)) + [
-            f"{count} x {kind}" for kind, count in self.running().items()
+        there = self._ec2_resources()
+        left = [
+            arn
+            for arn in arns
+            if not any(part in arn for part in ended)
+            and (":ec2:" not in arn or _id_in(arn) in there)
+            and (":fsx:" not in arn or self._is_there_in_fsx(_id_in(arn)))
         ]
+        return sorted(left) + [f"{count} x {kind}" for kind, count in self.running().items()]
+
+    def _ec2_resources(self) -> set[str]:
+        """The ids of what EC2 has with this project's tag; a NAT gateway keeps it for an hour after its end."""
+        ec2, tag = self.client("ec2"), {"Name": "tag:Project", "Values": [self.name]}
+        pages = ec2.get_paginator("describe_tags").paginate(Filters=[tag])
+        ids = {str(entry["ResourceId"]) for page in pages for entry in page["Tags"]}
+        ended = {"Name": "state", "Values": ["deleting", "deleted", "failed"]}
+        pages = ec2.get_paginator("describe_nat_gateways").paginate(Filters=[tag, ended])
+        return ids - {str(entry["NatGatewayId"]) for page in pages for entry in page["NatGateways"]}
+
+    def _is_there_in_fsx(self, resource: str) -> bool:
+        return not resource.startswith("fs-") or file_system_exists(self.client("fsx"), resource)
+
+
+def _id_in(arn: str) -> str:
+    return arn.rpartition("/")[2]

@@ -45,11 +45,12 @@ from infra.aws.spending import (
     job_step,
     monthly_budget,
     remove_budget,
+    running_step,
     show,
+    standing_steps,
 )
 from infra.aws.up import bring_runs_home, check_account, up
 from infra.aws.upload import files_of, upload
-from infra.plan.machines import UnknownMachineError
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 MOST_CHARACTERS = 23_000  # of an answer of the head node
@@ -280,7 +281,7 @@ def _queue(args: argparse.Namespace, account: Account, job: submit.Job, commit: 
 def _say_where_to_look(name: str, job: submit.Job) -> None:
     print(f"  infra/aws/cli.py status --name {name} --follow      batch, images/s, time left, cost")
     print(f"  infra/aws/cli.py logs --name {name} --job N         what node 0 prints")
-    if job.folder:
+    if job.folder.startswith("s3://"):
         print(f"  python train/watch.py {job.folder}      the run's page, as it grows")
     print(f"  CloudWatch, namespace {name}: batch, images/s, seconds since the last batch; an alarm mails a standstill")
 
@@ -329,15 +330,9 @@ def cost(args: argparse.Namespace, account: Account) -> None:
     )
     spent = sum(float(row["Total"]["UnblendedCost"]["Amount"]) for row in answer["ResultsByTime"])
     print(f"this month  ${spent:.2f} of ${limit:.2f}, as far as AWS has billed it (about a day behind), by tag Project")
-    show([_running_step(kind, count) for kind, count in account.running().items()])
-
-
-def _running_step(instance: str, count: int) -> Step:
-    """What runs now, at its price on demand where the table has one."""
-    try:
-        return job_step(instance, count, spot=False)
-    except (RefusedError, UnknownMachineError):
-        return Step(f"{count} x {instance}, price not known")
+    made_with = stack.parameters_of(account.client("cloudformation"), args.name)
+    standing = standing_steps(int(made_with.get("FsxStorageGiB", "0"))) if made_with else []
+    show([*standing, *(running_step(kind, count) for kind, count in account.running().items())])
 
 
 def down(args: argparse.Namespace, account: Account) -> None:
@@ -367,6 +362,9 @@ def down(args: argparse.Namespace, account: Account) -> None:
         if account.bucket_exists(bucket):
             gb = account.bucket_gb(bucket)
             print(f"stays: s3://{bucket}, {gb:.1f} GB with old versions, ${gb * S3_USD_PER_GB_MONTH:.2f} a month")
+    if secrets := run_secrets.names(account.client("ssm"), args.name):
+        path = run_secrets.path_of(args.name, "NAME")
+        print(f"stays: {', '.join(secrets)} in SSM, for nothing; `aws ssm delete-parameter --name {path}` removes one")
     left = account.leftovers()
     if left:
         raise stack.StackError(

@@ -42,6 +42,13 @@ def put(ssm: Any, project: str, name: str) -> None:
     ssm.put_parameter(Name=path_of(project, name), Value=value, Type="SecureString", Overwrite=True)
 
 
+def names(ssm: Any, project: str) -> list[str]:
+    """The names of the secrets that are kept. The secrets themselves are not read."""
+    kept = {"Key": "Path", "Option": "Recursive", "Values": [f"/{project}"]}
+    pages = ssm.get_paginator("describe_parameters").paginate(ParameterFilters=[kept])
+    return sorted(entry["Name"].rpartition("/")[2] for page in pages for entry in page["Parameters"])
+
+
 def check_there(ssm: Any, project: str, names: Sequence[str]) -> None:
     """Refuse to submit with a secret that nobody has put there. The secrets themselves are not read.
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.plan.fsx import fsx_usd_per_hour
-from infra.plan.machines import PricesFileError, machine, no_price, price_warnings, read_table
+from infra.plan.machines import PricesFileError, UnknownMachineError, machine, no_price, price_warnings, read_table
 
 # USD an hour in us-east-1, read 2025-11 from AWS's price pages: check. The NAT gateway bills each GB besides.
 NAT_USD_PER_HOUR, HEAD_NODE_USD_PER_HOUR, ADDRESS_USD_PER_HOUR = 0.045, 0.192, 0.005
+HEAD_NODE = "m6i.xlarge"  # infra/aws/cluster.yaml
 S3_USD_PER_GB_MONTH = 0.023
 
 
@@ -28,15 +29,29 @@ class Step:
 
 def foundation_steps(name: str, fsx_gib: int, *, cluster: bool) -> list[Step]:
     """What `up` makes."""
-    steps = [
-        Step(f"stack {name}-foundation: VPC, subnets, buckets, image registry, policies"),
-        Step("  NAT gateway with its address", NAT_USD_PER_HOUR + ADDRESS_USD_PER_HOUR),
-    ]
-    if fsx_gib:
-        steps.append(Step(f"  FSx for Lustre, {fsx_gib} GiB", fsx_usd_per_hour(fsx_gib / 1024)))
+    steps = [Step(f"stack {name}-foundation: VPC, subnets, buckets, image registry, policies")]
+    steps += standing_steps(fsx_gib)
     if cluster:
         steps.append(Step(f"cluster {name}: head node; compute nodes only while jobs run", HEAD_NODE_USD_PER_HOUR))
     return steps
+
+
+def standing_steps(fsx_gib: int) -> list[Step]:
+    """What of the stack bills by the hour, whether or not a job runs."""
+    steps = [Step("  NAT gateway with its address", NAT_USD_PER_HOUR + ADDRESS_USD_PER_HOUR)]
+    if fsx_gib:
+        steps.append(Step(f"  FSx for Lustre, {fsx_gib} GiB", fsx_usd_per_hour(fsx_gib / 1024)))
+    return steps
+
+
+def running_step(instance: str, count: int) -> Step:
+    """Instances that run now, at their price on demand where the table has one."""
+    if instance == HEAD_NODE:
+        return Step(f"  head node, {instance}", count * HEAD_NODE_USD_PER_HOUR)
+    try:
+        return job_step(instance, count, spot=False)
+    except (RefusedError, UnknownMachineError):
+        return Step(f"{count} x {instance}, price not known")
 
 
 def job_step(instance: str, nodes: int, *, spot: bool) -> Step:

@@ -30,6 +30,7 @@ class Job:
         nodes: the numbers of nodes with which it may run, ascending; one number unless a range was asked for.
         settings: what train/main.py gets.
         image: the image's tag, or "" to run in an environment made on the head node.
+        folder: where the run saves.
     """
 
     queue: Queue
@@ -38,12 +39,7 @@ class Job:
     settings: tuple[str, ...]
     secrets: tuple[str, ...]
     image: str
-
-    @property
-    def folder(self) -> str:
-        """Where the run saves: what was given last, else the bucket's; "" where the configuration says it."""
-        said = [word.partition("=")[2] for word in self.settings if word.startswith("checkpoint.save_folder=")]
-        return said[-1] if said else ""
+    folder: str
 
     def sbatch(self) -> list[str]:
         asked = f"{self.nodes[0]}-{self.nodes[-1]}" if len(self.nodes) > 1 else str(self.nodes[0])
@@ -95,8 +91,9 @@ def plan_job(
             f"{config}: the image has the configurations in {IN_THE_IMAGE} alone; move it, or --no-image"
         )
     counts = _node_counts(settled, nodes, found.machine.gpus)
-    settings = (config, *_places(settled, bucket, run, is_named=is_named), f"run_name={run}", *overrides, *options)
-    return Job(found, counts, run, settings, tuple(secrets), image)
+    settings = [*_places(settled, bucket, run, is_named=is_named), f"run_name={run}", *overrides]
+    folder = load_config(head.ROOT / config, settings, check_paths=False).checkpoint.save_folder
+    return Job(found, counts, run, (config, *settings, *options), tuple(secrets), image, str(folder))
 
 
 def _node_counts(config: Config, nodes: str, gpus: int) -> tuple[int, ...]:
@@ -236,6 +233,10 @@ def lines_for_head(
             "sudo apt-get install -qq -y gcc make libc6-dev libjpeg-turbo8-dev python3-venv >/dev/null",
             "make setup >setup.log 2>&1 || { tail -n 20 setup.log; exit 1; }",
         ]
+    if job.folder.startswith(f"{FSX_RUNS}/"):
+        # A folder that is bound to a bucket is root's, with mode 755, and so are the files of other programs' objects.
+        # (docs.aws.amazon.com/fsx/latest/LustreGuide/posix-metadata-support.html)
+        lines.append(f"sudo install -d -m 1777 {FSX_RUNS}")
     exported = " ".join(f'{name}="{value}"' for name, value in variables.items())
     return [
         f"export AWS_DEFAULT_REGION={env['AWS_DEFAULT_REGION']}",

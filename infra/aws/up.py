@@ -107,9 +107,15 @@ def up(args: argparse.Namespace, account: Account) -> None:
 
     print(f"stack: {stack.bring_up(cloudformation, args.name, parameters, agreed)}")
     put_budget(budgets, number, args.name, choices.budget_usd, choices.email)  # an older stack took its own along
+    try:
+        if not args.no_cluster:
+            _cluster_up(args, account, choices, queues)
+    except RefusedError:  # nobody agreed to change the cluster: the next `up` and `submit` know it as it is
+        raise
+    except BaseException:
+        remember(s3, account.bucket("data"), choices)  # the next `up` goes on with it
+        raise
     remember(s3, account.bucket("data"), choices)
-    if not args.no_cluster:
-        _cluster_up(args, account, choices, queues)
 
 
 def check_fsx(gib: int) -> None:

@@ -16,6 +16,7 @@ from infra.aws import check, cli, cluster, head, stack, submit
 from infra.aws.account import Account
 from infra.aws.choices import Choices, recall, remember
 from infra.aws.queues import queues_of
+from infra.aws.spending import HEAD_NODE
 from tests.infra.accounts import ACCOUNT, DATA, OUTPUTS, describe, git_says, gone, has_budget, stubbed
 
 pytestmark = pytest.mark.usefixtures("aws")
@@ -302,12 +303,27 @@ def test_a_change_of_the_cluster_wants_a_yes(
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     assert cli.main(["up", "--max-nodes", "8"]) == 2
     assert (pcluster / "cluster.yaml").read_text() == before
+    assert recall(boto3.client("s3"), DATA)["max_nodes"] == 4, "`submit` takes no run for 8"
 
 
-def stack_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_cannot_be_made_is_remembered_for_the_next_up(
+    bucket: None, monkeypatch: pytest.MonkeyPatch, pcluster: Path
+) -> None:
+    stack_is_there(monkeypatch)
+
+    def refuse(*_: object) -> str:
+        raise head.HeadError("no such capacity")
+
+    monkeypatch.setattr(head, "make_cluster", refuse)
+    assert cli.main([*(word for word in UP if word != "--no-cluster"), "--queues", "g5-spot"]) == 1
+    assert recall(boto3.client("s3"), DATA)["queues"] == "g5-spot"
+
+
+def stack_is_there(monkeypatch: pytest.MonkeyPatch, **parameters: str) -> None:
     monkeypatch.setattr(stack, "bring_up", lambda *_: "CREATE_COMPLETE")
     monkeypatch.setattr(stack, "outputs", lambda *_: {name: f"the-{name}" for name in OUTPUTS})
-    monkeypatch.setattr(stack, "parameters_of", lambda *_: {"AvailabilityZone": "us-east-1b", "FsxStorageGiB": "0"})
+    made_with = {"AvailabilityZone": "us-east-1b", "FsxStorageGiB": "0"} | parameters
+    monkeypatch.setattr(stack, "parameters_of", lambda *_: made_with)
     monkeypatch.setattr(check, "tools", list)
 
 
@@ -443,8 +459,19 @@ def test_cost_is_this_months_by_tag(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         stubber.add_response("get_cost_and_usage", {"ResultsByTime": [row]})
 
     stubbed(monkeypatch, "ce", prepare)
+    stack_is_there(monkeypatch, FsxStorageGiB="1200")
+    head_node_runs()
     assert cli.main(["cost"]) == 0
-    assert "$12.35 of $200.00" in capsys.readouterr().out.replace("$12.34 ", "$12.35 ")
+    printed = capsys.readouterr().out
+    assert "$12.35 of $200.00" in printed.replace("$12.34 ", "$12.35 ")
+    lines = [line.split() for line in printed.splitlines()[1:]]
+    assert [(line[0], line[-1]) for line in lines[:3]] == [("NAT", "$0.050/h"), ("FSx", "$0.345/h"), ("head", "$0.192/h")]
+    assert lines[3][0] == "$0.59"
+
+
+def test_the_head_node_is_of_the_type_whose_price_is_known() -> None:
+    template = yaml.safe_load(cluster.TEMPLATE.read_text().replace("${", "$"))
+    assert template["HeadNode"]["InstanceType"] == HEAD_NODE
 
 
 @pytest.mark.parametrize(
@@ -526,6 +553,44 @@ def test_down_says_what_is_left_and_may_bill(
     assert cli.main(["down", "--yes"]) == 1
     said = capsys.readouterr()
     assert volume in said.err and "running now: 1 x m6i.xlarge; their jobs end" in said.out
+
+
+def test_down_takes_nothing_for_left_that_is_deleted(
+    monkeypatch: pytest.MonkeyPatch, pcluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tagging service goes on naming it: each `down` used to fail with the NAT gateway that it had removed."""
+    ec2 = boto3.client("ec2")
+    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    tags = [{"Key": "Project", "Value": "resnet"}]
+    named = [{"ResourceType": "natgateway", "Tags": tags}]
+    gateway = ec2.create_nat_gateway(SubnetId=subnet, ConnectivityType="private", TagSpecifications=named)
+    nat = gateway["NatGateway"]["NatGatewayId"]
+    arn = f"arn:aws:ec2:us-east-1:{ACCOUNT}"
+    others = [f"{arn}:vpc/vpc-1", f"arn:aws:fsx:us-east-1:{ACCOUNT}:file-system/fs-0123456789abcdef0"]
+
+    def prepare(stubber: Stubber) -> None:
+        for _ in range(2):
+            named = [{"ResourceARN": name, "Tags": tags} for name in (f"{arn}:natgateway/{nat}", *others)]
+            stubber.add_response("get_resources", {"ResourceTagMappingList": named})
+
+    stubbed(monkeypatch, "resourcegroupstaggingapi", prepare)
+    monkeypatch.setattr(stack, "wait_for_others", lambda *_: "")
+    assert cli.main(["down", "--yes"]) == 1
+    assert f"1 things with tag Project=resnet are left and may bill: {arn}:natgateway/{nat}" in capsys.readouterr().err
+    ec2.delete_nat_gateway(NatGatewayId=nat)
+    assert cli.main(["down", "--yes"]) == 0, capsys.readouterr().err
+
+
+def test_down_names_the_secrets_that_stay(
+    monkeypatch: pytest.MonkeyPatch, pcluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("/resnet/WANDB_API_KEY", "/resnet-2/OTHER"):
+        boto3.client("ssm").put_parameter(Name=name, Value="hush", Type="SecureString")
+    monkeypatch.setattr(stack, "wait_for_others", lambda *_: "")
+    assert cli.main(["down", "--yes"]) == 0
+    printed = capsys.readouterr().out
+    assert "stays: WANDB_API_KEY in SSM, for nothing; `aws ssm delete-parameter --name /resnet/NAME` removes" in printed
+    assert "hush" not in printed and "OTHER" not in printed
 
 
 def test_a_terminal_shows_what_is_waited_for_and_nothing_else_does(

@@ -214,9 +214,9 @@ def lines(tmp_path: Path) -> Callable[..., tuple[HeadNode, list[str]]]:
     with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "Makefile", "Makefile")
 
-    def make(image: str = "abc", sha256: str = "") -> tuple[HeadNode, list[str]]:
+    def make(image: str = "abc", sha256: str = "", config: str = "full") -> tuple[HeadNode, list[str]]:
         job = submit.plan_job(
-            config="yamls/full.yaml",
+            config=f"yamls/{config}.yaml",
             overrides=[],
             options=[],
             nodes="2",
@@ -246,6 +246,14 @@ def test_the_head_node_brings_code_and_image_once(lines: Callable[..., tuple[Hea
     credentials = node.home / ".config/enroot/.credentials"
     assert credentials.read_text() == "machine registry login AWS password secret-token\n"
     assert credentials.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("config", "wanted"), [("full-fsx", True), ("full", False)])
+def test_the_folder_of_runs_on_fsx_is_every_users(
+    lines: Callable[..., tuple[HeadNode, list[str]]], config: str, wanted: bool
+) -> None:
+    """FSx gives one that is bound to a bucket to root alone."""
+    assert ("sudo install -d -m 1777 /fsx/runs" in lines(config=config)[1]) == wanted
 
 
 def test_code_that_arrives_damaged_or_in_part_is_not_left_behind(
