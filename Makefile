@@ -155,7 +155,7 @@ bench: $(READY)  ## images/s of the loader on the demo's shards, by number of wo
 	$(BIN)/python train/check_data.py demo/data/mds
 
 test-data: $(READY)  ## DATA=folder (images or shards): counts, a read of every sample, images/s, workers to use
-	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (train/<class>/*, val/<class>/*)' >&2; exit 2; }
+	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (<class>/*, or train/<class>/* and val/<class>/*)' >&2; exit 2; }
 	$(BIN)/python train/check_data.py "$(DATA)" $(ARGS)
 
 test-corpus: $(READY_DEV)  ## DIR=folder of odd images: what becomes of each, by converter and decoders, in a process of its own
@@ -163,7 +163,7 @@ test-corpus: $(READY_DEV)  ## DIR=folder of odd images: what becomes of each, by
 	$(BIN)/python tests/corpus.py "$(DIR)"
 
 train-local: $(READY)  ## DATA=folder (images or shards): train on it by yamls/local.yaml; ARGS="key=value ..."
-	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (train/<class>/*, val/<class>/*)' >&2; exit 2; }
+	@test -n "$(DATA)" || { echo 'give DATA=, a folder of shards or of images (<class>/*, or train/<class>/* and val/<class>/*)' >&2; exit 2; }
 	$(BIN)/python train/check_data.py "$(DATA)" --convert-only
 	$(BIN)/python train/main.py yamls/local.yaml \
 	  data.local="$$($(BIN)/python train/check_data.py "$(DATA)" --where)" $(ARGS)

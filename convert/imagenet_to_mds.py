@@ -36,13 +36,15 @@ if Path(sys.path[0] or ".").resolve() == _HERE:
 
 from convert.arguments import Args, parse_args
 from convert.claims import SessionOverError
-from convert.conversion import BadImagesError, Conversion, OutputError, UsageError, convert, look, warnings_of
+from convert.conversion import convert, warnings_of
 from convert.files_table import FilesTableError
 from convert.journal import FOLDER, RecordsGoneError
 from convert.lock import LockedError, only_converter
+from convert.looking import look
 from convert.machines import OtherPlanError
 from convert.sources import SourceError, open_source
 from convert.sources.base import DEFAULT_SPLITS
+from convert.state import BadImagesError, Conversion, OutputError, UsageError
 from convert.together import convert_part
 from convert.workers import WorkerError
 from imagestream.mds.manifest import ManifestError

@@ -11,29 +11,23 @@ from dataclasses import replace
 from convert.arguments import Args
 from convert.claims import SessionOverError
 from convert.conversion import (
-    Conversion,
-    OutputError,
-    Split,
     abort_uploads,
     begin,
     build,
     clear_halves,
-    has_begun,
     job_of,
-    look,
-    look_again,
-    missing_shards,
     publish,
     refuse_bad_images,
     warn_of_little_space,
-    was_made,
 )
 from convert.journal import FOLDER, Journal, RecordsGoneError
 from convert.lock import read_lock
+from convert.looking import look, look_again, was_made
 from convert.machines import Machine, is_session_of, joined, sweep
 from convert.plan import ShardTask
 from convert.sources import Source, SourceError
 from convert.sources.base import counted
+from convert.state import Conversion, OutputError, Split, has_begun, missing_shards
 from convert.tally import SplitTally
 from convert.workers import WorkerError
 from imagestream.storage.errors import PlaceError

@@ -4,8 +4,8 @@
     python train/check_data.py DATA --convert-only    make shards of images, nothing else
     python train/check_data.py DATA --where           print the folder of the shards, do nothing
 
-DATA is a folder of MDS shards, or of images in train/<class>/ and val/<class>/. Images are converted once, into
-runs/shards-<name>-<hash>, below the current folder.
+DATA is a folder of MDS shards, of images in train/<class>/ and val/<class>/, or of images in <class>/, a fifth of which
+becomes val. Images are converted once, into runs/shards-<name>-<hash>, below the current folder.
 """
 
 import argparse
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED = 2
 SPLITS = ("train", "val")  # of a folder of images
+VAL_FRACTION = 0.2  # of a folder of images without splits
 READ_BATCH, SPEED_BATCH = 64, 32
 SECONDS_PER_SPEED = 4.0
 GOOD_ENOUGH_FRACTION = 0.9  # of the fastest; a process more costs memory, and speeds vary by some per cent
@@ -78,7 +79,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train/check_data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help="a folder of MDS shards, or of images")
+    parser.add_argument("data", type=Path, metavar="DATA", help="a folder of MDS shards or of images")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. data.crop_size=224")
     parser.add_argument("--config", default="yamls/local.yaml", help="sizes and splits (default: %(default)s)")
     only = parser.add_mutually_exclusive_group()
@@ -90,13 +91,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def find_shards(data: Path) -> Path:
     """Return the folder, absolute, where the shards of `data` are or will be."""
     if not data.is_dir():
-        raise CheckError(f"{data} is not a folder; give a folder of shards, or of images in train/ and val/")
+        raise CheckError(f"{data} is not a folder; give a folder of shards or of images")
     if (data / MANIFEST_NAME).exists() or (data / "index.json").exists() or any(data.glob("*/index.json")):
         return data.absolute()
-    if missing := [f"{split}/" for split in SPLITS if not (data / split).is_dir()]:
+    missing = [f"{split}/" for split in SPLITS if not (data / split).is_dir()]
+    if len(missing) == 1 or not any(entry.is_dir() for entry in data.iterdir()):
         raise CheckError(
             f"{data} has no {' and no '.join(missing)}; images have to lie in train/<class>/ and, some others of "
-            "each class, in val/<class>/"
+            "each class, in val/<class>/, or all of them in <class>/"
         )
     name = re.sub(r"[^A-Za-z0-9._-]", "_", data.resolve().name)
     path_hash = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:8]
@@ -113,6 +115,9 @@ def convert_images(images: Path, shards: Path) -> None:
         print(f"{newer} has changed since {images} was converted; it is converted again")
     command = [sys.executable, str(_HERE.parent / "convert/imagenet_to_mds.py")]
     command += ["--source", str(images), "--out", str(shards), "--overwrite", "--part", "0/1"]  # in an array job too
+    if not has_splits(images):
+        print(f"{images} has no train/ and no val/: {VAL_FRACTION:.0%} of the images are taken for val")
+        command += ["--val-fraction", str(VAL_FRACTION)]
     code = subprocess.run(command, check=False).returncode
     if code:
         raise CheckError(
@@ -121,13 +126,18 @@ def convert_images(images: Path, shards: Path) -> None:
         )
 
 
+def has_splits(images: Path) -> bool:
+    """Whether a folder of images has one of train/ and val/."""
+    return any((images / split).is_dir() for split in SPLITS)
+
+
 def newer_than(images: Path, time_s: float) -> Path | None:
-    """Return a file or folder of the splits that is newer than this (Unix time), if there is one.
+    """Return a file or folder of the images that is newer than this (Unix time), if there is one.
 
     A folder is newer when a file was added to it, removed or renamed, whatever the time of the file itself.
     """
-    for split in SPLITS:
-        for folder, _, names in os.walk(images / split, followlinks=True):
+    for top in [images / split for split in SPLITS] if has_splits(images) else [images]:
+        for folder, _, names in os.walk(top, followlinks=True):
             for name in ("", *names):
                 path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere: the converter says so

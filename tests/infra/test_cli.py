@@ -465,7 +465,11 @@ def test_cost_is_this_months_by_tag(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     printed = capsys.readouterr().out
     assert "$12.35 of $200.00" in printed.replace("$12.34 ", "$12.35 ")
     lines = [line.split() for line in printed.splitlines()[1:]]
-    assert [(line[0], line[-1]) for line in lines[:3]] == [("NAT", "$0.050/h"), ("FSx", "$0.345/h"), ("head", "$0.192/h")]
+    assert [(line[0], line[-1]) for line in lines[:3]] == [
+        ("NAT", "$0.050/h"),
+        ("FSx", "$0.345/h"),
+        ("head", "$0.192/h"),
+    ]
     assert lines[3][0] == "$0.59"
 
 

@@ -92,9 +92,10 @@ def test_images_are_converted_once(tmp_path: Path) -> None:
     ("folders", "message"),
     [
         ([], "is not a folder"),
-        (["photos/a"], "has no train/ and no val/"),
+        (["photos"], "has no train/ and no val/"),
         (["photos/train/a"], "has no val/"),
         (["photos/train/a", "photos/val/a"], "the conversion failed with exit status 2"),
+        (["photos/training/a", "photos/validation/a"], "the conversion failed with exit status 2"),
     ],
 )
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, folders: list[str], message: str) -> None:

@@ -19,11 +19,13 @@ import pytest
 
 from convert import together
 from convert.arguments import parse_args
-from convert.conversion import Conversion, look, publish
+from convert.conversion import publish
 from convert.imagenet_to_mds import run as run_here
 from convert.journal import Journal
+from convert.looking import look
 from convert.machines import GONE_AFTER_S, Machine
 from convert.sources import open_source
+from convert.state import Conversion
 from imagestream.mds.manifest import Identity
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.local import LocalPlace

@@ -39,6 +39,23 @@ def test_photographs_that_were_added_are_converted(tmp_path: Path, capfd: pytest
     assert load_manifest(shards).splits["train"].samples == 7
 
 
+@pytest.mark.slow
+def test_class_folders_without_splits_give_a_fifth_to_val_and_keep_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images, shards = tmp_path / "images/train", tmp_path / "shards"
+    make_images(images.parent, {"train": 40}, classes=2)
+    convert_images(images, shards)
+    assert "has no train/ and no val/: 20% of the images are taken for val" in capfd.readouterr().out
+    counts = {name: split.samples for name, split in load_manifest(shards).splits.items()}
+    assert sum(counts.values()) == 80 and 8 <= counts["val"] <= 24
+    convert_images(images, shards)
+    assert "has not changed since" in capfd.readouterr().out
+    shutil.copy2(images / "class0/000.jpg", images / "class0/new.jpg")
+    convert_images(images, shards)
+    assert sum(split.samples for split in load_manifest(shards).splits.values()) == 81
+
+
 @pytest.mark.parametrize("change", [add, remove, replace])
 def test_each_kind_of_change_is_seen(tmp_path: Path, change: Callable[[Path], None]) -> None:
     make_images(tmp_path, {"train": 3, "val": 2}, classes=2)
