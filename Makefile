@@ -179,5 +179,5 @@ lock: $(READY_DEV)  ## pin requirements*.txt and docs/requirements.txt anew
 	$(COMPILE) --no-deps tests/examples/requirements.in -o tests/examples/requirements.txt
 	$(COMPILE) docs/requirements.in -o docs/requirements.txt
 
-clean:  ## remove the environments and everything that the commands made
-	rm -rf $(VENV) .venv-composer demo/data demo/runs runs build dist .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environments, build/, dist/ and what the demo made; runs/, with its checkpoints and shards, stays
+	rm -rf $(VENV) .venv-composer demo/data demo/runs build dist .pytest_cache .mypy_cache .ruff_cache

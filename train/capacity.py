@@ -1,23 +1,29 @@
 """Does a run fit the machines that it was started on: their shared memory, their number, and each one's part?"""
 
+import logging
 import math
 import os
+import shutil
 import socket
 import time
 
 from composer.utils import dist
 
+from imagestream.data.dataset_files import DatasetFiles
 from imagestream.loader import BLOCKS_BEYOND_PREFETCH
 from train.config.algorithms import SizeSchedule
 from train.config.run_config import Config, ConfigError
 from train.data import workers_of
 
 SHARED_MEMORY = "/dev/shm"
+GB = 1e9
 NETWORK_STRIDE_PX = 32  # of each ResNet: its last layer has one pixel for so many of the image
 FEWEST_FOR_BATCHNORM = 16
 """A ResNet-50's error on ImageNet, by images a GPU from which BatchNorm has its statistics: 23.6 % for 32, 23.7 for 16,
 24.8 for 8, 27.3 for 4, 34.7 for 2 (Wu & He 2018, arXiv:1803.08494)."""
 SECONDS_TO_BE_FREED = 10.0  # by the processes of a run that was killed just before
+
+log = logging.getLogger(__name__)
 
 
 def loader_bytes(cfg: Config, *, workers: int, device_batch_size: int, eval_device_batch_size: int) -> int:
@@ -68,6 +74,51 @@ def _shortage(needed: int) -> str:
         f"{socket.gethostname()}: {free / 1e9:.3g} GB are free in {SHARED_MEMORY}, and the loader workers of this node "
         f"will need up to {needed / 1e9:.3g} GB; start the container with --ipc=host or --shm-size="
         f"{math.ceil(needed / 1e9 * 1.1)}g, or lower data.num_workers or data.prefetch_factor"
+    )
+
+
+def cache_bytes(cfg: Config, files: DatasetFiles) -> int:
+    """Return the bytes that data.local, as a cache, will hold of both splits and does not hold yet."""
+    if cfg.data.remote is None:
+        return 0
+    limit = math.inf if cfg.data.cache_limit_gb is None else cfg.data.cache_limit_gb * GB
+    missing = 0.0
+    for split in {cfg.data.train_split, cfg.data.val_split}:
+        folder = os.path.join(files.local, split)
+        there = {entry.name: entry.stat().st_size for entry in os.scandir(folder)} if os.path.isdir(folder) else {}
+        shards = [shard["raw_data"] for shard in files.index(split)["shards"]]
+        total = min(limit, sum(shard["bytes"] for shard in shards))
+        missing += max(0.0, total - sum(there.get(shard["basename"], 0) for shard in shards))
+    return int(missing)
+
+
+def free_bytes(folder: str) -> int:
+    """Return the bytes that are free where a folder is or will be made."""
+    place = os.path.abspath(folder)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    return shutil.disk_usage(place).free
+
+
+def warn_of_a_small_cache(cfg: Config, files: DatasetFiles) -> None:
+    """Warn of each node whose disk cannot take what data.local will hold: it would fail hours later. Collective."""
+    fault = "" if dist.get_local_rank() else _shortage_of_disk(cfg, files)
+    faults = dist.all_gather_object(fault) if dist.is_initialized() else [fault]
+    if dist.get_global_rank() == 0:
+        for fault in filter(None, faults):
+            log.warning("warning: %s", fault)
+
+
+def _shortage_of_disk(cfg: Config, files: DatasetFiles) -> str:
+    try:
+        missing, free = cache_bytes(cfg, files), free_bytes(files.local)
+    except OSError:  # whoever reads the folder says what is wrong with it
+        return ""
+    if missing <= free:
+        return ""
+    return (
+        f"{socket.gethostname()}: data.local: {files.local} has {free / GB:.3g} GB free, and {missing / GB:.3g} GB of "
+        "shards are still to come; give a folder on a larger disk, or data.cache_limit_gb"
     )
 
 

@@ -1,8 +1,8 @@
 """Evaluate a run or one of its checkpoints on exactly the samples of a split.
 
-python train/evaluate.py runs/x --data shards
+python train/evaluate.py runs/x
 python train/evaluate.py runs/x/ep90-ba56250.pt --data shards --predictions out.parquet
-composer -n 8 train/evaluate.py s3://bucket/runs/x/ep90-ba56250.pt --data s3://bucket/mds --local /tmp/cache
+composer -n 8 train/evaluate.py s3://bucket/runs/x/ep90-ba56250.pt --data s3://bucket/mds --cache /tmp/cache
 """
 
 import argparse
@@ -37,6 +37,7 @@ from imagestream.storage.places import folder_and_name, open_place
 from train.config.run_config import config_from_dict
 from train.evaluation import (
     DIST_TIMEOUT_SECONDS,
+    add_data_options,
     add_weights_option,
     classifier_of,
     open_split,
@@ -89,8 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the command's arguments."""
     parser = argparse.ArgumentParser(prog="train/evaluate.py", description="Evaluate a network on a whole split.")
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a run's save folder, or a .pt in it; local or s3://")
-    parser.add_argument("--data", required=True, metavar="DIR_OR_S3", help="the MDS dataset")
-    parser.add_argument("--local", metavar="DIR", help="cache folder, needed when --data is in S3")
+    add_data_options(parser)
     parser.add_argument("--split", help="default: the run's own data.val_split")
     parser.add_argument(
         "--columns",
@@ -156,7 +156,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         cfg = with_data(
             config_from_dict(saved["config"]),
             args.data,
-            args.local,
+            args.cache,
             columns=args.columns,
             batch_size=args.batch_size,
             workers=args.workers,
@@ -195,7 +195,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         error: Exception | None = None
         if dist.get_global_rank() == 0:
             try:
-                figures |= more_figures(args, saved, split, columns, real, files_to_write)
+                figures |= more_figures(args, saved, split, columns, real, files_to_write, files)
             except (DataError, PlaceError) as caught:
                 error = caught
         raise_first_of_any_rank(error)
@@ -243,6 +243,7 @@ def more_figures(
     columns: Columns,
     real: Real | None,
     files_to_write: Mapping[str, ResultFile],
+    files: DatasetFiles,
 ) -> dict[str, Any]:
     """Return the figures that options ask for, and write their files; on rank 0.
 
@@ -264,7 +265,7 @@ def more_figures(
         numbers = image_numbers(ids, labels, real[1], names) if real[1] else ids
         found |= real_figures(real[0], numbers, labels, classes[:, 0], saved.get("classes"))
     if "predictions" in files_to_write:
-        source = SourcePaths(open_place(args.data), split)
+        source = SourcePaths(open_place(files.remote or files.local), split)
         paths = source.of(columns["sample_id"]) if source and "sample_id" in columns else None
         files_to_write["predictions"].write(as_parquet(columns, names, paths))
     if "per_class" in files_to_write:

@@ -38,6 +38,15 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told which dataset to take, as `with_data` has it."""
+    parser.add_argument("--data", metavar="DIR_OR_S3", help="the MDS dataset; default: the run's own")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="folder for the shards of a dataset in S3; default, for the run's own: its own"
+    )
+    parser.add_argument("--local", dest="cache", help=argparse.SUPPRESS)  # its name in 0.1.0
+
+
 def read_run(path: Path) -> dict[str, Any]:
     """Return what a checkpoint says of its run: `config`, `num_classes`, `classes` (its names, or None), `exif`
     (what was done with the orientation of its images; None: not known).
@@ -55,16 +64,25 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def with_data(
     cfg: Config,
-    data: str,
-    local: str | None,
+    data: str | None,
+    cache: str | None,
     *,
     columns: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Config:
-    """Return a run's configuration with the data that a command names."""
-    remote = data if "://" in data or local else None
-    changes: dict[str, Any] = {"remote": remote, "local": local or (None if remote else data)}
+    """Return a run's configuration with the data that a command names; without `data`, with its own.
+
+    Raises:
+        ConfigError: a dataset in S3 without a folder for its shards, or one of the other arguments is not usable.
+    """
+    if data is None:
+        data = cfg.data.remote or str(cfg.data.local)
+        cache = cache or (str(cfg.data.local) if cfg.data.remote else None)
+    if "://" in data and not cache:
+        raise ConfigError(f"--cache: {data} is not on this machine; give a folder for its shards")
+    remote = data if cache else None
+    changes: dict[str, Any] = {"remote": remote, "local": cache or data}
     if remote is None:
         changes["cache_limit_gb"] = None  # of a cache, and the shards are read where they are
     if columns is not None:

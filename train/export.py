@@ -1,7 +1,7 @@
 """Export a trained network for others: safetensors, TorchScript, torch.export, ONNX, each compared with the checkpoint.
 
 python train/export.py runs/x --to exported
-python train/export.py s3://bucket/runs/x --to s3://bucket/models/x --data s3://bucket/mds --local /tmp/cache
+python train/export.py s3://bucket/runs/x --to s3://bucket/models/x --data s3://bucket/mds --cache /tmp/cache
 python train/export.py runs/x/ep90-ba56250.pt --to exported --weights trained --formats onnx
 """
 
@@ -34,6 +34,7 @@ from imagestream.storage.protocol import Place
 from train.config.run_config import ConfigError, config_from_dict
 from train.evaluation import (
     DIST_TIMEOUT_SECONDS,
+    add_data_options,
     add_weights_option,
     classifier_of,
     open_split,
@@ -97,8 +98,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="LIST",
         help=f"beside model.safetensors, which is always there; default: {','.join(GRAPHS)}; '' for none",
     )
-    parser.add_argument("--data", metavar="DIR_OR_S3", help="the dataset to check on; default: the run's own")
-    parser.add_argument("--local", metavar="DIR", help="cache folder, needed when --data is in S3")
+    add_data_options(parser)
     parser.add_argument("--split", help="default: the run's own data.val_split")
     parser.add_argument("--images", type=int, default=IMAGES, help=f"to check each graph on; default: {IMAGES:,}")
     parser.add_argument("--workers", type=int, metavar="N", help="loader processes; default: the run's")
@@ -154,8 +154,7 @@ def make(args: argparse.Namespace, path: Path, name: str, record: dict[str, Any]
     """
     saved = read_run(path)
     cfg = config_from_dict(saved["config"])
-    local = args.local or (str(cfg.data.local) if cfg.data.remote and not args.data else None)
-    cfg = with_data(cfg, args.data or cfg.data.remote or str(cfg.data.local), local, workers=args.workers)
+    cfg = with_data(cfg, args.data, args.cache, workers=args.workers)
     split = args.split if args.split is not None else cfg.data.val_split
     files, loader, _ = open_split(cfg, saved, split, device)
     trainer = trainer_for(cfg, saved, path, loader, device, shown=name, weights=args.weights)

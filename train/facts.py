@@ -13,12 +13,16 @@ from imagestream.decode.backends import open_decoder
 from imagestream.mds.index import DataError
 from imagestream.storage.places import open_place
 from train.capacity import (
+    GB,
+    cache_bytes,
     check_shared_memory,
     check_smallest_pass,
+    free_bytes,
     free_shared_memory,
     needed_shared_memory,
     node_count,
     too_few_for_batchnorm,
+    warn_of_a_small_cache,
 )
 from train.config.algorithms import SizeSchedule
 from train.config.batch_scale import scaled, scaling_in_words
@@ -90,6 +94,7 @@ def gather_facts(cfg: Config) -> Facts:
             log.warning("warning: this takes no effect: %s", warning)
         if has_norms and (few := too_few_for_batchnorm(cfg, device_batch_size=per_device, world_size=world_size)):
             log.warning("warning: %s", few)
+    warn_of_a_small_cache(cfg, files)
     if has_norms:
         check_smallest_pass(cfg, per_device)
     check_samples(cfg.data.num_canonical_nodes, train_samples)
@@ -198,11 +203,18 @@ def plan(given: Config) -> str:
             f"# images       {facts.total_steps * cfg.global_batch_size:,} in all",
             *(beginning_in_words(cfg, facts) if begins else []),
             f"# decoder      {facts.decoder_version}; {workers_of(cfg.data)} loader workers a rank",
-            f"# /dev/shm     up to {needed / 1e9:.3g} GB a node for batches; "
-            f"{free_shared_memory() / 1e9:.3g} GB are free here",
+            f"# /dev/shm     up to {needed / GB:.3g} GB a node for batches; "
+            f"{free_shared_memory() / GB:.3g} GB are free here",
+            *(cache_in_words(cfg, facts.files) if cfg.data.remote else []),
             f"# save_folder  {cfg.checkpoint.save_folder} is writable",
         ]
     )
+
+
+def cache_in_words(cfg: Config, files: DatasetFiles) -> list[str]:
+    """Return a line of a plan: what the cache will take, and what is free there."""
+    missing, free = cache_bytes(cfg, files), free_bytes(files.local)
+    return [f"# cache        {missing / GB:.3g} GB to come to {files.local}; {free / GB:.3g} GB are free there"]
 
 
 def beginning_in_words(cfg: Config, facts: Facts) -> list[str]:

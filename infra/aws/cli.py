@@ -40,7 +40,6 @@ from infra.aws.queues import DEFAULT_QUEUES, kinds
 from infra.aws.spending import (
     S3_USD_PER_GB_MONTH,
     RefusedError,
-    Step,
     agree,
     job_step,
     monthly_budget,

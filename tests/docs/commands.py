@@ -281,7 +281,7 @@ def whole_way(place: Place, command: str) -> None:
 
 
 S3_RUN = "data.remote=s3://BUCKET/imagenet"
-FULL = f"composer -n 8 train/main.py yamls/full.yaml {S3_RUN} checkpoint.save_folder=s3://BUCKET/runs/full"
+FULL = f"composer -n 8 train/main.py yamls/full.yaml {S3_RUN} data.local=CACHE checkpoint.save_folder=s3://BUCKET/runs/full"
 
 HOW: dict[str, tuple[Way, bool]] = {
     # command: (way, whether it takes seconds of torch)
@@ -341,7 +341,7 @@ HOW: dict[str, tuple[Way, bool]] = {
     "python train/predict.py EXPORTED PHOTOS": (whole_way, False),
     "python train/predict.py EXPORTED PHOTOS --out PREDICTIONS.parquet --html PREDICTIONS.html": (whole_way, False),
     "python train/main.py yamls/local.yaml data.local=SHARDS": (whole_way, False),
-    "python train/evaluate.py runs/local --data SHARDS": (train("--workers", "0"), True),
+    "python train/evaluate.py runs/local": (train("--workers", "0"), True),
     f"python train/main.py yamls/local.yaml {S3_RUN} data.local=CACHE checkpoint.save_folder=s3://BUCKET/runs/one": (
         train(*SMALL_RUN),
         True,
@@ -349,11 +349,10 @@ HOW: dict[str, tuple[Way, bool]] = {
     "python train/main.py yamls/cats.yaml data.local=SHARDS --dry-run": (train_cats, True),
     "python train/main.py yamls/finetune.yaml data.local=SHARDS --dry-run": (fine_tune, True),
     "python train/main.py yamls/finetune.yaml data.local=SHARDS": (fine_tune, True),
-    "python train/main.py yamls/finetune.yaml data.local=SHARDS model.weights=runs/local/ep18-ba1152.pt": (
-        fine_tune,
-        True,
-    ),
-    "python train/main.py yamls/finetune.yaml data.local=SHARDS model.freeze=[backbone]": (fine_tune, True),
+    "python train/main.py yamls/finetune.yaml data.local=SHARDS model.weights=runs/local/ep18-ba1152.pt run_name=mine "
+    "checkpoint.save_folder=runs/mine": (fine_tune, True),
+    "python train/main.py yamls/finetune.yaml data.local=SHARDS model.freeze=[backbone] run_name=frozen "
+    "checkpoint.save_folder=runs/frozen": (fine_tune, True),
     FULL: (train("--dry-run", "global_batch_size=16", ranks=2), True),
     f"{FULL} --dry-run": (train("global_batch_size=16", ranks=2), True),
     "source .venv/bin/activate": (activate, False),

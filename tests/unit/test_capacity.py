@@ -1,5 +1,6 @@
 """A run that does not fit its machines is refused before it begins, with what would fit."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,18 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from imagestream.data.dataset_files import DatasetFiles
 from imagestream.data.opening import check_nodes, check_samples
 from imagestream.mds.index import DataError
 from tests.conftest import REPOSITORY
 from tests.integration.problem import command
 from train import capacity
 from train.capacity import (
+    cache_bytes,
     check_shared_memory,
     check_smallest_pass,
+    free_bytes,
     loader_bytes,
     too_few_for_batchnorm,
+    warn_of_a_small_cache,
 )
-from train.config.run_config import ConfigError, load_config
+from train.config.run_config import Config, ConfigError, load_config
 
 
 def test_the_blocks_of_all_workers_are_counted_at_the_largest_size() -> None:
@@ -43,6 +48,57 @@ def test_others_are_refused_with_those_that_work(canonical: int, nodes: int, abl
     with pytest.raises(DataError, match=rf"run on {able} nodes or, .*num_canonical_nodes={other}$"):
         check_nodes(canonical, nodes)
     check_nodes(other, nodes)
+
+
+def a_cache(folder: Path, shards: Path, *changes: str) -> tuple[Config, DatasetFiles]:
+    places = [f"data.remote={shards}", f"data.local={folder}", "data.val_split=val"]
+    cfg = load_config("yamls/tiny.yaml", [*places, *changes])
+    return cfg, DatasetFiles(str(shards), str(folder))
+
+
+def test_a_disk_that_is_too_small_for_the_cache_is_said_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"train": [3_000_000_000, 2_000_000_000], "val": [1_000_000_000]}
+    for split, shards in sizes.items():
+        (tmp_path / "mds" / split).mkdir(parents=True)
+        entries = [
+            {
+                "column_names": ["x", "y"],
+                "column_encodings": ["jpeg", "int"],
+                "column_sizes": [None, 8],
+                "compression": None,
+                "format": "mds",
+                "hashes": [],
+                "raw_data": {"basename": f"shard.{number:05}.mds", "bytes": size, "hashes": {}},
+                "samples": 4,
+                "size_limit": None,
+                "version": 2,
+                "zip_data": None,
+            }
+            for number, size in enumerate(shards)
+        ]
+        (tmp_path / "mds" / split / "index.json").write_text(json.dumps({"shards": entries, "version": 2}))
+    cache = tmp_path / "not/yet"
+    monkeypatch.setattr(capacity, "free_bytes", lambda _: 5_500_000_000)
+    cfg, files = a_cache(cache, tmp_path / "mds")
+    assert cache_bytes(cfg, files) == 6_000_000_000
+    warn_of_a_small_cache(cfg, files)
+    assert f"{cache} has 5.5 GB free, and 6 GB of shards are still to come" in caplog.text
+    assert cache_bytes(*a_cache(cache, tmp_path / "mds", "data.cache_limit_gb=1.5")) == 2_500_000_000
+    caplog.clear()
+    (cache / "train").mkdir(parents=True)
+    with open(cache / "train/shard.00001.mds", "wb") as there:
+        there.truncate(2_000_000_000)
+    assert cache_bytes(cfg, files) == 4_000_000_000
+    warn_of_a_small_cache(cfg, files)
+    assert not caplog.text
+    in_place = load_config("yamls/tiny.yaml", [f"data.local={tmp_path / 'mds'}", "data.remote=null"])
+    assert cache_bytes(in_place, DatasetFiles(None, str(tmp_path / "mds"))) == 0
+
+
+def test_what_is_free_is_of_the_disk_where_the_cache_will_be(tmp_path: Path) -> None:
+    assert free_bytes(str(tmp_path / "not/yet")) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
 
 def test_memory_that_is_freed_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

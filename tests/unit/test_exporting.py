@@ -219,6 +219,17 @@ def test_a_run_from_s3_with_a_limited_cache_is_evaluated_on_a_folder() -> None:
         with_data(cfg, "/mds", None, batch_size=0)
 
 
+def test_without_a_name_the_data_are_the_runs_own() -> None:
+    in_s3, here = a_config("data.remote=s3://bucket/mds"), a_config("data.remote=null")
+    own = with_data(in_s3, None, None).data
+    assert (own.remote, own.local) == ("s3://bucket/mds", in_s3.data.local)
+    assert with_data(in_s3, None, "/cache").data.local == "/cache"
+    own = with_data(here, None, None).data
+    assert (own.remote, own.local) == (None, here.data.local)
+    with pytest.raises(ConfigError, match=r"^--cache: s3://bucket/other is not on this machine; give a folder"):
+        with_data(in_s3, "s3://bucket/other", None)
+
+
 def test_the_card_is_markdown_whatever_the_names_are() -> None:
     cfg = a_config("run_name=x")
     record = {
