@@ -77,6 +77,10 @@ class Run:
             assert time.monotonic() < deadline, f"nothing to kill after {seconds} s:\n{self.output()[-3000:]}"
             time.sleep(0.01)
         self.kill()
+        codes = [rank.exitcode for rank in self.ranks]
+        assert -signal.SIGKILL in codes, (
+            f"it had ended before it could be killed, with {codes}:\n{self.output()[-3000:]}"
+        )
 
 
 @functools.cache
@@ -86,8 +90,9 @@ def kill_library() -> Path | None:
     if compiler is None:
         return None
     source = KILL_LIBRARY.read_bytes()
-    built = Path(tempfile.gettempdir(), f"kill-at-{os.getuid()}-{hashlib.sha256(source).hexdigest()[:16]}.so")
+    built = REPOSITORY / f"build/tests/kill-at-{hashlib.sha256(source).hexdigest()[:16]}.so"
     if not built.exists():
+        built.parent.mkdir(parents=True, exist_ok=True)
         part = built.with_suffix(f".{os.getpid()}")  # another process of these tests may be building it
         subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", part, KILL_LIBRARY, "-ldl"], check=True)
         part.replace(built)

@@ -81,8 +81,6 @@ def main(argv: Sequence[str]) -> int:
                 print(f"{name:18} {value}")
         if args.details:
             print(in_words(figures))
-        if args.json:
-            Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 
@@ -134,7 +132,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help="with --real: LOC_val_solution.csv, the class of each of ImageNet's validation files; local or s3://",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too; local or s3://")
     args = parser.parse_args(argv)
     if args.val_classes and not args.real:
         parser.error("--val-classes goes with --real")
@@ -145,11 +143,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Return checkpoint, top1, top5, loss, samples_evaluated, weights_sha256, and what was asked for; collective."""
     device = start_process(DIST_TIMEOUT_SECONDS)
     files_to_write = {
-        option: ResultFile(place) for option in ("predictions", "per_class") if (place := vars(args)[option])
+        option: ResultFile(place) for option in ("predictions", "per_class", "json") if (place := vars(args)[option])
     }
     real = read_lists(args)
     where, name = checkpoint_of(args.run, args.checkpoint)
-    predictions = Predictions() if files_to_write or args.real or args.details else None
+    wants_each = args.predictions or args.per_class or args.real or args.details
+    predictions = Predictions() if wants_each else None
     with on_every_node(open_place(where), Found(name)) as path:
         assert path is not None
         saved = read_run(Path(path))
@@ -190,15 +189,17 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     figures |= {"tta": args.tta} if args.tta else {}
     figures |= {"weights": args.weights} if args.weights == "trained" else {}
     figures |= {} if among is None else {"among": int(among.sum())}
-    if predictions is not None:
-        columns = predictions.gather(loader.dataset, count=int(values["samples"]))
-        error: Exception | None = None
-        if dist.get_global_rank() == 0:
-            try:
+    columns = predictions.gather(loader.dataset, count=int(values["samples"])) if predictions else None
+    error: Exception | None = None
+    if dist.get_global_rank() == 0:
+        try:
+            if columns is not None:
                 figures |= more_figures(args, saved, split, columns, real, files_to_write, files)
-            except (DataError, PlaceError) as caught:
-                error = caught
-        raise_first_of_any_rank(error)
+            if "json" in files_to_write:
+                files_to_write["json"].write((json.dumps(figures, indent=2) + "\n").encode())
+        except (DataError, PlaceError) as caught:
+            error = caught
+    raise_first_of_any_rank(error)
     return figures
 
 

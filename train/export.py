@@ -42,7 +42,7 @@ from train.evaluation import (
     trainer_for,
     with_data,
 )
-from train.exporting.card import CheckedFile, card, recipe
+from train.exporting.card import CheckedFile, Exported, card, recipe
 from train.exporting.checks import FOLDED_BOUND, Evaluated, ExportError, check_graph, evaluate_both, loaded
 from train.exporting.files import (
     ALL_NAMES,
@@ -54,6 +54,7 @@ from train.exporting.files import (
     write_model,
 )
 from train.exporting.network import is_folded, plain_tensors
+from train.exporting.shipped_model import CONFIG_NAME
 from train.model import weights_sha256
 from train.process import precision_on, start_process
 from train.resume.start import RefusedError
@@ -132,12 +133,23 @@ def export(args: argparse.Namespace) -> None:
         folder.mkdir()
         log.info("export: %s/%s", place, name)
         make(args, place.get(name, Path(scratch)), name, read_record(place), device, folder)
-        made = [name for name in ALL_NAMES if (folder / name).exists()]
-        stale = [name for name in target.names() if name in ALL_NAMES and name not in made]
-        target.delete(stale)  # of the export before
-        for name in made:
-            target.put(name, folder / name)
+        made = put_files(target, folder)
     print(f"exported to {args.to}: {', '.join(made)}")
+
+
+def put_files(target: Place, folder: Path) -> list[str]:
+    """Put an export's files into a place, in place of those of an export before; return their names.
+
+    Without config.json nothing is read. It goes first and comes last, so that what is interrupted here is no export
+    rather than half of two.
+    """
+    made = [name for name in ALL_NAMES if (folder / name).exists()]
+    there = [name for name in target.names() if name in ALL_NAMES]
+    target.delete([name for name in there if name == CONFIG_NAME])
+    target.delete([name for name in there if name not in made])
+    for name in sorted(made, key=lambda name: name == CONFIG_NAME):
+        target.put(name, folder / name)
+    return made
 
 
 def make(args: argparse.Namespace, path: Path, name: str, record: dict[str, Any], device: Device, folder: Path) -> None:
@@ -156,6 +168,7 @@ def make(args: argparse.Namespace, path: Path, name: str, record: dict[str, Any]
     cfg = config_from_dict(saved["config"])
     cfg = with_data(cfg, args.data, args.cache, workers=args.workers)
     split = args.split if args.split is not None else cfg.data.val_split
+    is_own_split = args.data is None and split == cfg.data.val_split
     files, loader, _ = open_split(cfg, saved, split, device)
     trainer = trainer_for(cfg, saved, path, loader, device, shown=name, weights=args.weights)
     reference = classifier_of(trainer)
@@ -181,11 +194,7 @@ def make(args: argparse.Namespace, path: Path, name: str, record: dict[str, Any]
         described,
         evaluated.figures,
         checked,
-        checkpoint=name,
-        weights=args.weights,
-        sha256=sha256,
-        split=split,
-        split_fingerprint=files.fingerprint(split),
+        Exported(name, args.weights, sha256, split, files.fingerprint(split), is_own_split),
         data_licence=args.data_licence,
         dollars_per_hour=args.dollars_per_hour,
     )

@@ -25,7 +25,8 @@ def jobs(workflow: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_can_only_read_and_ends_in_time(workflow: Path) -> None:
     assert read(workflow)["permissions"] == {"contents": "read"}
-    assert all(0 < job["timeout-minutes"] <= 90 and "permissions" not in job for job in jobs(workflow))
+    longest = 360 if workflow.name == "weekly.yml" else 90  # GitHub's own limit is 360
+    assert all(0 < job["timeout-minutes"] <= longest and "permissions" not in job for job in jobs(workflow))
     assert "secrets." not in workflow.read_text()
     checkouts = [step for job in jobs(workflow) for step in job["steps"] if "checkout" in step.get("uses", "")]
     assert len(checkouts) == len(jobs(workflow))
@@ -51,7 +52,8 @@ def test_coverage_is_on_the_page_of_the_run_and_no_part_of_make_test() -> None:
 def test_the_verbs_that_a_workflow_calls_are_the_makefiles(workflow: Path) -> None:
     verbs = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     called = {verb for job in jobs(workflow) for step in job["steps"] for verb in made_by(step.get("run", ""))}
-    assert called <= verbs
+    called |= {verb for job in jobs(workflow) for verb in job.get("strategy", {}).get("matrix", {}).get("verb", [])}
+    assert called and called - {"CI"} <= verbs
 
 
 def made_by(script: str) -> list[str]:

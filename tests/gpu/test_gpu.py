@@ -32,7 +32,7 @@ EPOCHS = 4
 @pytest.fixture(autouse=True)
 def gpu() -> torch.device:
     if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+        pytest.fail("needs a GPU that torch can use")  # skipped, `make test-gpu` would pass with nothing run
     return torch.device("cuda", 0)
 
 

@@ -29,7 +29,7 @@ SECONDS, STEPS, FIRST_STEPS = 300, 12, 4  # the first ones choose kernels, and r
 @pytest.fixture(autouse=True)
 def gpu() -> torch.device:
     if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+        pytest.fail("needs a GPU that torch can use")  # skipped, `make test-gpu` would pass with nothing run
     return torch.device("cuda", 0)
 
 

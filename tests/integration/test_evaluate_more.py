@@ -132,3 +132,14 @@ def test_among_the_datasets_classes_no_other_is_predicted(
         assert other["classes"][: len(allowed)] == allowed and other["label"] == one["label"] in chosen
         assert other["loss"] < one["loss"]
     assert among["top1"] == sum(row["classes"][0] == row["label"] for row in rows["among"]) / 24
+
+
+def test_a_place_for_the_figures_that_cannot_be_written_is_said_before_anything_is_evaluated(
+    dataset: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    argv = [str(checkpoint), "--data", str(dataset), "--workers", "0"]
+    code, output = run([*argv, "--json", f"{tmp_path}/file/x.json"], tmp_path / "log", program="train.evaluate")
+    assert code == 2 and f"{tmp_path}/file" in output and "Traceback" not in output, output
+    code, output = run([*argv, "--json", f"{tmp_path}/new/x.json"], tmp_path / "log2", program="train.evaluate")
+    assert code == 0 and json.loads((tmp_path / "new/x.json").read_text())["samples_evaluated"] > 0, output

@@ -90,7 +90,7 @@ def test_a_run_killed_three_times_is_one_curve_everywhere(
     """The kills come after steps that no checkpoint has: they are taken again."""
     folder = tmp_path / "run"
     argv = command(shards, folder, *ALL_PLACES)
-    for kill, step in enumerate((3, 7, 11)):
+    for kill, step in enumerate((3, 6, 9)):
         started = start(argv, tmp_path / f"log{kill}", ranks=ranks, env=ENV)
         started.kill_when(lambda step=step: len(metrics_if_there(folder)) >= step)  # type: ignore[misc]
     code, output = run(argv, tmp_path / "last", ranks=ranks, env=ENV)

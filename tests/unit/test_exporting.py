@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,34 @@ import pytest
 import torch
 import torchvision
 import yaml
+from composer.core import Precision
 from composer.functional import apply_blurpool, apply_squeeze_excite, apply_stochastic_depth
 from torch import Tensor, nn
 
+from imagestream.storage.errors import PlaceError
 from imagestream.storage.local import LocalPlace
 from tests.conftest import REPOSITORY
 from train.config.networks import RESNETS
 from train.config.run_config import Config, ConfigError, load_config
 from train.evaluation import with_data
-from train.export import check_target
-from train.exporting.card import card, recipe
-from train.exporting.checks import LOGIT_BOUND, Agreement, Evaluated, ExportError, Figures, check_graph, compare, loaded
+from train.export import check_target, put_files
+from train.exporting.card import Exported, card, recipe
+from train.exporting.checks import (
+    FOLDED_BOUND,
+    LOGIT_BOUND,
+    Agreement,
+    Evaluated,
+    ExportError,
+    Figures,
+    check_graph,
+    compare,
+    evaluate_both,
+    loaded,
+)
 from train.exporting.files import GRAPHS, crop_fraction, describe, timms_name, write_graph, write_model
 from train.exporting.network import altered_layers, is_folded, plain_tensors
 from train.exporting.shipped_model import CONFIG_NAME
+from train.model import ImageClassifier
 
 CLASSES = ("n01", "</script><script>alert(1)", "a|b`c", 'quote"d')
 
@@ -243,11 +258,7 @@ def test_the_card_is_markdown_whatever_the_names_are() -> None:
         described,
         Figures(150, 300, 1.0, 300),
         [],
-        checkpoint="runs/x/ep1-ba7.pt",
-        weights="averaged",
-        sha256="0" * 64,
-        split="val",
-        split_fingerprint="f" * 64,
+        an_export(),
         data_licence="none <b> | of `it`",
         dollars_per_hour=10.0,
     )
@@ -255,7 +266,80 @@ def test_the_card_is_markdown_whatever_the_names_are() -> None:
     assert matter["model-index"][0]["results"][0]["metrics"][0]["value"] == 50.0
     assert "| 50.00% (150) | 100.00% (300) | 1.0000 |" in text
     assert r"none \<b\> \| of \`it\`" in text
-    assert "took 3.00 hours" in text and "30.00 dollars" in text
+    assert "So far the run took 3.00 hours" in text and "30.00 dollars" in text
+
+
+def an_export(**changes: Any) -> Exported:
+    return replace(Exported("runs/x/ep1-ba7.pt", "averaged", "0" * 64, "val", "f" * 64, is_own_split=True), **changes)
+
+
+def test_the_card_says_of_a_checkpoint_what_is_true_of_it() -> None:
+    cfg = a_config("run_name=x")
+    record = {
+        "evaluations": [{"batch": 7, "top1": 0.5, "top5": 1.0, "loss": 1.0, "samples_evaluated": 300}],
+        "time": {"train_s": 10_800.0},
+        "batch": {"total_steps": 9000, "world_size": 2},
+        "ledger": {"final": "1edger"},
+        "batches": 9000,
+    }
+    described = describe(cfg, a_network(), {"num_classes": 4, "classes": CLASSES}, None)
+
+    def text_of(**changes: Any) -> str:
+        figures = Figures(150, 300, 1.0, 300)
+        exported = an_export(**changes)
+        return card(cfg, record, described, figures, [], exported, data_licence=None, dollars_per_hour=10.0)
+
+    own = text_of()
+    assert "the run's own evaluation, 300 images" in own and "7 of 9,000 batches; the run: " in own
+    assert "1edger" not in own and "The whole run, 9,000 batches, took 3.00 hours" in own
+    assert "the run's own evaluation" not in text_of(weights="trained"), "it is of the averages"
+    other = text_of(split="other", is_own_split=False)
+    assert "the run's own evaluation" not in other and "the run's validation split" not in other
+    assert "name: the split other" in other
+    end = text_of(checkpoint="ep90-ba9000.pt")
+    assert "1edger" in end and "Training took 3.00 hours" in end
+
+
+@pytest.mark.slow
+def test_a_run_with_stochastic_depth_passes_the_comparison(tmp_path: Path) -> None:
+    """Its logits may lie a little apart, and so its loss: demanding the same figures, no such run was exported."""
+    network = a_network("resnet50")
+    apply_stochastic_depth(network, target_layer_name="ResNetBottleneck", drop_rate=0.2)
+    written(network.eval(), tmp_path, "model.name=resnet50")
+    batches = [(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])) for _ in range(3)]
+    statistics = ((0.5,) * 3, (0.2,) * 3)
+
+    def compared(bound: float) -> Evaluated:
+        reference = ImageClassifier(network, "cross_entropy")
+        exported = loaded(tmp_path)
+        return evaluate_both(reference, exported, batches, Precision.FP32, statistics, keep=4, bound=bound)  # type: ignore[arg-type]
+
+    assert compared(FOLDED_BOUND).figures.samples == 12
+    with pytest.raises(ExportError, match="a logit is"):
+        compared(0.0)
+
+
+def test_an_export_that_is_interrupted_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, target = tmp_path / "made", LocalPlace(tmp_path / "target")
+    made.mkdir()
+    for name in (CONFIG_NAME, "model.py", "model.safetensors", "README.md"):
+        (made / name).write_text("new")
+        target.write(name, b"old")
+    target.write("model.onnx", b"old")
+    put = LocalPlace.put
+
+    def break_off(self: LocalPlace, name: str, source: Path, **more: Any) -> None:
+        if name == "model.safetensors":
+            raise PlaceError("gone")
+        put(self, name, source, **more)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LocalPlace, "put", break_off)
+        with pytest.raises(PlaceError):
+            put_files(target, made)
+    assert CONFIG_NAME not in target.names()
+    assert sorted(put_files(target, made)) == sorted(target.names())
+    assert {target.read(name) for name in target.names()} == {b"new"}
 
 
 def test_an_export_replaces_nothing_but_an_export_and_only_when_told_to(tmp_path: Path) -> None:

@@ -35,31 +35,55 @@ class CheckedFile:
         return f"{found.images:,} images by {self.runtime}: {first}, logits within {found.largest_difference:.1e}"
 
 
+@dataclass(frozen=True)
+class Exported:
+    """Whose figures a card has.
+
+    Attributes:
+        checkpoint: its name.
+        weights: "averaged" or "trained".
+        sha256: of its tensors.
+        split: on which it was compared.
+        split_fingerprint: SHA-256 of its index.
+        is_own_split: whether the run's own evaluations are on that split.
+    """
+
+    checkpoint: str
+    weights: str
+    sha256: str
+    split: str
+    split_fingerprint: str
+    is_own_split: bool
+
+    @property
+    def batch(self) -> int | None:
+        """The batches that the checkpoint has seen; None for a file of another name."""
+        match = re.search(r"-ba(\d+)\.pt$", self.checkpoint)
+        return int(match[1]) if match else None
+
+
 def card(
     cfg: Config,
     record: Mapping[str, Any],
     described: Mapping[str, Any],
     figures: Figures,
     checked: Sequence[CheckedFile],
+    exported: Exported,
     *,
-    checkpoint: str,
-    weights: str,
-    sha256: str,
-    split: str,
-    split_fingerprint: str,
     data_licence: str | None,
     dollars_per_hour: float | None,
 ) -> str:
     """Return the model card, in Hugging Face's form."""
     name = cfg.model.name
+    is_end = exported.batch is not None and exported.batch == record.get("batches")
     parts = [
-        _front_matter(cfg, described, figures),
+        _front_matter(cfg, described, figures, exported),
         f"# {_plain(cfg.run_name)}: {name}, {described['num_classes']:,} classes\n",
-        _figures(figures, record, checkpoint=checkpoint, split=split, split_fingerprint=split_fingerprint),
+        _figures(figures, record, exported),
         _files(described, checked),
         _use(described),
-        _training(cfg, record, checkpoint=checkpoint, weights=weights, sha256=sha256),
-        _cost(record, dollars_per_hour),
+        _training(cfg, record, exported, is_end=is_end),
+        _cost(record, dollars_per_hour, is_end=is_end),
         f"## Licence\n\nOf the training images: {_plain(data_licence) if data_licence else 'not stated'}. "
         "It may limit what the weights may be used for. ImageNet's images are for non-commercial research.\n",
     ]
@@ -78,7 +102,7 @@ def recipe(cfg: Config) -> str:
     return yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
 
 
-def _front_matter(cfg: Config, described: Mapping[str, Any], figures: Figures) -> str:
+def _front_matter(cfg: Config, described: Mapping[str, Any], figures: Figures, exported: Exported) -> str:
     matter: dict[str, Any] = {
         "library_name": "timm" if "architecture" in described else "torchvision",
         "pipeline_tag": "image-classification",
@@ -90,31 +114,33 @@ def _front_matter(cfg: Config, described: Mapping[str, Any], figures: Figures) -
     ]
     result = {
         "task": {"type": "image-classification"},
-        "dataset": {"name": "the run's validation split", "type": "images"},
+        "dataset": {
+            "name": "the run's validation split" if exported.is_own_split else f"the split {exported.split or '.'}",
+            "type": "images",
+        },
         "metrics": metrics,
     }
     matter["model-index"] = [{"name": cfg.run_name, "results": [result]}]
     return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n"
 
 
-def _figures(
-    figures: Figures, record: Mapping[str, Any], *, checkpoint: str, split: str, split_fingerprint: str
-) -> str:
+def _figures(figures: Figures, record: Mapping[str, Any], exported: Exported) -> str:
     rows = [
         "| | top-1 | top-5 | loss, nats |",
         "|---|---|---|---|",
         f"| `model.safetensors`, all {figures.samples:,} images of the split | {figures.top1:.2%} ({figures.hits:,}) | "
         f"{figures.top5:.2%} ({figures.hits5:,}) | {figures.loss:.4f} |",
     ]
-    match = re.search(r"-ba(\d+)\.pt$", checkpoint)
-    for row in record.get("evaluations", []):
-        if match and row["batch"] == int(match[1]):
+    has_own = exported.is_own_split and exported.weights == "averaged"  # as the run evaluates
+    for row in record.get("evaluations", []) if has_own else ():
+        if row["batch"] == exported.batch:
             hits, hits5 = (round(row[key] * row["samples_evaluated"]) for key in ("top1", "top5"))
             rows.append(
                 f"| the run's own evaluation, {row['samples_evaluated']:,} images | {row['top1']:.2%} ({hits:,}) | "
                 f"{row['top5']:.2%} ({hits5:,}) | {row['loss']:.4f} |"
             )
-    of = f"Of the split `{split or '.'}`, fingerprint `{split_fingerprint}`: each image once; in brackets, the hits.\n"
+    split = f"`{exported.split or '.'}`, fingerprint `{exported.split_fingerprint}`"
+    of = f"Of the split {split}: each image once; in brackets, the hits.\n"
     return "\n".join(rows) + "\n\n" + of
 
 
@@ -168,13 +194,16 @@ def _use(described: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training(cfg: Config, record: Mapping[str, Any], *, checkpoint: str, weights: str, sha256: str) -> str:
+def _training(cfg: Config, record: Mapping[str, Any], exported: Exported, *, is_end: bool) -> str:
     data, hardware, batch = (record.get(key, {}) for key in ("dataset", "hardware", "batch"))
+    name, total = exported.checkpoint.rpartition("/")[2], batch.get("total_steps")
+    final = record.get("ledger", {}).get("final") if is_end else None
+    seen = f"{exported.batch:,} of {total:,} batches; " if exported.batch and total else ""
     facts = {
-        "checkpoint": f"`{checkpoint.rpartition('/')[2]}`, {weights}; SHA-256 of its tensors `{sha256}`",
-        "length": f"{cfg.max_duration}, global batch {cfg.global_batch_size:,}, seed {cfg.seed}",
+        "checkpoint": f"`{name}`, {exported.weights}; SHA-256 of its tensors `{exported.sha256}`",
+        "length": f"{seen}the run: {cfg.max_duration}, global batch {cfg.global_batch_size:,}, seed {cfg.seed}",
         "images": f"{data['train_samples']:,}, fingerprint `{data['fingerprint']}`" if data else None,
-        "order": f"ledger of all batches `{final}`" if (final := record.get("ledger", {}).get("final")) else None,
+        "order": f"ledger of all batches `{final}`" if final else None,
         "machines": f"{batch.get('world_size')} x {hardware['device']}" if hardware else None,
         "speed": f"{speed:,.0f} images/s" if (speed := record.get("throughput", {}).get("images_per_sec")) else None,
         "versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()) or None,
@@ -187,13 +216,15 @@ def _training(cfg: Config, record: Mapping[str, Any], *, checkpoint: str, weight
     )
 
 
-def _cost(record: Mapping[str, Any], dollars_per_hour: float | None) -> str:
-    """Return what the training took, where the record says it."""
+def _cost(record: Mapping[str, Any], dollars_per_hour: float | None, *, is_end: bool) -> str:
+    """Return what the training took, where the record says it; it counts the whole run."""
     times = record.get("time", {})
     hours, price = times.get("train_s", 0) / SECONDS_PER_HOUR, dollars_per_hour or times.get("usd_per_hour")
     if not hours:
         return ""
-    text = f"Training took {hours:,.2f} hours, without evaluations and what was lost to interruptions."
+    batches = record.get("batches")  # of a run that has ended
+    what = "Training" if is_end else f"The whole run, {batches:,} batches," if batches else "So far the run"
+    text = f"{what} took {hours:,.2f} hours, without evaluations and what was lost to interruptions."
     if price is not None:
         text += f" At {price:,.2f} dollars an hour that is {hours * price:,.2f} dollars."
     return text + "\n"
