@@ -40,12 +40,17 @@ SEED_OF_THE_KILLS = 3
 SHARD_SIZE = "4MB"  # a handful of shards rather than one
 MICROBATCH_SIZE = 32  # on GPUs, where `auto` would rule out the same bits twice
 CONFIG = "yamls/tiny.yaml"
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # the second is a closed terminal's
+RUNS = ("undisturbed", "interrupted", "quick")
+FILES_OF_RUNS = ("evaluate.json", "two-runs.png")  # and a log of each command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, _exit_on_signal)
     gpus = gpu_count()
     demo = Demo(args.out.resolve(), ranks=gpus or 2, on_gpu=gpus > 0, epochs=args.epochs)
     try:
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             demo.make_data(stages=2)
         else:
             print(run_quick(demo) if args.quick else run_full(demo, kills=args.kills))
-    except DemoError as error:
+    except (DemoError, FileExistsError) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -162,8 +167,12 @@ class Demo:
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
     def remove_runs(self) -> None:
-        """Remove what an earlier demo trained: this one starts anew."""
-        shutil.rmtree(self.runs, ignore_errors=True)
+        """Remove what an earlier demo trained, and nothing else of that folder: this one starts anew."""
+        for run in RUNS:
+            shutil.rmtree(self.runs / run, ignore_errors=True)
+        logs = [self.runs / f"{name}.log" for name in ("convert", "evaluate", *RUNS)]
+        for path in [*logs, *self.runs.glob("interrupted-[1-6]-*.log"), *(self.runs / name for name in FILES_OF_RUNS)]:
+            path.unlink(missing_ok=True)
 
     def make_data(self, *, stages: int) -> None:
         """Make the images and the shards unless they are there: the first two of `stages`."""
@@ -173,9 +182,16 @@ class Demo:
             self.say(f"{self.shown(self.images)}" + ("" if drawn else " is complete already"))
         with self.stage("convert them to MDS shards"):
             marker, recipe = self.mds.with_suffix(".complete"), (self.images / MARKER).read_text() + SHARD_SIZE
-            if marker.exists() and marker.read_text() == recipe:
+            is_ours = marker.exists()
+            if is_ours and marker.read_text() == recipe:
                 self.say(f"{self.shown(self.mds)} is complete already")
                 return
+            if not is_ours and self.mds.exists():
+                raise DemoError(
+                    f"{self.shown(self.mds)} is there and not of a demo: choose another --out, or remove it"
+                )
+            self.mds.parent.mkdir(parents=True, exist_ok=True)
+            marker.write_text("begun\n")
             self._convert()
             marker.write_text(recipe)
 
@@ -324,7 +340,9 @@ def _runnable(command: list[str]) -> list[str]:
     return [found, *command[1:]]
 
 
-def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # shells send a second one, which would interrupt what follows
     raise SystemExit(1)  # an exception, so that the training's processes are killed on the way out
 
 
