@@ -15,7 +15,6 @@ import itertools
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,8 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 # Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +30,7 @@ if Path(sys.path[0] or ".").resolve() == ROOT / "demo":
     sys.path[0] = str(ROOT)
 
 from demo.images import MARKER, SAMPLES, make_images
-from demo.processes import DemoError, Log, follow, kill_session, started
+from demo.processes import DemoError, Log, exit_on_signals, follow, kill_session, started
 from demo.summary import Killed, Outcome, differences, full_summary, quick_summary
 
 STAGE_LIMIT_S = 900
@@ -40,7 +38,6 @@ SEED_OF_THE_KILLS = 3
 SHARD_SIZE = "4MB"  # a handful of shards rather than one
 MICROBATCH_SIZE = 32  # on GPUs, where `auto` would rule out the same bits twice
 CONFIG = "yamls/tiny.yaml"
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # the second is a closed terminal's
 RUNS = ("undisturbed", "interrupted", "quick")
 FILES_OF_RUNS = ("evaluate.json", "two-runs.png")  # and a log of each command
 
@@ -48,9 +45,7 @@ FILES_OF_RUNS = ("evaluate.json", "two-runs.png")  # and a log of each command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     args = parse(argv)
-    for number in ENDING_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
-            signal.signal(number, _exit_on_signal)
+    exit_on_signals()
     gpus = gpu_count()
     demo = Demo(args.out.resolve(), ranks=gpus or 2, on_gpu=gpus > 0, epochs=args.epochs)
     try:
@@ -338,12 +333,6 @@ def _runnable(command: list[str]) -> list[str]:
     if found is None:
         raise DemoError(f"there is no `{command[0]}` beside {sys.executable}; install requirements.txt (make setup)")
     return [found, *command[1:]]
-
-
-def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
-    for number in ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # shells send a second one, which would interrupt what follows
-    raise SystemExit(1)  # an exception, so that the training's processes are killed on the way out
 
 
 if __name__ == "__main__":
