@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import scaling
+from benchmarks import loader, scaling
 from infra.plan.plan import measured_gpu_rate
+from tests.conftest import REPOSITORY
 
 
 def record(ranks: int, rates: Sequence[float | None], *, batches_per_point: int = 1) -> dict[str, Any]:
@@ -80,3 +81,58 @@ def test_a_run_that_takes_too_long_leaves_no_rank_alive(launcher: Path, monkeypa
     with pytest.raises(SystemExit, match="2 ranks took over 1 s"):
         scaling.train(args, 2)
     assert not is_alive(int(launcher.read_text()))
+
+
+CONTEST = loader.Contest("mosaicml", "original", 224, 1)
+SILENT = """
+import subprocess, sys, time
+print(subprocess.Popen(["sleep", "600"]).pid, file=open({pid!r}, "w"), flush=True)
+if {is_started}:
+    print("{{}}", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_loader_that_does_not_answer_ends_the_benchmark_with_all_its_processes(
+    is_started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    (tmp_path / "peer.py").write_text(SILENT.format(pid=str(pid), is_started=is_started))
+    monkeypatch.setattr(loader, "PEERS_FILE", tmp_path / "peer.py")
+    monkeypatch.setattr(loader, "ANSWER_LIMIT_S", 3.0, raising=False)
+    with pytest.raises(SystemExit, match="mosaicml, original, 224 px, 1 cores gave no answer for 3 s"):
+        loader.measure([CONTEST], {CONTEST: tmp_path}, {"mosaicml": sys.executable}, rounds=1)
+    assert not is_alive(int(pid.read_text()))
+
+
+def test_peers_environments_are_in_the_checkout_and_git_ignores_them() -> None:
+    args = loader.parse(["--images", "DIR"])
+    assert args.venvs.parent == REPOSITORY / "build"
+    assert "/build/" in (REPOSITORY / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_what_trains_from_our_loader_has_the_recipes_augmentations(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from composer.utils import get_device
+
+    from benchmarks import training
+    from train.data import train_loader
+
+    given: dict[str, Any] = {}
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        given.update(kwargs)
+        return train_loader(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_loader", noted)
+    args = training.parse(["--images", "DIR", "--batch", "8", "algorithms=[{name: trivial_augment}, {name: blurpool}]"])
+    cfg = training.config(args, shards)
+    training.our_spec(cfg, 32, get_device("cpu"))
+    assert [algorithm.name for algorithm in given["algorithms"]] == ["trivial_augment"]
+    report = training.summary([], args, get_device("cpu"))
+    (heading, _) = training.lines_of(report)
+    assert "with blurpool; trivial_augment in our loader; " in heading
