@@ -12,8 +12,9 @@ the rule of benchmarks/accuracy_budget.py; `--own` are trained as they stand. `-
 random weights, and evaluated once, at its end, on all images of val.
 
 A run that was interrupted resumes where it was, when the same command is given again, and one that is in DIR is not
-trained again. FILE keeps the rows of other budgets. `seconds` are those of the whole command, with its start;
-of one that was killed in between, at least those of the training.
+trained again. A loop of the references begins anew instead. FILE keeps the rows of other budgets. `seconds` are those
+of the whole command, with its start; of one that was killed in between, at least those of the training. Hardware,
+versions and commit are those of all the starts that a run was resumed in.
 """
 
 import argparse
@@ -36,13 +37,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "build/examples")]  # timm is there, after
 from tqdm import tqdm
 
 from benchmarks.accuracy_budget import Budget, shortened
+from demo.processes import exit_on_signals, started
 from imagestream.mds.manifest import load_manifest
 from train.config.batch_scale import scaled
 from train.config.run_config import Config, load_config
 
 COLUMNS = (
     "name", "model", "epochs", "px", "batch", "seeds", "top1_mean", "top1_sd", "top1_each", "images",
-    "images_per_sec", "seconds", "hardware", "versions", "commit",
+    "images_per_sec", "seconds", "hardware", "versions", "commit", "seed_numbers",
 )  # fmt: skip
 KEY = ("name", "model", "epochs", "px", "batch")
 LIMIT_S = 12 * 3600.0  # of one run
@@ -52,6 +54,8 @@ FREE = {
 }
 """What may differ between runs of one row: places, and what changes no weight."""
 MEASURED = "measured.json"  # in a run's folder: its seconds, and with what it was trained
+TRAINED_WITH = ("hardware", "versions", "commit")
+THEN = "; "  # between what a run was trained with in its starts, where they differ
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class Contestant:
 
 def main(argv: Sequence[str]) -> int:
     """Train what is missing, and write the CSV after each round."""
+    exit_on_signals()
     args = parse(argv)
     contestants = list(contestants_of(args))
     args.work.mkdir(parents=True, exist_ok=True)
@@ -165,18 +170,33 @@ def train(contestant: Contestant, seed: int, work: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     log, measured = folder / "output.txt", folder / MEASURED
-    before = json.loads(measured.read_text())["seconds"] if measured.exists() else 0.0
-    found = {"hardware": hardware(), "versions": versions(contestant), "commit": commit()}
-    began = time.monotonic()
-    command = contestant.with_seed(seed, folder)
+    found: dict[str, Any] = {
+        "seconds": 0.0,
+        "hardware": hardware(),
+        "versions": versions(contestant),
+        "commit": commit(),
+    }
+    if measured.exists() and not contestant.is_loop:  # a loop begins anew: what came before is no part of its run
+        found = after(json.loads(measured.read_text()), found)
+    if not contestant.is_loop:
+        measured.write_text(json.dumps(found))  # a SIGKILL leaves no time for it
+    before, began = found["seconds"], time.monotonic()
     try:
-        with open(log, "ab") as output:
-            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, timeout=LIMIT_S, check=False)
+        with started(contestant.with_seed(seed, folder), log, cwd=ROOT, mode="ab") as process:
+            status = process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{contestant.name}, seed {seed}: not done after {LIMIT_S:.0f} s; see {log}")
     finally:
-        seconds = before + time.monotonic() - began
-        measured.write_text(json.dumps({"seconds": seconds, **found}))
-    if done.returncode or contestant.figures(folder) is None:
-        sys.exit(f"{contestant.name}, seed {seed}: exit {done.returncode}; see {log}\n{log.read_text()[-1500:]}")
+        found["seconds"] = before + time.monotonic() - began
+        measured.write_text(json.dumps(found))
+    if status or contestant.figures(folder) is None:
+        sys.exit(f"{contestant.name}, seed {seed}: exit {status}; see {log}\n{log.read_text()[-1500:]}")
+
+
+def after(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return what is noted of a run that is resumed: its seconds so far, and what all its starts trained with."""
+    joined = {key: THEN.join(dict.fromkeys([*earlier[key].split(THEN), now[key]])) for key in TRAINED_WITH}
+    return {"seconds": earlier["seconds"]} | joined
 
 
 def _differences(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -196,8 +216,9 @@ def folder_of(contestant: Contestant, seed: int, work: Path) -> Path:
 
 def row_of(contestant: Contestant, seeds: Sequence[int], work: Path) -> dict[str, Any] | None:
     """Return the row of what has ended so far; None where nothing has."""
-    folders = [folder_of(contestant, seed, work) for seed in seeds]
-    ended = [(folder, found) for folder in folders if (found := contestant.figures(folder))]
+    folders = {seed: folder_of(contestant, seed, work) for seed in seeds}
+    figures = {seed: contestant.figures(folder) for seed, folder in folders.items()}
+    ended = [(folders[seed], found) for seed, found in figures.items() if found]
     if not ended:
         return None
     top1 = [100 * found["top1"] for _, found in ended]
@@ -221,7 +242,8 @@ def row_of(contestant: Contestant, seeds: Sequence[int], work: Path) -> dict[str
         "images": counts.pop(),
         "images_per_sec": f"{statistics.mean(found['images_per_sec'] for _, found in ended):.0f}",
         "seconds": f"{statistics.mean(seconds):.0f}",
-        **{key: ", ".join(sorted({one[key] for one in measured})) for key in ("hardware", "versions", "commit")},
+        **{key: ", ".join(sorted({part for one in measured for part in one[key].split(THEN)})) for key in TRAINED_WITH},
+        "seed_numbers": " ".join(str(seed) for seed, found in figures.items() if found),
     }
 
 

@@ -42,7 +42,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where something would change")
     check: bool = parser.parse_args(argv).check
     rows = read(RESULTS)
-    stale = [(path, text) for path, text in documents(rows) if path.read_text() != text]
+    try:
+        stale = [(path, text) for path, text in documents(rows) if path.read_text() != text]
+    except ValueError as error:
+        print(f"{RESULTS.relative_to(ROOT)}: {error}", file=sys.stderr)
+        return 1
     if check:
         for path, _ in stale:
             print(f"{path.relative_to(ROOT)} is not as {RESULTS.relative_to(ROOT)} has it; run {sys.argv[0]}")
@@ -122,19 +126,45 @@ def all_of(rows: Sequence[Row], column: str) -> str:
 
 
 def switches(base: Row, switched: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of a table: what each addition to a recipe changed, seed by seed."""
+    """Yield the lines of a table: what each addition to a recipe changed, seed by seed.
+
+    Raises:
+        ValueError: it is not known which of two rows' figures are of the same seed.
+    """
     yield f"| added to `{base['name']}` | top-1 | points more than without, mean +- standard deviation | each seed |\n"
     yield "|---|---|---|---|\n"
-    without = [float(one) for one in base["top1_each"].split()]
     for row in switched:
-        pairs = zip([float(one) for one in row["top1_each"].split()], without, strict=False)  # by seed, from the first
-        gained = [one - other for one, other in pairs]
+        gained = [one - other for one, other in pairs(row, base)]
         spread = f" +- {statistics.stdev(gained):.2f}" if len(gained) > 1 else ""
         yield (
             f"| `{row['name'].partition(SWITCHED)[2]}` | {row['top1_mean']} % "
             f"| {statistics.mean(gained):+.2f}{spread} (n = {len(gained)}) "
             f"| {' '.join(f'{one:+.2f}' for one in gained)} |\n"
         )
+
+
+def pairs(one: Row, other: Row) -> list[tuple[float, float]]:
+    """Return two rows' top-1 of each seed that both have.
+
+    Rows of before seed_numbers was a column have their seeds in the same order; they are paired if both have as many.
+
+    Raises:
+        ValueError: they have no seed in common, or one does not say its seeds and the other has more or fewer.
+    """
+    figures = [[float(figure) for figure in row["top1_each"].split()] for row in (one, other)]
+    seeds = [(row.get("seed_numbers") or "").split() for row in (one, other)]
+    if all(seeds):
+        first, second = (dict(zip(*found, strict=True)) for found in zip(seeds, figures, strict=True))
+        found = [(first[seed], second[seed]) for seed in first if seed in second]
+    else:
+        found = list(zip(*figures, strict=True)) if len(figures[0]) == len(figures[1]) else []
+    if not found:
+        told = " and ".join(
+            f"'{row['name']}' has {len(figure)} ({'seeds ' + ' '.join(named) if named else 'which ones is not noted'})"
+            for row, named, figure in zip((one, other), seeds, figures, strict=True)
+        )
+        raise ValueError(f"figures cannot be paired by seed: {told}; measure both again with the same --seeds")
+    return found
 
 
 def shown_name(row: Row) -> str:

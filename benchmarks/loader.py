@@ -13,8 +13,8 @@ the table also says what an image costs in microseconds of a core: reading its H
 goes, which no loader of these files can do without, and decoding it in all. `--ours ours_undecoded` leaves the decoding
 out: what remains is the loader's own work for a sample.
 
-A peer that is not among the project's requirements gets an environment of its own in --venvs, made when it is first
-asked for (FFCV also needs OpenCV's and libturbojpeg's headers).
+A peer that is not among the project's requirements gets an environment of its own in --venvs, by default
+build/loader-peers, made when it is first asked for (FFCV also needs OpenCV's and libturbojpeg's headers).
 """
 
 import argparse
@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import platform
+import selectors
 import statistics
 import subprocess
 import sys
@@ -40,10 +41,12 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm
 
 from benchmarks.loader_stores import Stores
+from demo.processes import exit_on_signals, kill_session
 
 PEERS_FILE = ROOT / "benchmarks/loader_peers.py"
 DECODING_ROUNDS = 5
-VENVS = Path(tempfile.gettempdir()) / "loader-peers"
+VENVS = ROOT / "build/loader-peers"  # not in /tmp, where another user could put programs of that name
+ANSWER_LIMIT_S = 3600.0  # for a start, or for reading all images once
 # What pip installs, step by step, for a peer that is not among the project's requirements; torch and numpy are the
 # project's. FFCV 1.0.2 (2023) compiles itself with the setuptools of its time, and lists packages it can do without.
 INSTALLS = {
@@ -90,8 +93,12 @@ class Contestant:
             text=True,
             env=environment | {"OMP_NUM_THREADS": str(len(cores))},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            start_new_session=True,
         )
-        self._answer()  # one after the other: two of Streaming that start at once may take the same shared memory
+
+    def wait_until_ready(self) -> None:
+        """Wait for its start: two of Streaming that start at once may take the same shared memory."""
+        self._answer()
 
     def read_all(self) -> dict[str, float]:
         """Have it read its data once; images, wall_s and cpu_s."""
@@ -103,17 +110,20 @@ class Contestant:
 
     def _answer(self) -> dict[str, float]:
         assert self.process.stdout
-        line = self.process.stdout.readline()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            is_there = selector.select(ANSWER_LIMIT_S)  # answers come one at a time, so none is in Python's buffer
+        line = self.process.stdout.readline() if is_there else ""
         if not line:
             self.log.seek(0)
-            raise SystemExit(f"{self.contest} ended:\n{self.log.read()[-2000:]}")
+            how = "ended" if is_there else f"gave no answer for {ANSWER_LIMIT_S:.0f} s"
+            raise SystemExit(f"{self.contest} {how}:\n{self.log.read()[-2000:]}")
         answer: dict[str, float] = json.loads(line)
         return answer
 
     def stop(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait(timeout=30)
+        """End it, with its workers."""
+        kill_session(self.process)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -201,9 +211,13 @@ def measure(
     contests: Sequence[Contest], data: dict[Contest, Path], pythons: dict[str, str], rounds: int
 ) -> dict[Contest, list[dict[str, float]]]:
     """What each contest gave in each round; a first round, which fills caches and starts workers, is not counted."""
-    running = [Contestant(contest, data[contest], pythons[contest.loader]) for contest in contests]
+    exit_on_signals()
+    running: list[Contestant] = []
     found: dict[Contest, list[dict[str, float]]] = {contest: [] for contest in contests}
     try:
+        for contest in contests:
+            running.append(Contestant(contest, data[contest], pythons[contest.loader]))
+            running[-1].wait_until_ready()
         for number in tqdm(range(rounds + 1), unit=" rounds", disable=None):
             for contestant in running if number % 2 else running[::-1]:
                 answer = contestant.read_all()

@@ -4,13 +4,13 @@
     python benchmarks/scaling.py --runs runs/one-node/run.json runs/two-nodes/run.json [--json FILE]
 
 Each rank has as many images a step (--images-a-rank), as when a batch grows with the machine (weak scaling). What runs
-is train/main.py by yamls/local.yaml; its run.json says the speed, without evaluation and checkpoints. Runs made
-elsewhere, over several machines, are compared by their run.json. infra/plan/plan.py --measured takes the file.
+is train/main.py by yamls/local.yaml; its run.json says the speed, without evaluation and checkpoints. The first
+WARM_UP steps of a run do not count. Runs made elsewhere, over several machines, are compared by their run.json.
+infra/plan/plan.py --measured takes the file.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,13 +22,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from demo.processes import exit_on_signals, started
 from infra.launch.node import count_gpus
+from train.record.curves import intervals
 
 SECONDS_FOR_A_RUN = 1800
+WARM_UP = 10  # steps: workers start, kernels are chosen and memory is taken; of a shorter run all but the last one
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark, print its table, and write its JSON."""
+    exit_on_signals()
     args = parse(argv)
     found = [json.loads(path.read_text()) for path in args.runs] if args.runs else measure(args)
     report = summary(found)
@@ -46,9 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", nargs="+", type=Path, metavar="RUN_JSON", help="compare these instead of running any")
     parser.add_argument("--ranks", help="numbers of processes, such as 1,2,4; by default powers of 2 up to the GPUs")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--steps", type=int, default=30, help="of each run; the first ones warm up the rest of the file"
-    )
+    parser.add_argument("--steps", type=int, default=30, help=f"of each run; the first {WARM_UP} do not count")
     parser.add_argument("--images-a-rank", type=int, default=256, help="of each step")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_intermixed_args(argv)
@@ -64,7 +66,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for number in range(args.rounds):
         for count in ranks if number % 2 == 0 else ranks[::-1]:
             records.append(train(args, count))
-            print(f"round {number + 1}, {count} ranks: {records[-1]['throughput']['images_per_sec']:,.1f} images/s")
+            print(f"round {number + 1}, {count} ranks: {speed(records[-1])['images_per_sec']:,.1f} images/s")
     return records
 
 
@@ -82,28 +84,42 @@ def train(args: argparse.Namespace, ranks: int) -> dict[str, Any]:
             *("eval_interval=1000ep", "scheduler.t_warmup=0ba", "loggers.file=false", "algorithms=[]"),
         ]
         command = [str(Path(sys.executable).parent / "composer"), "-n", str(ranks), "train/main.py", "yamls/local.yaml"]
-        done = subprocess.run(
-            [*command, *settings, *args.overrides],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_FOR_A_RUN,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise SystemExit(
-                f"benchmarks/scaling.py: {ranks} ranks failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-            )
+        command += [*settings, *args.overrides]
+        log = Path(folder) / "output.txt"
+        with started(command, log, cwd=ROOT, env={"OMP_NUM_THREADS": "1"}) as process:
+            try:
+                failed = process.wait(SECONDS_FOR_A_RUN) != 0
+            except subprocess.TimeoutExpired:
+                raise SystemExit(f"benchmarks/scaling.py: {ranks} ranks took over {SECONDS_FOR_A_RUN} s") from None
+        if failed:
+            raise SystemExit(f"benchmarks/scaling.py: {ranks} ranks failed:\n{log.read_text()[-5000:]}")
         record: dict[str, Any] = json.loads((Path(folder) / "run.json").read_text())
         return record
+
+
+def speed(record: dict[str, Any]) -> dict[str, Any]:
+    """`images_per_sec` and `data_wait_fraction` of a run after its first WARM_UP steps, from its curve.
+
+    Raises:
+        SystemExit: it has no step after them.
+    """
+    curve = record["curve"]
+    warm_up = min(WARM_UP, curve[-1]["batch"] - 1) if curve else 0
+    began_after = [0, *(point["batch"] for point in curve)]  # a point's interval begins where the one before ended
+    found = intervals([point for point, began in zip(curve, began_after, strict=False) if began >= warm_up > 0], most=1)
+    if not found:
+        raise SystemExit("benchmarks/scaling.py: a run shows no speed after its first steps; give more --steps")
+    return found[0]
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Images/s by the number of ranks, and each one's share of linear scaling from the fewest."""
     rates: dict[int, list[float]] = {}
+    waits: dict[int, list[float]] = {}
     for record in records:
-        rates.setdefault(record["hardware"]["world_size"], []).append(record["throughput"]["images_per_sec"])
+        ranks, found_of_run = record["hardware"]["world_size"], speed(record)
+        rates.setdefault(ranks, []).append(found_of_run["images_per_sec"])
+        waits.setdefault(ranks, []).append(found_of_run["data_wait_fraction"] or 0.0)
     fewest = min(rates)
     one = statistics.median(rates[fewest]) / fewest
     rows = [
@@ -111,11 +127,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "ranks": ranks,
             "images_per_sec_rounds": found,
             "efficiency": statistics.median(found) / ranks / one,
-            "data_wait_fraction": max(
-                record["throughput"]["data_wait_fraction"]
-                for record in records
-                if record["hardware"]["world_size"] == ranks
-            ),
+            "data_wait_fraction": max(waits[ranks]),
         }
         for ranks, found in sorted(rates.items())
     ]

@@ -6,6 +6,7 @@
 
 DIR is an ImageFolder with train/; its files are stored --copies times as shards. What trains is yamls/full.yaml's model
 with its algorithms, optimizer and precision, by Composer's Trainer, at one size at a time; key.path=value change it.
+Augmentations that our loader applies are its alone; the heading names them.
 Each round trains an epoch from each loader in turn, and reads an epoch without training. The first WARM_UP batches of
 an epoch are not timed.
 
@@ -201,6 +202,7 @@ def our_spec(cfg: Config, size: int, device: Any) -> DataSpec:
         batch_size=cfg.global_batch_size,
         resolution=lambda step: size,
         device=torch_device(device),
+        algorithms=cfg.per_sample_algorithms,
     )
     return train_spec(loader, on_batch=lambda: None)
 
@@ -259,6 +261,7 @@ def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) 
         "workers": workers_of(cfg.data),
         "model": cfg.model.name,
         "algorithms": [algorithm.name for algorithm in cfg.algorithms if not algorithm.runs_in_loader],
+        "augmentations": [algorithm.name for algorithm in cfg.algorithms if algorithm in cfg.per_sample_algorithms],
         "precision": precision_on(device, cfg).value,
         "batch": args.batch,
         "rounds": args.rounds,
@@ -282,7 +285,9 @@ def summary(contests: Sequence[Contest], args: argparse.Namespace, device: Any) 
 def lines_of(report: dict[str, Any]) -> Iterator[str]:
     """The report, fit to be read."""
     yield (
-        f"{report['model']} with {', '.join(report['algorithms'])}; {report['precision']}, batch {report['batch']}; "
+        f"{report['model']} with {', '.join(report['algorithms'])}; "
+        + (f"{', '.join(report['augmentations'])} in our loader; " if report["augmentations"] else "")
+        + f"{report['precision']}, batch {report['batch']}; "
         f"{report['device']}, {report['cores']} cores, {report['workers']} workers; torch "
         f"{report['versions']['torch']}; {report['rounds']} rounds"
     )

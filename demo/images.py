@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ MAX_ASPECT = 2.0
 GREYSCALE_FRACTION, CMYK_FRACTION = 0.05, 0.01
 SUPERSAMPLING = 2  # shapes are drawn this much larger and scaled down, for smooth edges
 MARKER = "complete"  # written last; holds the recipe that the images were made by
+BEGUN = "begun"  # there while they are drawn: what lies beside it is ours, and may be drawn anew
 
 FloatArray = npt.NDArray[np.float32]
 Points = Sequence[tuple[float, float]]
@@ -51,11 +53,22 @@ class Picture(NamedTuple):
 
 
 def make_images(out: Path, *, seed: int = 0) -> bool:
-    """Write all images below `out`; return False when they are there already."""
-    marker = out / MARKER
+    """Write all images below `out`; return False when they are there already.
+
+    Raises:
+        FileExistsError: `out` has train/ or val/, and not from here.
+    """
+    marker, begun = out / MARKER, out / BEGUN
     recipe = f"{_recipe_hash()} seed {seed}\n"
     if marker.exists() and marker.read_text() == recipe:
         return False
+    if not (marker.exists() or begun.exists()) and (there := [split for split in SAMPLES if (out / split).exists()]):
+        raise FileExistsError(
+            f"{out / there[0]} is there and was not drawn by demo/images.py: it would be replaced. Choose another "
+            "--out, or remove it"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    begun.touch()
     for split in SAMPLES:
         shutil.rmtree(out / split, ignore_errors=True)
     marker.unlink(missing_ok=True)
@@ -66,6 +79,7 @@ def make_images(out: Path, *, seed: int = 0) -> bool:
     part = marker.with_suffix(".part")
     part.write_text(recipe)
     os.replace(part, marker)
+    begun.unlink()
     return True
 
 
@@ -253,7 +267,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data" / "images", metavar="DIR")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     args = parser.parse_args(argv)
-    made = make_images(args.out, seed=args.seed)
+    try:
+        made = make_images(args.out, seed=args.seed)
+    except FileExistsError as error:
+        print(f"demo/images.py: {error}", file=sys.stderr)
+        return 1
     print(f"{sum(SAMPLES.values()):,} images of {len(CLASSES)} classes in {args.out}" + ("" if made else ", as before"))
     return 0
 

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -17,6 +18,7 @@ LINES_SHOWN_OF_A_FAILURE = 30
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_BETWEEN_LINES = 15
 SECONDS_TO_DIE = 30
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # the second is a closed terminal's
 
 TOTAL_STEPS = re.compile(r"train\.trainer: train: .* ([\d,]+) steps$", re.MULTILINE)
 STEP_DONE = re.compile(r"train\.record\.progress: epoch .*, step ([\d,]+)/[\d,]+")
@@ -26,14 +28,40 @@ class DemoError(Exception):
     """The demo cannot continue, or did not show what it is there to show; the message says why."""
 
 
+def exit_on_signals() -> None:
+    """Have a signal that ends this process raise SystemExit, so that what it has started is killed on the way out."""
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, _exit)
+
+
+def _exit(signum: int, frame: FrameType | None) -> NoReturn:
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # shells send a second one, which would interrupt the killing
+    raise SystemExit(1)
+
+
 @contextmanager
-def started(command: Sequence[str], log: Path, *, cwd: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start a command in a session of its own, with stdout and stderr in `log`; nothing of it outlives the block."""
+def started(
+    command: Sequence[str], log: Path, *, cwd: Path, mode: str = "wb", env: Mapping[str, str] | None = None
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Start a command in a session of its own, with stdout and stderr in `log`; nothing of it outlives the block.
+
+    Args:
+        mode: how the log is opened; "ab" keeps what it has.
+        env: variables besides this process's.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with open(log, "wb") as output:
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    with open(log, mode) as output:
         process = subprocess.Popen(
-            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=cwd,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         yield process
@@ -41,7 +69,7 @@ def started(command: Sequence[str], log: Path, *, cwd: Path) -> "Iterator[subpro
         kill_session(process)
 
 
-def kill_session(process: "subprocess.Popen[bytes]") -> int:
+def kill_session(process: "subprocess.Popen[Any]") -> int:
     """SIGKILL a command and all that it started: launcher, ranks, loader workers. Return how many processes.
 
     The launcher's death would leave the ranks alive and a rank's its workers, so they are found by their session.

@@ -15,7 +15,6 @@ import itertools
 import json
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,8 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 # Started as a script, Python puts this file's own folder on the path; the packages are in the one above.
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +30,7 @@ if Path(sys.path[0] or ".").resolve() == ROOT / "demo":
     sys.path[0] = str(ROOT)
 
 from demo.images import MARKER, SAMPLES, make_images
-from demo.processes import DemoError, Log, follow, kill_session, started
+from demo.processes import DemoError, Log, exit_on_signals, follow, kill_session, started
 from demo.summary import Killed, Outcome, differences, full_summary, quick_summary
 
 STAGE_LIMIT_S = 900
@@ -40,12 +38,14 @@ SEED_OF_THE_KILLS = 3
 SHARD_SIZE = "4MB"  # a handful of shards rather than one
 MICROBATCH_SIZE = 32  # on GPUs, where `auto` would rule out the same bits twice
 CONFIG = "yamls/tiny.yaml"
+RUNS = ("undisturbed", "interrupted", "quick")
+FILES_OF_RUNS = ("evaluate.json", "two-runs.png")  # and a log of each command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return its exit code."""
     args = parse(argv)
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    exit_on_signals()
     gpus = gpu_count()
     demo = Demo(args.out.resolve(), ranks=gpus or 2, on_gpu=gpus > 0, epochs=args.epochs)
     try:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             demo.make_data(stages=2)
         else:
             print(run_quick(demo) if args.quick else run_full(demo, kills=args.kills))
-    except DemoError as error:
+    except (DemoError, FileExistsError) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -162,8 +162,12 @@ class Demo:
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
     def remove_runs(self) -> None:
-        """Remove what an earlier demo trained: this one starts anew."""
-        shutil.rmtree(self.runs, ignore_errors=True)
+        """Remove what an earlier demo trained, and nothing else of that folder: this one starts anew."""
+        for run in RUNS:
+            shutil.rmtree(self.runs / run, ignore_errors=True)
+        logs = [self.runs / f"{name}.log" for name in ("convert", "evaluate", *RUNS)]
+        for path in [*logs, *self.runs.glob("interrupted-[1-6]-*.log"), *(self.runs / name for name in FILES_OF_RUNS)]:
+            path.unlink(missing_ok=True)
 
     def make_data(self, *, stages: int) -> None:
         """Make the images and the shards unless they are there: the first two of `stages`."""
@@ -173,9 +177,16 @@ class Demo:
             self.say(f"{self.shown(self.images)}" + ("" if drawn else " is complete already"))
         with self.stage("convert them to MDS shards"):
             marker, recipe = self.mds.with_suffix(".complete"), (self.images / MARKER).read_text() + SHARD_SIZE
-            if marker.exists() and marker.read_text() == recipe:
+            is_ours = marker.exists()
+            if is_ours and marker.read_text() == recipe:
                 self.say(f"{self.shown(self.mds)} is complete already")
                 return
+            if not is_ours and self.mds.exists():
+                raise DemoError(
+                    f"{self.shown(self.mds)} is there and not of a demo: choose another --out, or remove it"
+                )
+            self.mds.parent.mkdir(parents=True, exist_ok=True)
+            marker.write_text("begun\n")
             self._convert()
             marker.write_text(recipe)
 
@@ -322,10 +333,6 @@ def _runnable(command: list[str]) -> list[str]:
     if found is None:
         raise DemoError(f"there is no `{command[0]}` beside {sys.executable}; install requirements.txt (make setup)")
     return [found, *command[1:]]
-
-
-def _exit_on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(1)  # an exception, so that the training's processes are killed on the way out
 
 
 if __name__ == "__main__":

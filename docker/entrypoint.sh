@@ -6,8 +6,10 @@
 #   docker run IMAGE evaluate CHECKPOINT --data DIR_OR_S3
 #   docker run IMAGE audit DIR_OR_S3
 #   docker run IMAGE doctor [s3://BUCKET/PATH]                        is everything there that a run wants?
+#
+# Paths are relative to the working directory, which is /app unless `docker run -w` names another.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+app=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 usage() {
   sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -22,6 +24,23 @@ ranks() {
   echo "${RANKS:-$((gpus > 0 ? gpus : 1))}"
 }
 
+# Take the configurations that the working directory does not have from the image, and say which file it is.
+with_configurations() {
+  words=()
+  local word
+  for word in "$@"; do
+    if [[ ! $PWD -ef $app && $word =~ ^[^/=-][^=]*\.ya?ml$ ]]; then
+      if [[ -e $word ]]; then
+        echo "entrypoint.sh: the configuration is $PWD/$word" >&2
+      elif [[ -e $app/$word ]]; then
+        word=$app/$word
+        echo "entrypoint.sh: the configuration is the image's $word; $PWD has none of that name" >&2
+      fi
+    fi
+    words+=("$word")
+  done
+}
+
 # One process needs no launcher, and neither does a question.
 launch() {
   local count
@@ -34,11 +53,14 @@ launch() {
 }
 
 case ${1:-help} in
-  convert) exec python convert/imagenet_to_mds.py "${@:2}" ;;
-  train) launch train/main.py "${@:2}" ;;
-  evaluate) launch train/evaluate.py "${@:2}" ;;
-  audit) exec python convert/audit.py "${@:2}" ;;
-  doctor) exec python docker/doctor.py "${@:2}" ;;
+  convert) exec python "$app/convert/imagenet_to_mds.py" "${@:2}" ;;
+  train)
+    with_configurations "${@:2}"
+    launch "$app/train/main.py" "${words[@]}"
+    ;;
+  evaluate) launch "$app/train/evaluate.py" "${@:2}" ;;
+  audit) exec python "$app/convert/audit.py" "${@:2}" ;;
+  doctor) exec python "$app/docker/doctor.py" "${@:2}" ;;
   help | --help | -h) usage ;;
   *) exec "$@" ;;
 esac

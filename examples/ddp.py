@@ -24,7 +24,8 @@ def main(args: argparse.Namespace) -> None:
     # DDP then never rebuilds its buckets, so that sums have the same order from each process's first step on.
     ddp = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=5e-5)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(train))
+    steps = args.epochs * len(train)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": train}
     if os.path.exists(args.checkpoint):
         for name, state in torch.load(args.checkpoint, map_location=device, weights_only=True).items():
@@ -35,7 +36,8 @@ def main(args: argparse.Namespace) -> None:
             nn.functional.cross_entropy(ddp(images), labels, label_smoothing=0.1).backward()
             optimizer.step()
             schedule.step()
-            if distributed.get_rank() == 0 and (train.step + 1) % args.save_every == 0:
+            is_due = (train.step + 1) % args.save_every == 0 or train.step + 1 == steps
+            if is_due and distributed.get_rank() == 0:
                 torch.save({name: part.state_dict() for name, part in parts.items()}, args.checkpoint + ".part")
                 os.replace(args.checkpoint + ".part", args.checkpoint)
         for buffer in model.buffers():

@@ -45,6 +45,9 @@ class ResNet(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.args.epochs * len(self.train_batches))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
+    def on_train_end(self) -> None:  # the trained network, wherever the last multiple of --save-every was
+        self.trainer.save_checkpoint(f"{self.args.folder}/last.ckpt")
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

@@ -24,7 +24,8 @@ def main(args: argparse.Namespace) -> None:
     val = imagestream.Loader(**data, split="val", crop=center)
     ema = utils.ModelEmaV3(model, decay=0.999)
     optimizer = optim.create_optimizer_v2(model, opt="lamb", lr=args.lr, weight_decay=0.02)
-    schedule = scheduler.CosineLRScheduler(optimizer, args.epochs * len(train), warmup_t=len(train), t_in_epochs=False)
+    steps = args.epochs * len(train)
+    schedule = scheduler.CosineLRScheduler(optimizer, steps, warmup_t=len(train), t_in_epochs=False)
     parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule, "loader": train}
     if os.path.exists(args.checkpoint):
         for name, state in torch.load(args.checkpoint, map_location=device, weights_only=True).items():
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
             loss.LabelSmoothingCrossEntropy(0.1)(model(images), labels).backward()
             optimizer.step()
             ema.update(model, step=train.step)
-            if (train.step + 1) % args.save_every == 0:
+            if (train.step + 1) % args.save_every == 0 or train.step + 1 == steps:
                 torch.save({name: part.state_dict() for name, part in parts.items()}, args.checkpoint + ".part")
                 os.replace(args.checkpoint + ".part", args.checkpoint)
         with torch.no_grad():

@@ -1,8 +1,11 @@
 """The benchmark of accuracies: how recipes are shortened, and how its figures get into the documents."""
 
+import contextlib
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,15 +136,99 @@ def test_the_documents_say_what_the_figures_are(tmp_path: Path) -> None:
 def test_what_was_added_to_a_recipe_has_a_table_of_differences_and_is_no_contestant(tmp_path: Path) -> None:
     path = tmp_path / "found.csv"
     ema = ROW | {"name": "mosaic-mild + ema", "top1_mean": "87.10", "top1_each": "87.50 86.34 87.46"}
-    once = ROW | {"name": "mosaic-mild + blurpool", "top1_mean": "85.00", "top1_each": "85.00"}
-    accuracy.write(path, [THEIRS, ROW, ema, once])
+    once = ROW | {"name": "mosaic-mild + blurpool", "top1_mean": "85.00", "top1_each": "85.34", "seed_numbers": "2"}
+    accuracy.write(path, [THEIRS, ROW | {"seed_numbers": "1 2 3"}, ema, once])
     rows = accuracy_report.read(path)
     lines = accuracy_report.tables(rows).splitlines()
     assert "at commit abc, def" in accuracy_report.tables([*rows, rows[0] | {"commit": "def, abc"}])
     assert "| `ema` | 87.10 % | +1.00 +- 0.87 (n = 3) | +1.50 +0.00 +1.50 |" in lines
-    assert "| `blurpool` | 85.00 % | -1.00 (n = 1) | -1.00 |" in lines
+    assert "| `blurpool` | 85.00 % | -1.00 (n = 1) | -1.00 |" in lines  # of the second seed
     assert not [line for line in lines if line.startswith("| `mosaic-mild +")]
     assert "86.10 +- 0.21 % by `mosaic-mild`, beside" in accuracy_report.readme_row(rows)
+
+
+@pytest.mark.parametrize(
+    ("base", "added", "words"),
+    [
+        ({}, {"top1_each": "85.00 86.00"}, r"has 2 \(which ones is not noted\) and 'mosaic-mild' has 3 \(which ones"),
+        ({"seed_numbers": "1 2 3"}, {"top1_each": "85.00"}, r"has 1 \(which ones is not noted\)"),
+        (
+            {"seed_numbers": "1 2 3"},
+            {"top1_each": "85.00", "seed_numbers": "4"},
+            r"has 1 \(seeds 4\) and 'mosaic-mild' has 3 \(seeds 1 2 3\)",
+        ),
+    ],
+)
+def test_figures_of_other_seeds_are_not_paired(base: dict[str, str], added: dict[str, str], words: str) -> None:
+    rows = [{key: str(value) for key, value in (ROW | {"seed_numbers": ""} | base).items()}]
+    rows.append(rows[0] | {"name": "mosaic-mild + ema", "seed_numbers": ""} | added)
+    with pytest.raises(ValueError, match=words):
+        accuracy_report.tables(rows)
+
+
+def test_a_file_of_before_seeds_were_noted_is_read_and_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "found.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, accuracy.COLUMNS[:-1])
+        writer.writeheader()
+        writer.writerow(ROW)
+        writer.writerow(ROW | {"name": "mosaic-mild + ema", "top1_each": "87.00 86.34 85.96"})
+    before = accuracy_report.tables(accuracy_report.read(path))
+    assert "| `ema` | 86.10 % | +0.33 +- 0.58 (n = 3) | +1.00 +0.00 +0.00 |" in before
+    accuracy.write(path, [THEIRS | {"seed_numbers": "1 2 3", "epochs": 9}])
+    assert before in accuracy_report.tables(accuracy_report.read(path))
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Trains a contestant that is a shell command, on the machine that is named, and returns what was noted."""
+
+    def run(command: str, machine: str, *, is_loop: bool) -> dict[str, Any]:
+        one = accuracy.Contestant("x", BUDGET, ("sh", "-c", command, "sh"), is_loop=is_loop)
+        monkeypatch.setattr(accuracy, "hardware", lambda: machine)
+        monkeypatch.setattr(accuracy, "commit", lambda: f"commit of {machine}")
+        folder = accuracy.folder_of(one, 1, tmp_path)
+        with contextlib.suppress(SystemExit):
+            accuracy.train(one, 1, tmp_path)
+        found: dict[str, Any] = json.loads((folder / accuracy.MEASURED).read_text())
+        return found | {"row": accuracy.row_of(one, [1, 2], tmp_path)}
+
+    return run
+
+
+def ends_with(figures: dict[str, Any], at: str) -> str:
+    """A shell command that writes these at a path below the place that its last argument names."""
+    return f"for last; do :; done; printf '%s' '{json.dumps(figures)}' >\"${{last#*=}}{at}\""
+
+
+def test_a_loop_that_begins_anew_has_the_seconds_of_its_last_attempt(trained: Callable[..., dict[str, Any]]) -> None:
+    assert trained("sleep 1.5; exit 1", "X, 2 cores", is_loop=True)["seconds"] > 1.5
+    figures = {"top1": 0.5, "samples_evaluated": 9, "images_per_sec": 1}
+    ended = trained(ends_with(figures, ""), "Y", is_loop=True)
+    assert ended["seconds"] < 1.5
+    assert (ended["row"]["hardware"], ended["row"]["commit"]) == ("Y", "commit of Y")
+    assert (ended["row"]["seeds"], ended["row"]["seed_numbers"]) == (1, "1")
+
+
+def test_a_run_that_is_resumed_names_the_machines_of_all_its_starts(trained: Callable[..., dict[str, Any]]) -> None:
+    for machine in ("Y, 2 cores", "X", "X"):
+        before = trained("exit 1", machine, is_loop=False)
+    found = {"status": "finished", "top1": 0.5, "samples_evaluated": 9, "throughput": {"images_per_sec": 1}}
+    ended = trained(ends_with(found | {"time": {"train_s": 0.0}}, "/run.json"), "Z", is_loop=False)
+    assert ended["hardware"] == "Y, 2 cores; X; Z" and ended["seconds"] > before["seconds"]
+    assert ended["row"]["hardware"] == "X, Y, 2 cores, Z"
+    assert ended["row"]["commit"] == "commit of X, commit of Y, 2 cores, commit of Z"
+
+
+@pytest.mark.slow
+def test_a_run_that_takes_too_long_leaves_nothing_alive(
+    trained: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "LIMIT_S", 1.0)
+    noted = trained(f"sleep 600 & echo $! >{tmp_path}/pid; wait", "X", is_loop=False)
+    assert noted["seconds"] >= 1
+    state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
 def test_a_recipe_that_was_tuned_for_these_images_is_not_set_beside_the_references_in_readme(tmp_path: Path) -> None:

@@ -66,11 +66,34 @@ def test_a_complete_set_is_left_alone_and_an_incomplete_one_is_drawn_anew(
     assert images.make_images(tmp_path)
     first = {path: path.read_bytes() for path in tmp_path.rglob("*.jpg")}
     assert not images.make_images(tmp_path)
-    (tmp_path / images.MARKER).unlink()  # as if it had been killed before the end
+    (tmp_path / images.MARKER).rename(tmp_path / images.BEGUN)  # as if it had been killed before the end
     next(iter(first)).write_bytes(b"half an im")
     (tmp_path / "train" / "disc" / "stray.jpg").write_bytes(b"")
     assert images.make_images(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.jpg")} == first
+
+
+def test_a_drawing_that_is_killed_may_be_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "SAMPLES", {"train": 4, "val": 2})
+    with monkeypatch.context() as killed:
+        killed.setattr(images, "save", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            images.make_images(tmp_path)
+    assert images.make_images(tmp_path)
+    assert not images.make_images(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_photos_of_somebody_else_are_refused_in_one_line_and_stay(
+    split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / split / "cat/cat.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"a photo")
+    assert images.main(["--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"demo/images.py: {tmp_path / split} is there and was not drawn") and said.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [photo]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The demo's own parts: where it kills, that nothing survives it, and that it does not call different things equal."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from demo import run
+from demo import images, run
 from demo.picture import draw, losses_of
 from demo.processes import DemoError, Log, follow, kill_session, session_members, started
 from demo.summary import Killed, differences
@@ -137,6 +139,86 @@ def test_an_unfinished_record_is_not_taken_for_a_result(tmp_path: Path) -> None:
     (folder / "run.json").write_text(json.dumps(RECORD | {"status": "running"}))
     with pytest.raises(DemoError, match="running"):
         demo.record("some")
+
+
+def test_a_users_own_photos_shards_and_runs_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = [tmp_path / name for name in ("runs/mine/run.json", "runs/mine.log", "runs/interrupted-mine.log")]
+    theirs = [
+        tmp_path / "runs" / name
+        for name in ("quick/run.json", "quick.log", "interrupted-1-killed.log", "evaluate.json", "two-runs.png")
+    ]
+    for path in (*mine, *theirs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run.Demo(tmp_path, ranks=2, on_gpu=False).remove_runs()
+    assert all(path.exists() for path in mine) and not any(path.exists() for path in theirs)
+    photo, index = tmp_path / "data/images/train/cat/cat.jpg", tmp_path / "data/mds/train/index.json"
+    for path in (photo, index):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert run.main(["--only-data", "--out", str(tmp_path)]) == 1
+    assert f"demo: {tmp_path}/data/images/train is there and was not drawn" in capsys.readouterr().err
+    assert photo.exists()
+
+
+@pytest.mark.slow
+def test_shards_of_somebody_else_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(images, "SAMPLES", {"train": 10, "val": 10})
+    index = tmp_path / "data/mds/train/index.json"
+    index.parent.mkdir(parents=True)
+    index.write_text("mine")
+    assert run.main(["--only-data", "--out", str(tmp_path)]) == 1
+    assert f"demo: {tmp_path}/data/mds is there and not of a demo" in capsys.readouterr().err
+    assert index.read_text() == "mine"
+    index.parent.rename(tmp_path / "elsewhere")
+    index.parent.parent.rmdir()
+    assert run.main(["--only-data", "--out", str(tmp_path)]) == 0
+    assert run.main(["--only-data", "--out", str(tmp_path)]) == 0
+    assert f"{tmp_path}/data/mds is complete already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_demo_ends_its_training_too(tmp_path: Path, number: signal.Signals) -> None:
+    training = "import os, time; print('I am', os.getpid()); time.sleep(600)"
+    program = (
+        f"import sys; sys.path.insert(0, {str(run.ROOT)!r})\n"
+        "from demo import run\n"
+        f"run.run_quick = lambda demo: demo._run(['python', '-c', {training!r}], 'quick')\n"
+        f"sys.exit(run.main(['--quick', '--out', {str(tmp_path)!r}]))\n"
+    )
+    log = tmp_path / "runs/quick.log"
+    demo = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not log.exists() or "\n" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        training_pid = int(log.read_text().split()[2])
+        demo.send_signal(number)
+        demo.send_signal(number)  # as a shell does once more
+        assert demo.wait(60) == 1
+        assert session_members(training_pid) == []
+    finally:
+        demo.kill()
+        demo.wait(30)
+        for pid in session_members(int(log.read_text().split()[2])):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_nohup_keeps_the_demo_alive_when_the_terminal_closes(tmp_path: Path) -> None:
+    program = (
+        f"import os, signal, sys; sys.path.insert(0, {str(run.ROOT)!r})\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from demo import run\n"
+        "run.run_quick = lambda demo: os.kill(os.getpid(), signal.SIGHUP) or 'alive'\n"
+        f"sys.exit(run.main(['--quick', '--out', {str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
