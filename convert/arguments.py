@@ -13,6 +13,7 @@ from convert.sources import LAYOUTS
 from convert.sources.share import Share
 from convert.workers import OnBad
 from imagestream.cores import available_cores
+from imagestream.mds.names import printable
 from imagestream.mds.shards import DEFAULT_HASHES, HASHES, MAX_SIZE_LIMIT_BYTES, ZSTD_LEVELS, ShardFormat
 
 DEFAULT_QUALITY, DEFAULT_SUBSAMPLING = 90, "4:2:0"
@@ -80,6 +81,10 @@ def parse_args(description: str, argv: Sequence[str] | None) -> Args:
     values = vars(parser.parse_args(argv))
     part = values.pop("part") or part_of_array(os.environ)
     args = Args(**values, part=part if part and part.count > 1 else None)
+    try:
+        args.out.encode()
+    except UnicodeEncodeError:  # pyarrow, which writes files.parquet at the end, opens no such path
+        parser.error(f"--out: {printable(args.out)} has bytes that are not UTF-8; give a folder whose name has none")
     if args.part and args.overwrite:
         parser.error(
             f"--overwrite does not go with part {args.part} (from {args.part.given_by}): a machine that comes late "

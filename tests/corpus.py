@@ -18,14 +18,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagestream.decode.backends import Decoder
-
 # `python tests/corpus.py` puts tests/ on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from convert.images import check_image, parse_resize
 from convert.pool import how_it_ended
 from imagestream.decode import pillow
+from imagestream.decode.backends import Decoder
 from imagestream.decode.crops import View, center_view
 from imagestream.decode.native import library
 from imagestream.decode.native.decoder import NativeDecoder

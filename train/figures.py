@@ -22,12 +22,17 @@ PAIRS = 10
 def calibration(confidences: npt.NDArray[Any], hits: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Return the expected calibration error, and of each bin of confidence the samples and how many were right.
 
-    The error is the mean over all samples of |accuracy - mean confidence| of the sample's bin, 0 to 1.
+    The error is the mean over all samples of |accuracy - mean confidence| of the sample's bin, 0 to 1. Where
+    confidences are NaN, as those of a network whose weights are, there is none; they are counted as `not_finite`, and
+    are in no bin.
 
     Args:
         confidences: the probability of each sample's likeliest class, 0 to 1.
         hits: whether that class is the label.
     """
+    finite = np.isfinite(confidences)
+    not_finite = len(confidences) - int(finite.sum())
+    confidences, hits = confidences[finite], hits[finite]
     place = np.clip(np.ceil(confidences.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)  # (low, high]
     units = np.rint(confidences.astype(np.float64) / CONFIDENCE_UNIT).astype(np.int64)
     samples, right, sums = (np.zeros(BINS, np.int64) for _ in range(3))
@@ -45,7 +50,7 @@ def calibration(confidences: npt.NDArray[Any], hits: npt.NDArray[np.bool_]) -> d
         }
         for low in range(BINS)
     ]
-    return {"ece": error, "reliability": rows}
+    return {"ece": None if not_finite else error, "not_finite": not_finite, "reliability": rows}
 
 
 def worst_pairs(labels: Ints, predicted: Ints, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -92,7 +97,12 @@ def by_class(labels: Ints, classes: Ints, names: Sequence[str]) -> str:
 
 def in_words(found: dict[str, Any]) -> str:
     """Return calibration and worst pairs as a person reads them."""
-    lines = [f"expected calibration error {found['ece']:.4f}, {BINS} bins", "  confidence   samples  accuracy"]
+    lines = [
+        f"expected calibration error {found['ece']:.4f}, {BINS} bins"
+        if found["ece"] is not None
+        else f"no calibration error: the confidence of {found['not_finite']:,} samples is not a number",
+        "  confidence   samples  accuracy",
+    ]
     for row in found["reliability"]:
         if row["samples"]:
             low, high = row["confidence"]

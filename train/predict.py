@@ -24,7 +24,7 @@ import torch
 from composer.utils import dist
 from tqdm import tqdm
 
-from imagestream.mds.names import shown
+from imagestream.mds.names import printable, shown
 from train.config.run_config import ConfigError
 from train.evaluation import DIST_TIMEOUT_SECONDS, add_weights_option
 from train.model import EVAL_PASS
@@ -139,10 +139,11 @@ def predicted(model: PredictingModel, batch: Batch, device: torch.device) -> lis
     found = []
     rows = zip(batch.paths, batch.ids, classes.tolist(), probabilities.tolist(), strict=True)
     for place, (path, sample_id, best, shares) in enumerate(rows):
+        name = printable(path)  # no table takes bytes that are not UTF-8, and files.parquet has such names so too
         if place in faults:
-            found.append(Prediction(path, (), (), faults[place], sample_id))
+            found.append(Prediction(name, (), (), printable(faults[place]), sample_id))
         else:
-            found.append(Prediction(path, [names[number] for number in best], shares, "", sample_id))
+            found.append(Prediction(name, [names[number] for number in best], shares, "", sample_id))
     return found
 
 

@@ -22,7 +22,7 @@ _HERE = Path(__file__).resolve().parent
 if Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from imagestream.mds.names import shown
+from imagestream.mds.names import shown, utf8
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import folder_and_name, open_place
 from train.record.reading import RunError, StoredRun, find_runs
@@ -96,7 +96,7 @@ def as_csv(runs: Sequence[StoredRun]) -> str:
 
 def _write(location: str, text: str) -> None:
     folder, name = folder_and_name(location)
-    open_place(folder).write(name, text.encode())
+    open_place(folder).write(name, utf8(text))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import re
 
 MAX_PART_BYTES = 255  # of a file's or folder's name, on Linux's file systems
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_NOT_SHOWN = re.compile(rf"{_CONTROL.pattern}|[\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NOT_SHOWN = re.compile(rf"{_CONTROL.pattern}|{_SURROGATE.pattern}")
 
 
 def fault_of_name(name: object) -> str:
@@ -38,6 +39,11 @@ def printable(name: str) -> str:
 def shown(text: str) -> str:
     """Return a message as it may go to a terminal: as `printable` does, but its newlines and tabs stay."""
     return _NOT_SHOWN.sub(lambda found: found[0] if found[0] in "\n\t" else _escaped(found), text)
+
+
+def utf8(text: str) -> bytes:
+    """Return the content of a text file; bytes of names in it that are not UTF-8 are as `printable` shows them."""
+    return _SURROGATE.sub(_escaped, text).encode()
 
 
 def _escaped(found: re.Match[str]) -> str:

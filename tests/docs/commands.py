@@ -87,7 +87,15 @@ def make_prints(*expected: str) -> Way:
 
 
 def make_help(place: Place, command: str) -> None:
-    assert "make demo" not in shell(place, command)
+    verbs = {line.split()[0] for line in shell(place, command).splitlines() if line}
+    assert verbs >= {"help", "setup", "demo", "test", "train-local"}
+
+
+def make_sets_up(place: Place, command: str) -> None:
+    """Let make print how it would make an environment that is not there yet."""
+    printed = shell(place, f"{command} -n VENV={place.tmp}/venv")
+    for text in (f"-m venv {place.tmp}/venv", "-r requirements.txt", "-r requirements-dev.txt", "decode/build.py"):
+        assert text in printed
 
 
 def _make_options() -> str:
@@ -289,7 +297,7 @@ HOW: dict[str, tuple[Way, bool]] = {
     "make demo": (make_prints("demo/run.py"), False),
     "make help": (make_help, False),
     "make lint": (make_prints("ruff check .", "mypy"), False),
-    "make setup-dev": (make_prints(), False),
+    "make setup-dev": (make_sets_up, False),
     "make test": (make_prints("-m pytest"), False),
     "make test-data DATA=SHARDS": (make_prints('train/check_data.py "SHARDS"'), False),
     "make test-data DATA=photos": (make_prints('train/check_data.py "photos"'), False),

@@ -46,6 +46,20 @@ def links(page: Path) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", prose(page))
 
 
+def anchors(text: str) -> set[str]:
+    """What a link may name behind `#`, by GitHub's rule: a heading's words in small letters, joined by hyphens."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading.strip())  # of a link, what is shown
+        anchor = again = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+        count = 0
+        while again in found:  # a second heading of the same words
+            count += 1
+            again = f"{anchor}-{count}"
+        found.add(again)
+    return found
+
+
 def code_words(page: Path) -> list[str]:
     """What stands in backticks."""
     return [" ".join(word.split()) for word in re.findall(r"`([^`]+)`", prose(page))]

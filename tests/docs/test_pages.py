@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.conftest import REPOSITORY
-from tests.docs.pages import PAGES, code_words, links
+from tests.docs.pages import PAGES, anchors, code_words, links, prose
 from train.config.run_config import Config
 
 FILE_ENDINGS = {"json", "png", "py", "yaml", "txt", "in", "md", "mds", "pt", "sh"} | {
@@ -42,6 +42,21 @@ def test_each_relative_link_leads_somewhere(page: Path) -> None:
     relative = [link for link in links(page) if "://" not in link]
     broken = [link for link in relative if not (page.parent / link.partition("#")[0]).exists()]
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_link_to_a_heading_leads_to_one(page: Path) -> None:
+    relative = [link.partition("#") for link in links(page) if "://" not in link and "#" in link]
+    to_pages = [((page.parent / name).resolve() if name else page, anchor) for name, _, anchor in relative]
+    assert [(other.name, anchor) for other, anchor in to_pages if anchor not in anchors(prose(other))] == []
+
+
+def test_anchors_are_githubs() -> None:
+    headings = (
+        "# A `code` word: twice\n\n## 2. It's [a link](page.md), S3\n### again-and_again\n## Again\n## Again\n# no"
+    )
+    expected = {"a-code-word-twice", "2-its-a-link-s3", "again-and_again", "again", "again-1", "no"}
+    assert anchors(headings) == expected
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

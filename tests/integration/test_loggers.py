@@ -21,6 +21,7 @@ from train.record.metrics_csv import METRICS_NAME
 
 ALL_PLACES = ("loggers.tensorboard=true", "loggers.wandb={project: test, mode: offline}", "checkpoint.keep=9")
 ENV = {"WANDB_SILENT": "true", "WANDB_INIT_TIMEOUT": "240"}  # on a busy machine its service needs more than 90 s
+AWAY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "5"}
 STEPS = list(range(1, 13))
 
 
@@ -122,6 +123,28 @@ def test_places_that_are_empty_on_another_machine_are_filled_from_the_table(
     for name in ("ep1-ba8.pt", METRICS_NAME, "wandb.json"):
         shutil.copy(undisturbed(1) / name, folder)
     code, output = run(command(shards, folder, *ALL_PLACES), tmp_path / "log", env=ENV)
+    assert code == 0, output
+    compare(folder, undisturbed(1))
+
+
+@pytest.mark.slow
+def test_without_wandbs_server_a_new_run_is_refused_and_a_resumed_one_continues(
+    shards: Path, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    online = ("loggers.wandb={project: test, mode: online}", *ALL_PLACES)
+    argv = command(shards, tmp_path / "new", *[more for more in online if "offline" not in more])
+    started = start(argv, tmp_path / "log", ranks=2, env=AWAY)
+    assert started.wait() == 2, started.output()
+    assert [rank.exitcode for rank in started.ranks] == [2, 2]
+    output = started.output()
+    assert "loggers.wandb: CommError: Run initialization has timed out" in output and "Traceback" not in output
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed(1), folder, ignore=shutil.ignore_patterns("wandb", "ep1-*"))
+    argv[2] = f"checkpoint.save_folder={folder}"
+    code, output = run(argv, tmp_path / "resumed", env=AWAY)
+    assert code == 0 and output.count("W&B cannot be reached: CommError: Run initialization") == 1, output
+    assert not list(wandbs(folder))
+    code, output = run(command(shards, folder, *ALL_PLACES), tmp_path / "later", env=ENV)
     assert code == 0, output
     compare(folder, undisturbed(1))
 

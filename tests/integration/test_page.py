@@ -3,11 +3,14 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -307,6 +310,59 @@ def test_a_page_is_served_again_when_its_folder_can_be_read_again(
         monkeypatch.undo()
         with urllib.request.urlopen(server.url, timeout=10) as answer:
             assert b">running</span>" in answer.read()
+
+
+def test_a_browser_that_goes_before_it_has_its_answer_is_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, status="running")
+    (tmp_path / "report.html").write_bytes(b"x" * (64 << 20))  # more than the kernel takes for the browser
+    ended = threading.Event()
+    with serving(str(tmp_path), 0) as server:
+        shutdown_request = server.shutdown_request
+
+        def shut_down(request: Any) -> None:
+            shutdown_request(request)
+            ended.set()
+
+        monkeypatch.setattr(server, "shutdown_request", shut_down)
+        with socket.create_connection(("127.0.0.1", server.server_port)) as browser:
+            browser.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            browser.recv(1000)
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        assert ended.wait(30)
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(server, "page", lambda: 1 / 0)
+        with pytest.raises(http.client.RemoteDisconnected):
+            urllib.request.urlopen(server.url, timeout=10)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_whatever_page_is_in_a_save_folder_may_only_draw_itself(tmp_path: Path) -> None:
+    """What it needs is what the run's own page asks of the browser, and no more."""
+    write_run(tmp_path)
+    with serving(str(tmp_path), 0) as server:
+        for path in ("", "run.json"):
+            with urllib.request.urlopen(server.url + path, timeout=10) as answer:
+                policy = answer.headers["Content-Security-Policy"]
+                assert policy.startswith("sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline';")
+    own = re.search('http-equiv="Content-Security-Policy" content="([^"]+)"', run_page(a_record(), the_pictures()))
+    assert own and set(own[1].split("; ")) == set(policy.split("; ")) - {"sandbox allow-scripts"}
+
+
+@needs_chromium
+def test_a_served_page_is_drawn_and_reloaded(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, status="running")
+    (tmp_path / "report.html").write_text(run_page(a_record(), the_pictures()))
+    monkeypatch.setattr(serving_module, "RELOAD_S", 1)
+    with serving(str(tmp_path), 0) as server:
+        browser.requests.clear()
+        browser.errors.clear()
+        browser.open(server.url, width_px=SCREEN_PX)
+        assert min(browser.ask(PAINTED)) > 30 and browser.errors == []
+        time.sleep(5)
+        browser.ask("1")
+        assert browser.requests.count(server.url) > 1
 
 
 def test_runs_are_compared_in_a_table_a_csv_and_a_page(tmp_path: Path) -> None:

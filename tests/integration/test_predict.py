@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -102,16 +103,22 @@ def test_bad_files_are_listed_and_the_others_predicted(made: Path, tmp_path: Pat
     folder = tmp_path / "x/class0"
     (folder / "bad.jpg").write_bytes((folder / "000.jpg").read_bytes()[:200])
     (folder / "<b>.jpg").write_bytes(b"<script>alert(1)</script>")
+    for number, name in enumerate((b"caf\xe9.jpg", b"caf\xe8.jpg")):  # not UTF-8
+        target = Path(os.fsdecode(bytes(folder) + b"/" + name))
+        target.write_bytes((folder / "bad.jpg").read_bytes() if number else (folder / "000.jpg").read_bytes())
     argv = [str(made / "exported"), str(folder), "--out", str(tmp_path / "p.csv"), "--html", str(tmp_path / "p.html")]
     output = predict(argv, tmp_path / "log", expected=1)
-    assert "2 of the images could not be used; see above" in output and "bad.jpg: " in output
+    assert "3 of the images could not be used; see above" in output and "bad.jpg: " in output
     with open(tmp_path / "p.csv", newline="") as file:
         rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
-    assert list(rows) == ["000.jpg", "001.jpg", "<b>.jpg", "bad.jpg"]
-    assert [bool(row["error"]) for row in rows.values()] == [False, False, True, True]
-    assert [bool(row["class_1"]) for row in rows.values()] == [True, True, False, False]
+    assert list(rows) == ["000.jpg", "001.jpg", "<b>.jpg", "bad.jpg", r"caf\xe8.jpg", r"caf\xe9.jpg"]
+    assert [bool(row["error"]) for row in rows.values()] == [False, False, True, True, True, False]
+    assert [bool(row["class_1"]) for row in rows.values()] == [True, True, False, False, False, True]
     page = (tmp_path / "p.html").read_text()
-    assert page.count("<img src=") == 2 and "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
+    assert page.count("<img src=") == 3 and r"caf\xe9.jpg" in page and "&lt;b&gt;.jpg" in page and "<b>.jpg" not in page
+    argv = [str(made / "exported"), str(folder), "--out", str(tmp_path / "p.parquet"), "--workers", "0"]
+    predict(argv, tmp_path / "log", expected=1)
+    assert [Path(path).name for path in ranked(tmp_path / "p.parquet")] == list(rows)
 
 
 def test_model_images_and_table_may_all_be_in_s3(

@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import corpus
+from tests.conftest import REPOSITORY
 from tests.jpegs import jpeg, lossless_jpeg, written_by_hand
 
 
@@ -30,6 +33,16 @@ def test_each_file_is_judged_and_one_that_kills_is_named(
     assert lines[2].startswith("3.jpg: refused: JPEG with the chroma sampling 3x1")
     assert lines[3] == "below/deadly: FAULT: kills its process (SIGSEGV)"
     assert lines[4] == "1 FAULT, 1 kept, 1 mended, 1 refused"
+
+
+@pytest.mark.slow
+def test_the_command_runs_by_itself(tmp_path: Path) -> None:
+    """As `make test-corpus` has it, with nothing but tests/ on Python's path."""
+    (tmp_path / "1.jpg").write_bytes(jpeg(90, 60))
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "tests/corpus.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "1.jpg: kept\n1 kept\n"), done.stderr
 
 
 def test_an_image_that_the_decoders_see_otherwise_is_a_fault() -> None:

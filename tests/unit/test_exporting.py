@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from train.exporting.files import GRAPHS, crop_fraction, describe, timms_name, w
 from train.exporting.network import altered_layers, is_folded, plain_tensors
 from train.exporting.shipped_model import CONFIG_NAME
 from train.model import ImageClassifier
+from train.predicting.model import open_model
 
 CLASSES = ("n01", "</script><script>alert(1)", "a|b`c", 'quote"d')
 
@@ -393,3 +395,14 @@ def test_pixels_are_turned_where_those_that_it_was_trained_on_were(tmp_path: Pat
         transform = shipped_model.transform(tmp_path / "model")
         with Image.open(tmp_path / "side.png") as image:
             assert torch.equal(transform(image), transform(upright)) == (saved.get("exif") == "apply")
+
+
+def test_without_timm_a_network_of_its_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = written(a_network(), tmp_path / "model")
+    changed = described | {"network": described["network"] | {"library": "timm"}}
+    (tmp_path / "model" / CONFIG_NAME).write_text(json.dumps(changed))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    expected = f"{tmp_path}/model needs the package timm, which is not installed here; `pip install timm`"
+    with pytest.raises(ConfigError) as error:
+        open_model(f"{tmp_path}/model", which="best", weights="trained")
+    assert str(error.value) == expected

@@ -42,6 +42,16 @@ def test_a_network_that_is_always_sure_and_half_right_errs_by_a_half() -> None:
     assert [row["samples"] for row in edge].index(1) == 2  # a bin has its upper end
 
 
+def test_confidences_that_are_not_numbers_have_no_calibration() -> None:
+    confidences = np.array([0.5, np.nan, 0.5, np.inf], np.float32)
+    found = calibration(confidences, np.array([True, False, False, True]))
+    assert (found["ece"], found["not_finite"]) == (None, 2)
+    assert [(row["samples"], row["correct"]) for row in found["reliability"] if row["samples"]] == [(2, 1)]
+    words = in_words({**found, "worst_pairs": []})
+    assert words.startswith("no calibration error: the confidence of 2 samples is not a number\n")
+    assert calibration(confidences[:1], np.array([True]))["not_finite"] == 0
+
+
 def test_the_classes_that_are_most_often_confused_come_first() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2], np.int64)
     predicted = np.array([0, 1, 1, 2, 0, 1, 1, 1, 2], np.int64)

@@ -1,5 +1,6 @@
 """Other networks than ResNets: which there are, what is refused of them, and that the guards hold for each family."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -164,7 +165,8 @@ def test_what_does_nothing_in_a_network_is_refused(overrides: tuple[str, ...]) -
     assert REFUSED[overrides] in str(error.value)
 
 
-def test_without_timm_its_networks_are_refused_in_one_line() -> None:
+def test_without_timm_its_networks_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"needs timm, which is not installed here"):
         build_network("timm:resnet18", 10)
 

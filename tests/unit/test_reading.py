@@ -3,13 +3,17 @@
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imagestream.storage.errors import PlaceError
+from imagestream.storage.local import LocalPlace
 from tests.records import a_record
+from train import runs
 from train.record.page import run_page, runs_page
-from train.record.reading import RunError, StoredRun, stored_run
+from train.record.reading import RunError, StoredRun, find_runs, stored_run
 from train.record.settings import differing
 from train.record.summary import state_lines
 from train.record.table import as_text, figures_of, sorted_runs
@@ -83,3 +87,24 @@ def test_whatever_is_wrong_anywhere_is_named_or_can_be_shown(place: tuple[Any, .
 def test_what_is_no_record_at_all_is_named(data: bytes) -> None:
     found = stored_run("folder", data)
     assert isinstance(found, RunError) and str(found).startswith("folder/run.json is not ")
+
+
+def test_a_run_that_may_not_be_read_hides_none_of_those_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(small()))
+    whole = LocalPlace.read
+
+    def read(self: LocalPlace, name: str, *more: Any, **named: Any) -> bytes:
+        if name.startswith("b/"):  # root may read everything
+            raise PlaceError(f"{self.path / name} cannot be read: Permission denied")
+        return whole(self, name, *more, **named)
+
+    monkeypatch.setattr(LocalPlace, "read", read)
+    one, error, other = find_runs(str(tmp_path))
+    assert isinstance(one, StoredRun) and isinstance(other, StoredRun)
+    assert [one.folder, other.folder] == [f"{tmp_path}/a", f"{tmp_path}/c"]
+    assert str(error) == f"{tmp_path}/b: {tmp_path}/b/run.json cannot be read: Permission denied"
+    assert runs.main([str(tmp_path)]) == 1

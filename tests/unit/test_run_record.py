@@ -1,5 +1,6 @@
 """The curve has each batch's loss, whether it is known at the batch's end or a batch later."""
 
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +81,16 @@ def test_a_page_that_cannot_be_drawn_ends_no_run(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     record.write(page=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run.json"]
+
+
+def test_a_full_tmp_ends_no_run_and_a_killed_one_leaves_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    guard: Any = SimpleNamespace(ledger="ab", epoch_ledgers=[], changes=[])
+    (tmp_path / "save").mkdir()
+    RunRecord(a_record(), LocalPlace(tmp_path / "save"), guard, StepStatistics()).write(page=True, picture=True)
+    assert sorted(path.name for path in (tmp_path / "save").iterdir()) == ["report.html", "report.png", "run.json"]
 
 
 def broken(*_: Any) -> None:

@@ -1,5 +1,8 @@
 """What W&B is told: one run by the id in the save folder, and nothing that it has already."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +12,11 @@ import wandb
 
 from imagestream.storage.local import LocalPlace
 from tests.conftest import REPOSITORY
-from train.config.run_config import Config, load_config
+from train.config.run_config import Config, ConfigError, load_config
 from train.record.wandb_run import WandbRun, last_offline_step
+
+AWAY = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "5"}
+"""A server that does not answer."""
 
 
 def config(mode: str) -> Config:
@@ -57,6 +63,42 @@ def test_a_wandb_that_fails_is_said_once_and_ends_nothing(
         run.log(step, {"train/loss": 1.0})
     run.close(is_finished=False)
     assert caplog.text.count("what goes to W&B cannot be written: the service process is gone; the run continues") == 1
+
+
+def test_a_wandb_that_is_away_refuses_a_new_run_and_spares_one_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(**_: Any) -> None:
+        raise wandb.errors.CommError("has timed out\nafter 90.0 sec")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    expected = (
+        r"^loggers\.wandb: CommError: has timed out after 90\.0 sec; mend that, or give loggers\.wandb\.mode=offline"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        opened(config("online"), tmp_path).begin(0)
+    assert caplog.text == ""
+    run = opened(config("online"), tmp_path)
+    assert run.begin(5) == 5
+    run.log(6, {"train/loss": 1.0})
+    run.close(is_finished=False)
+    assert caplog.text.count("W&B cannot be reached: CommError: has timed out after 90.0 sec; the run continues") == 1
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.slow
+def test_python_ends_though_wandbs_server_never_answered(tmp_path: Path) -> None:
+    """Its own process would try again for hours, and Python would wait for that."""
+    code = (
+        "import sys; sys.path.insert(0, '.'); from pathlib import Path\n"
+        "from tests.unit.test_wandb_run import config, opened\n"
+        "run = opened(config('online'), Path(sys.argv[1])); print(run.begin(5)); run.close(is_finished=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=REPOSITORY, env=os.environ | AWAY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -333,8 +334,10 @@ def no_network(*args: Any, **named: Any) -> None:
     raise OSError("no network")
 
 
-def test_without_timm_its_names_are_refused() -> None:
-    with pytest.raises(WeightsError, match="timm"):
+def test_without_timm_its_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    expected = r"timm:resnet18\.a1_in1k needs timm, which is not installed here; install it, or give a file"
+    with pytest.raises(WeightsError, match=expected):
         read_location("timm:resnet18.a1_in1k", "resnet18", wants_average=True)
 
 

@@ -72,6 +72,10 @@ def _exported(folder: Path, shown: str) -> PredictingModel:
         return PredictingModel(shipped_model.load(folder), shipped_model.read_config(folder), shown)
     except ConfigError:
         raise
+    except ModuleNotFoundError as error:  # timm, for one of its networks
+        raise ConfigError(
+            f"{shown} needs the package {error.name}, which is not installed here; `pip install {error.name}`"
+        ) from error
     except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{shown} is not what train/export.py makes: {type(error).__name__}: {reason}") from error

@@ -9,6 +9,7 @@ import jinja2
 import torch
 from PIL import Image
 
+from imagestream.mds.names import utf8
 from imagestream.storage.places import folder_and_name, open_place
 from train.predicting.model import PredictingModel
 from train.predicting.results import Prediction
@@ -55,7 +56,7 @@ class Page:
         text = environment.get_template("page.html.j2").render(
             model=self._model.shown, rows=self._rows, count=self._count, edge_px=EDGE_PX
         )
-        self._folder.write(self._name, text.encode())
+        self._folder.write(self._name, utf8(text))
 
 
 def _data_uri(image: torch.Tensor) -> str:

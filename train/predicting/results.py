@@ -21,7 +21,7 @@ class Prediction(NamedTuple):
     """What is said of an image.
 
     Attributes:
-        path: of the file, or of what the shards' sample was made of.
+        path: of the file, or of what the shards' sample was made of; `printable`.
         classes: names of the likeliest ones, at most RANKS; none where the image cannot be used.
         probabilities: theirs.
         error: why the image cannot be used, or ''.

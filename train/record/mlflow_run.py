@@ -1,5 +1,6 @@
 """A run in MLflow: one there, however often it is killed here."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +13,10 @@ from train.record.logger_ids import kept_id
 from train.record.metrics_csv import EVALUATION, FIGURES
 from train.resume.checkpoint_file import one_line
 
+log = logging.getLogger(__name__)
+
 ID_NAME = "mlflow.json"
+GONE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code for a run that it does not have
 MOST_METRICS, MOST_PARAMS = 1000, 100  # that MLflow takes in a request
 MOST_CHARACTERS = 500  # of a parameter's value, in any version
 SECONDS_BETWEEN_REQUESTS = 10.0
@@ -38,8 +42,10 @@ class MlflowRun:
     def begin(self, batch: int) -> int:
         """Make the run, or open it again; return the last step that is there.
 
+        A run that resumes continues where MLflow does not answer; the next start sends what is missing by then.
+
         Raises:
-            ConfigError: MLflow does not answer, or does not have the run any more.
+            ConfigError: MLflow does not have the run any more, or it does not answer a run that is at its beginning.
         """
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -47,6 +53,14 @@ class MlflowRun:
         try:
             return self._begin(MlflowClient(tracking_uri=self._cfg.tracking_uri))
         except MlflowException as error:
+            if batch > 0 and error.error_code != GONE:
+                self._client = None
+                log.warning(
+                    "MLflow cannot be reached: %s; the run continues without it, and what MLflow lacks is sent when "
+                    "the run is started again",
+                    one_line(error),
+                )
+                return batch
             raise ConfigError(
                 f"loggers.mlflow: {one_line(error)}; mend that, give loggers.mlflow=null, or, for a new run there, "
                 f"delete {self._folder}/{ID_NAME}"
@@ -64,6 +78,8 @@ class MlflowRun:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Have a step's figures sent with the next request, but for those that are there."""
+        if self._client is None:
+            return
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
@@ -81,6 +97,8 @@ class MlflowRun:
 
     def flush(self) -> None:
         """Send what waits; what cannot be sent is left out."""
+        if self._client is None:
+            return
         waiting, self._waiting, self._sent_at = self._waiting, [], time.monotonic()
         with self._sparing.spared():
             for start in range(0, len(waiting), MOST_METRICS):
@@ -88,6 +106,8 @@ class MlflowRun:
 
     def close(self, *, is_finished: bool) -> None:
         """Send what waits, and say how this process has ended."""
+        if self._client is None:
+            return
         self.flush()
         with self._sparing.spared():
             self._client.set_terminated(self._run_id, status="FINISHED" if is_finished else "KILLED")

@@ -189,10 +189,15 @@ def _runs_below(folder: str, place: Place) -> list[StoredRun | RunError]:
     found: list[StoredRun | RunError] = []
     for name in (name for name in place.names() if name.endswith("/")):
         where = f"{folder.rstrip('/')}/{name.rstrip('/')}"
-        data = read_if_there(place, f"{name}{RECORD_NAME}")
+        try:
+            data = read_if_there(place, f"{name}{RECORD_NAME}")
+            has_checkpoints = data is None and any(below.endswith(".pt") for below in place.names(name.rstrip("/")))
+        except (PlaceError, OSError) as error:  # as another user's folder; those beside it are shown
+            found.append(RunError(f"{where}: {error}"))
+            continue
         if data is not None:
             found.append(stored_run(where, data))
-        elif any(below.endswith(".pt") for below in place.names(name.rstrip("/"))):
+        elif has_checkpoints:
             found.append(RunError(f"{where} has checkpoints and no {RECORD_NAME}: its run has not ended an epoch"))
     return found
 

@@ -1,8 +1,8 @@
 """report.png: a run at a glance."""
 
+import io
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,8 +19,8 @@ COLUMNS = 4
 WIDTH, HEIGHT = 3.9, 3.1  # inches of a chart
 
 
-def draw(record: Mapping[str, Any], path: Path) -> Path:
-    """Draw the charts of a run record over its batches and epochs, and its figures beside them."""
+def draw(record: Mapping[str, Any]) -> bytes:
+    """Return the charts of a run record over its batches and epochs, and its figures beside them, as a PNG."""
     found = charts(record)
     columns = min(COLUMNS, len(found) + 1)
     rows = -(-(len(found) + 1) // columns)
@@ -34,9 +34,10 @@ def draw(record: Mapping[str, Any], path: Path) -> Path:
         axis.axis("off")
     axes[len(found)].text(0, 1, _summary(record), va="top", family="monospace", fontsize=9)
     figure.suptitle(record["config"]["run_name"])
-    figure.savefig(path, dpi=90)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=90)
     plt.close(figure)
-    return path
+    return png.getvalue()
 
 
 def _draw_chart(axis: Axes, chart: Mapping[str, Any], steps_per_epoch: int) -> None:

@@ -4,11 +4,9 @@ import json
 import logging
 import platform
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from composer.core import Callback, State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 
+from imagestream.mds.names import utf8
 from imagestream.storage.protocol import Place
 from train.capacity import node_count
 from train.model import weights_sha256
@@ -35,8 +34,8 @@ log = logging.getLogger(__name__)
 REPORT_NAME = "report.png"
 CURVE_POINTS = 500  # of loss, learning rate and image size over the whole run
 SECONDS_BETWEEN_REPORTS = 60
-Draw = Callable[[dict[str, Any], dict[str, Any], Path], None]
-"""Draws a record and its pictures into a file."""
+Draw = Callable[[dict[str, Any], dict[str, Any]], bytes]
+"""Returns the file that shows a record and its pictures. It is made in memory, for /tmp may be full."""
 PACKAGES = ("torch", "torchvision", "mosaicml", "mosaicml-streaming", "numpy", "pillow")
 
 
@@ -267,25 +266,22 @@ class RunRecord(Callback):
     def _write(self, *, page: bool, picture: bool) -> None:
         record = self.as_dict()
         is_due = time.monotonic() - self._reported_at > SECONDS_BETWEEN_REPORTS
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / RECORD_NAME
-            path.write_text(json.dumps(record, indent=2) + "\n")
-            self.folder.put(RECORD_NAME, path)
-            if page or is_due:
-                self._put_if_drawn(_draw_page, record, Path(scratch) / PAGE_NAME)
-            if picture or is_due:
-                self._put_if_drawn(_draw_picture, record, Path(scratch) / REPORT_NAME)
+        self.folder.write(RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
+        if page or is_due:
+            self._write_if_drawn(_page, record, PAGE_NAME)
+        if picture or is_due:
+            self._write_if_drawn(_picture, record, REPORT_NAME)
         if is_due:
             self._reported_at = time.monotonic()
 
-    def _put_if_drawn(self, draw: Draw, record: dict[str, Any], path: Path) -> None:
+    def _write_if_drawn(self, draw: Draw, record: dict[str, Any], name: str) -> None:
         """Store what shows the record; where it cannot be drawn, the run continues without it."""
         try:
-            draw(record, self._pictures(), path)
+            data = draw(record, self._pictures())
         except Exception:
-            log.warning("%s cannot be drawn; the run continues without it", path.name, exc_info=True)
+            log.warning("%s cannot be drawn; the run continues without it", name, exc_info=True)
             return
-        self.folder.put(path.name, path)
+        self.folder.write(name, data)
 
     def _pictures(self) -> dict[str, Any]:
         """Return what the page has and `run.json` has not."""
@@ -299,16 +295,16 @@ class RunRecord(Callback):
         return max(1, total // CURVE_POINTS)
 
 
-def _draw_page(record: dict[str, Any], pictures: dict[str, Any], path: Path) -> None:
+def _page(record: dict[str, Any], pictures: dict[str, Any]) -> bytes:
     from train.record.page import run_page  # here: a run that is refused needs no templates
 
-    path.write_text(run_page(record, pictures), encoding="utf-8")
+    return utf8(run_page(record, pictures))
 
 
-def _draw_picture(record: dict[str, Any], pictures: dict[str, Any], path: Path) -> None:
+def _picture(record: dict[str, Any], pictures: dict[str, Any]) -> bytes:
     from train.record.report import draw  # matplotlib takes a second to import
 
-    draw(record, path)
+    return draw(record)
 
 
 class _Mean:

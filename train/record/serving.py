@@ -1,6 +1,7 @@
 """A run's page over HTTP, for browsers of this machine alone."""
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from imagestream.mds.names import utf8
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import read_if_there
@@ -25,6 +27,11 @@ NOT_YET = (
     b'<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>not yet</title>'
     b"<p>There is nothing to see yet: a run writes its record at its first epoch's end or evaluation."
 )
+POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+)
+"""What a page may do: draw itself. Whoever can write to a save folder can put another page there, which could otherwise
+ask this machine's own servers."""
 AWAY = b'<!doctype html><link rel="icon" href="data:,"><title>away</title><p>The folder cannot be read at the moment.'
 
 
@@ -65,6 +72,11 @@ class PageServer(ThreadingHTTPServer):
                 self._read[name] = time.monotonic(), data
             return data
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that has gone before it had its answer, as one whose page is reloaded or closed."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     def page(self) -> bytes:
         """Return the run's page; before it has written one, its record's, without pictures, or a line that says so.
 
@@ -74,7 +86,7 @@ class PageServer(ThreadingHTTPServer):
         if (page := self.content(PAGE_NAME)) is not None:
             return page
         found = None if (data := self.content(RECORD_NAME)) is None else stored_run(self._folder, data)
-        return NOT_YET if not isinstance(found, StoredRun) else run_page(found.record, {}).encode()
+        return NOT_YET if not isinstance(found, StoredRun) else utf8(run_page(found.record, {}))
 
     def note_finished(self) -> None:
         """Send the page without a reload from now on, and read it anew."""
@@ -122,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Content-Security-Policy", POLICY)
         if reloads:
             self.send_header("Refresh", str(RELOAD_S))
         self.end_headers()

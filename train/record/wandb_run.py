@@ -1,5 +1,6 @@
 """A run in Weights & Biases: one there, however often it is killed here."""
 
+import contextlib
 import json
 import logging
 import uuid
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from imagestream.storage.protocol import Place
-from train.config.run_config import Config
+from train.config.run_config import Config, ConfigError
 from train.config.sections import WandbConfig
 from train.record.log_files import Sparing
 from train.record.logger_ids import kept_id
+from train.resume.checkpoint_file import one_line
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +35,52 @@ class WandbRun:
         self._sparing = Sparing("what goes to W&B", Exception)
 
     def begin(self, batch: int) -> int:
-        """Open the run, or open it again; return the last step that is there."""
-        import wandb
+        """Open the run, or open it again; return the last step that is there.
 
+        A run that resumes continues where W&B cannot be reached; the next start sends what is missing by then.
+
+        Raises:
+            ConfigError: a run that is at its beginning cannot be opened there.
+        """
         run_id = kept_id(self._folder, ID_NAME, lambda: uuid.uuid4().hex[:8])
         is_online = self._cfg.mode == "online"
         there = 0 if is_online else last_offline_step(Path(self._root, "wandb"), run_id)
-        self._run = wandb.init(
+        try:
+            self._run = self._init(run_id)
+        except Exception as error:  # each version has errors of its own
+            end_service()
+            if batch == 0:
+                raise ConfigError(
+                    f"loggers.wandb: {one_line(error)}; mend that, or give loggers.wandb.mode=offline or "
+                    "loggers.wandb=null"
+                ) from error
+            log.warning(
+                "W&B cannot be reached: %s; the run continues without it, and what W&B lacks is sent when the run is "
+                "started again",
+                one_line(error),
+            )
+            return batch
+        return max(there, int(self._run.starting_step) - 1)
+
+    def _init(self, run_id: str) -> Any:
+        import wandb
+
+        return wandb.init(
             project=self._cfg.project,
             entity=self._cfg.entity,
             name=self._config.run_name,
             tags=list(self._cfg.tags),
             id=run_id,
-            resume="allow" if is_online else None,
+            resume="allow" if self._cfg.mode == "online" else None,
             mode=self._cfg.mode,
             dir=self._root,
             config=self._config.model_dump(mode="json"),
         )
-        return max(there, int(self._run.starting_step) - 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a step's figures, all at once."""
+        if self._run is None:
+            return
         with self._sparing.spared():
             self._run.log(dict(values), step=step, commit=True)
 
@@ -70,6 +97,22 @@ class WandbRun:
         if wandb.run is not None:
             with self._sparing.spared():
                 self._run.finish(exit_code=0 if is_finished else 1)
+
+
+def end_service() -> None:
+    """Kill wandb's process, which did not open the run.
+
+    Otherwise it tries for hours to reach the server, and Python waits for it at its end, as `wandb.teardown` does.
+    """
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    connection: Any = wandb_setup.singleton()._connection
+    if connection is None or connection._proc is None:
+        return
+    connection._proc._process.kill()
+    with contextlib.suppress(Exception, SystemExit):  # that of the killed process's exit status
+        wandb.teardown(exit_code=1)
 
 
 def last_offline_step(folder: Path, run_id: str) -> int:
