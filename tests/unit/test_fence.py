@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from imagestream import process_identity
+from imagestream.storage import local
 from imagestream.storage.local import LocalPlace
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
@@ -49,6 +50,25 @@ def owner_of(folder: Place) -> dict[str, Any]:
     owner = read_owner(folder)
     assert owner is not None
     return owner
+
+
+def test_two_runs_that_write_at_one_moment_have_temporary_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was suspended in the middle of a write, and wakes up when another has the folder."""
+    names: list[str] = []
+    write = local._write_synced
+
+    def noted(path: Path, data: bytes) -> None:
+        names.append(path.name)
+        write(path, data)
+
+    monkeypatch.setattr(local, "_write_synced", noted)
+    held = claim(LocalPlace(tmp_path), run_name="one")
+    names.clear()
+    for _ in range(2):
+        held.write("run.json", b"{}")
+    assert len(set(names)) == 2 and not list(tmp_path.glob(".*")), names
 
 
 def test_a_free_folder_is_claimed_and_given_back(folder: Place) -> None:

@@ -8,11 +8,11 @@ that was cut off or suspended and comes back.
 What remains is the moment between that look and the change itself: one rename on a disk, one request to S3.
 """
 
+import dataclasses
 import datetime
 import json
 import logging
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from typing import Any
 
 from imagestream.process_identity import can_be_looked_up, is_gone, process_identity
 from imagestream.storage.errors import PlaceError
+from imagestream.storage.local import LocalPlace
 from imagestream.storage.protocol import Check, Place, Stat, read_if_there
 
 log = logging.getLogger(__name__)
@@ -131,13 +132,15 @@ def claim(folder: Place, *, run_name: str, patience_s: float = PATIENCE_S) -> Fe
         HeldError: a run that lives on this machine has it, and still had it after `patience_s`.
         PlaceError: the folder cannot be read or written.
     """
+    if isinstance(folder, LocalPlace):  # a run that is suspended here would write to the same temporary files
+        folder = dataclasses.replace(folder, several_writers=True)
     mine = _identity(run_name)
     data = (json.dumps(mine, indent=2) + "\n").encode()
     until, told = time.monotonic() + patience_s, False
     while not folder.create(OWNER_NAME, data):
         owner = read_owner(folder)
         if owner is not None and not lives_here(owner):
-            _take_over(folder, data)
+            folder.write(OWNER_NAME, data)
             log.warning("%s is taken over from %s, which %s", folder, describe(owner), _why(owner))
             break
         if time.monotonic() > until:
@@ -150,13 +153,6 @@ def claim(folder: Place, *, run_name: str, patience_s: float = PATIENCE_S) -> Fe
             told = True
         time.sleep(PAUSE_S)
     return FencedFolder(folder, str(mine["nonce"]))
-
-
-def _take_over(folder: Place, data: bytes) -> None:
-    with tempfile.TemporaryDirectory(prefix="owner-") as scratch:  # others may take it over at the same moment
-        path = Path(scratch) / OWNER_NAME
-        path.write_bytes(data)
-        folder.put(OWNER_NAME, path)
 
 
 def release(folder: Place) -> None:
