@@ -34,6 +34,7 @@ from imagestream.mds.index import DataError
 from imagestream.mds.names import shown
 from imagestream.storage.errors import PlaceError
 from imagestream.storage.places import folder_and_name, open_place
+from train.config.argument_keys import in_options
 from train.config.run_config import config_from_dict
 from train.evaluation import (
     DIST_TIMEOUT_SECONDS,
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
             figures = evaluate(args)
     except RefusedError as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(shown(str(error)), file=sys.stderr)
+            print(shown(in_options(error)), file=sys.stderr)
         return 2
     if dist.get_global_rank() == 0:
         for name, value in figures.items():

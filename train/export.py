@@ -31,6 +31,7 @@ from imagestream.data.job_dir import scratch_folder
 from imagestream.mds.names import shown
 from imagestream.storage.places import open_place
 from imagestream.storage.protocol import Place
+from train.config.argument_keys import in_options
 from train.config.run_config import ConfigError, config_from_dict
 from train.evaluation import (
     DIST_TIMEOUT_SECONDS,
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         export(args)
     except RefusedError as error:
-        print(shown(str(error)), file=sys.stderr)
+        print(shown(in_options(error)), file=sys.stderr)
         return 2
     except ExportError as error:
         print(f"nothing is exported: {shown(str(error))}", file=sys.stderr)

@@ -121,7 +121,10 @@ def test_it_goes_from_a_bucket_to_a_bucket_and_an_export_is_replaced_when_told_t
     [
         (["nowhere"], "nowhere holds no checkpoint (ep...-ba....pt); give a run's save folder"),
         (["nowhere/ep1-ba2.pt"], "nowhere/ep1-ba2.pt does not exist"),
-        (["RUN", "--data", "nowhere"], "nowhere/val/index.json does not exist"),
+        (
+            ["RUN", "--data", "nowhere"],
+            "nowhere/val/index.json does not exist; convert the images first, or correct data= (data= is --data;",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_named(argv: list[str], expected: str, runs: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The library's messages name its own arguments; in a run's YAML those have other names."""
+"""The library's messages name its own arguments; in a run's YAML, and as options, those have other names."""
 
 KEYS = {
     "batch_size": "global_batch_size is that of all ranks",
@@ -6,6 +6,8 @@ KEYS = {
     "data": "data= is data.remote or, where that is null, data.local",
     "num_classes": "num_classes is model.num_classes",
 }
+OPTIONS = {"cache": "cache= is --cache", "data": "data= is --data; without it, the run's own"}
+"""Of evaluate.py and export.py; they have no others of the library's arguments."""
 
 
 def in_yaml(error: Exception) -> str:
@@ -13,3 +15,10 @@ def in_yaml(error: Exception) -> str:
     about: tuple[str, ...] = getattr(error, "about", ())
     keys = "; ".join(KEYS.get(name, f"data.{name}") for name in about)
     return f"{error} (in YAML: {keys})" if keys else str(error)
+
+
+def in_options(error: Exception) -> str:
+    """Return the same with the options of a command that reads a run's dataset."""
+    about: tuple[str, ...] = getattr(error, "about", ())
+    options = "; ".join(OPTIONS[name] for name in about if name in OPTIONS)
+    return f"{error} ({options})" if options else str(error)
