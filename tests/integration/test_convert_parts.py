@@ -267,11 +267,13 @@ def test_a_machine_whose_source_differs_is_refused_and_the_others_go_on(
     os.link(many / "train/a/0.JPEG", other / "0.JPEG")
     machine = output.start(many, 0)
     wait_for_first_shard(tmp_path / "out", machine)
+    os.kill(machine.pid, signal.SIGSTOP)  # so that it is not done before the others have come
     refused = output.part(tmp_path / "other", 1)
     assert refused.returncode == 2 and "the source: 1,000 files there, 1 now" in refused.stderr
     refused = output.part(many, 1, "--seed", 3)
     assert refused.returncode == 2 and "--seed: 0 there, 3 now" in refused.stderr
     alone = output.run(many)
+    os.kill(machine.pid, signal.SIGCONT)
     assert alone.returncode == 1 and f"process {machine.pid} on " in alone.stderr
     wait_for([machine])
     assert output.files() == converted_many
