@@ -201,6 +201,7 @@ def ends_with(figures: dict[str, Any], at: str) -> str:
     return f"for last; do :; done; printf '%s' '{json.dumps(figures)}' >\"${{last#*=}}{at}\""
 
 
+@pytest.mark.slow
 def test_a_loop_that_begins_anew_has_the_seconds_of_its_last_attempt(trained: Callable[..., dict[str, Any]]) -> None:
     assert trained("sleep 1.5; exit 1", "X, 2 cores", is_loop=True)["seconds"] > 1.5
     figures = {"top1": 0.5, "samples_evaluated": 9, "images_per_sec": 1}

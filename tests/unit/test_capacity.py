@@ -103,6 +103,7 @@ def test_what_is_free_is_of_the_disk_where_the_cache_will_be(tmp_path: Path) -> 
 
 def test_memory_that_is_freed_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([1, 1, 500])
+    monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr(capacity, "free_shared_memory", lambda: next(free))
     check_shared_memory(100)
 

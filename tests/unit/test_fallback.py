@@ -72,6 +72,7 @@ def test_who_hides_the_gpus_wants_the_cpu(tmp_path: Path, monkeypatch: pytest.Mo
     assert refused_fallback(root=tree(tmp_path / "root", device=True)) == ""
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_on_each_machine_and_says_so_there(tmp_path: Path, tools: Path, shards: Path) -> None:
     """Two machines whose drivers show GPUs that torch cannot use."""
     nvidia_smi(tools, 8)

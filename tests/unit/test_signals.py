@@ -166,6 +166,7 @@ def test_a_rank_that_is_saving_has_time_to_but_not_for_ever(program: Callable[..
     rank.wait(4)
 
 
+@pytest.mark.slow
 def test_a_process_that_no_launcher_started_outlives_the_shell(program: Callable[..., Program], tmp_path: Path) -> None:
     shell = program(launched("listen(saves=True)", tmp_path).replace(repr(RANK), "{}"))
     alone = rank_of(tmp_path)
