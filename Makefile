@@ -82,7 +82,7 @@ coverage: $(READY_DEV)  ## test-fast, and which share of the lines it runs; buil
 	@$(BIN)/python -m coverage report
 
 test-stack: test-fast  ## with STACK=composer: what the other versions have to pass; the above, and a kill and resume
-	$(BIN)/python -m pytest -m "not exhaustive and not machine and not gpu" tests/integration/test_resume.py tests/integration/test_step.py tests/unit/test_optimizers.py tests/unit/test_network.py
+	$(BIN)/python -m pytest -m "not exhaustive and not machine and not gpu" tests/integration/test_resume.py tests/integration/test_step.py tests/unit/test_optimizers.py tests/unit/test_network.py tests/unit/test_step_upstream.py
 
 test-cluster: $(READY_DEV)  ## two Slurm nodes, and two hosts by ssh, on this machine: root, slurmd slurmctld munge openssh-server
 	$(BIN)/python -m pytest -m machine tests/infra/test_slurm.py tests/infra/test_slurm_preflight.py tests/infra/test_hosts.py tests/infra/test_slurm_convert.py
