@@ -106,7 +106,5 @@ def _next(seconds: float, *more: str) -> list[str]:
         f"  took         {seconds:.0f} s in all",
         "",
         *more,
-        "  your photos  sorted into train/<class>/ and val/<class>/ folders:",
-        "               python convert/imagenet_to_mds.py --source PHOTOS --out SHARDS",
-        "               make train-local DATA=SHARDS",
+        "  your photos  sorted into a folder for each class: make train-local DATA=PHOTOS",
     ]
