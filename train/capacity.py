@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 
 from composer.utils import dist
 
@@ -55,11 +56,14 @@ def free_shared_memory() -> int:
 
 def check_shared_memory(needed: int) -> None:
     """Raise ConfigError, on all ranks, where a node has too little for its loader workers: they would die of SIGBUS."""
-    fault = "" if dist.get_local_rank() else _shortage(needed)
-    faults = dist.all_gather_object(fault) if dist.is_initialized() else [fault]
-    for fault in faults:
-        if fault:
-            raise ConfigError(fault)
+    for fault in _of_each_node(lambda: _shortage(needed)):
+        raise ConfigError(fault)
+
+
+def _of_each_node(look: Callable[[], str]) -> list[str]:
+    """Return what each node's first rank finds amiss, where it is something. Collective."""
+    found = "" if dist.get_local_rank() else look()
+    return [fault for fault in (dist.all_gather_object(found) if dist.is_initialized() else [found]) if fault]
 
 
 def _shortage(needed: int) -> str:
@@ -102,20 +106,25 @@ def free_bytes(folder: str) -> int:
 
 def warn_of_a_small_cache(cfg: Config, files: DatasetFiles) -> None:
     """Warn of each node whose disk cannot take what data.local will hold: it would fail hours later. Collective."""
-    fault = "" if dist.get_local_rank() else _shortage_of_disk(cfg, files)
-    faults = dist.all_gather_object(fault) if dist.is_initialized() else [fault]
+    faults = _of_each_node(lambda: _shortage_of_disk(cfg, files))
     if dist.get_global_rank() == 0:
-        for fault in filter(None, faults):
+        for fault in faults:
             log.warning("warning: %s", fault)
 
 
-def _shortage_of_disk(cfg: Config, files: DatasetFiles) -> str:
+def room_for_cache(cfg: Config, files: DatasetFiles) -> tuple[int, int] | None:
+    """Return the bytes still to come to data.local, and those free there; None where it cannot be looked at."""
     try:
-        missing, free = cache_bytes(cfg, files), free_bytes(files.local)
+        return cache_bytes(cfg, files), free_bytes(files.local)
     except OSError:  # whoever reads the folder says what is wrong with it
+        return None
+
+
+def _shortage_of_disk(cfg: Config, files: DatasetFiles) -> str:
+    room = room_for_cache(cfg, files)
+    if room is None or room[0] <= room[1]:
         return ""
-    if missing <= free:
-        return ""
+    missing, free = room
     return (
         f"{socket.gethostname()}: data.local: {files.local} has {free / GB:.3g} GB free, and {missing / GB:.3g} GB of "
         "shards are still to come; give a folder on a larger disk, or data.cache_limit_gb"

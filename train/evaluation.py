@@ -42,7 +42,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Let a command be told which dataset to take, as `with_data` has it."""
     parser.add_argument("--data", metavar="DIR_OR_S3", help="the MDS dataset; default: the run's own")
     parser.add_argument(
-        "--cache", metavar="DIR", help="folder for the shards of a dataset in S3; default, for the run's own: its own"
+        "--cache",
+        metavar="DIR",
+        help="folder for shards that are in S3; for the run's own dataset, default: data.local",
     )
     parser.add_argument("--local", dest="cache", help=argparse.SUPPRESS)  # its name in 0.1.0
 

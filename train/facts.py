@@ -14,13 +14,12 @@ from imagestream.mds.index import DataError
 from imagestream.storage.places import open_place
 from train.capacity import (
     GB,
-    cache_bytes,
     check_shared_memory,
     check_smallest_pass,
-    free_bytes,
     free_shared_memory,
     needed_shared_memory,
     node_count,
+    room_for_cache,
     too_few_for_batchnorm,
     warn_of_a_small_cache,
 )
@@ -212,8 +211,10 @@ def plan(given: Config) -> str:
 
 
 def cache_in_words(cfg: Config, files: DatasetFiles) -> list[str]:
-    """Return a line of a plan: what the cache will take, and what is free there."""
-    missing, free = cache_bytes(cfg, files), free_bytes(files.local)
+    """Return a line of a plan: what the cache will take, and what is free there; none where it cannot be looked at."""
+    if (room := room_for_cache(cfg, files)) is None:
+        return []
+    missing, free = room
     return [f"# cache        {missing / GB:.3g} GB to come to {files.local}; {free / GB:.3g} GB are free there"]
 
 

@@ -234,8 +234,8 @@ def lines_for_head(
             "make setup >setup.log 2>&1 || { tail -n 20 setup.log; exit 1; }",
         ]
     if job.folder.startswith(f"{FSX_RUNS}/"):
-        # A folder that is bound to a bucket is root's, with mode 755, and so are the files of other programs' objects.
-        # (docs.aws.amazon.com/fsx/latest/LustreGuide/posix-metadata-support.html)
+        # FSx makes the folder that is bound to the bucket, and jobs are not root's. We have not seen whose it is; where
+        # everybody may write there already, this changes nothing.
         lines.append(f"sudo install -d -m 1777 {FSX_RUNS}")
     exported = " ".join(f'{name}="{value}"' for name, value in variables.items())
     return [

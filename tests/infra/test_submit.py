@@ -252,7 +252,7 @@ def test_the_head_node_brings_code_and_image_once(lines: Callable[..., tuple[Hea
 def test_the_folder_of_runs_on_fsx_is_every_users(
     lines: Callable[..., tuple[HeadNode, list[str]]], config: str, wanted: bool
 ) -> None:
-    """FSx gives one that is bound to a bucket to root alone."""
+    """It is FSx that makes it, and may give it to root alone."""
     assert ("sudo install -d -m 1777 /fsx/runs" in lines(config=config)[1]) == wanted
 
 
