@@ -105,12 +105,14 @@ def end_service() -> None:
     Otherwise it tries for hours to reach the server, and Python waits for it at its end, as `wandb.teardown` does.
     """
     import wandb
+    from wandb.sdk import wandb_setup
 
-    with contextlib.suppress(Exception, SystemExit):  # a version that has no such process, or its exit status
-        connection: Any = wandb.sdk.wandb_setup.singleton()._connection
-        if connection is not None and connection._proc is not None:
-            connection._proc._process.kill()
-            wandb.teardown(exit_code=1)
+    connection: Any = wandb_setup.singleton()._connection
+    if connection is None or connection._proc is None:
+        return
+    connection._proc._process.kill()
+    with contextlib.suppress(Exception, SystemExit):  # that of the killed process's exit status
+        wandb.teardown(exit_code=1)
 
 
 def last_offline_step(folder: Path, run_id: str) -> int:
